@@ -1,0 +1,21 @@
+"""Shared fixtures. The whole suite runs offline on a CPU."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def test_data():
+    """`test_data("calvin_sim") -> Path` of frames from the real simulators; skips loudly where they are absent."""
+
+    def find(name: str) -> Path:
+        folder = Path(os.environ.get("REPRO_TEST_DATA", ROOT.parent / "shared" / "data")) / name
+        if not folder.is_dir():
+            pytest.skip(f"SKIPPED LOUDLY: {folder} is missing; set REPRO_TEST_DATA to the folder that holds {name}/")
+        return folder
+
+    return find

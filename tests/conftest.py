@@ -4,6 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("repro.models", "shapecheck.check")  # shapes and dtypes of the models' public functions, in tests only
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,4 +1,9 @@
-"""Where am I: Kaggle or laptop, which devices, which dtype and why, where work is written, how long is left."""
+"""Where am I: Kaggle or laptop, which devices, which dtype and why, where work is written and where the user's data is."""
+
+import os
+import platform
+import sys
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -10,3 +15,114 @@ class UserError(ValueError):
             if value is not None:
                 lines.append(f"  {name}: {value}")
         super().__init__("\n".join(lines))
+
+
+# ---------------------------------------------------------------------------------------------------- devices
+
+
+def capabilities() -> list[tuple[int, int]]:
+    """Compute capability (major, minor) of each visible NVIDIA GPU; empty where torch sees none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+
+
+def compute_dtype():
+    """`(torch dtype, reason)` for training here, asked by compute capability of the weakest GPU.
+
+    `torch.cuda.is_bf16_supported()` is no guide: it says True on a T4, where bfloat16 is emulated and slow.
+    """
+    import torch
+
+    found = capabilities()
+    if not found:
+        return torch.float32, "no NVIDIA GPU: float32 on the CPU"
+    major, minor = min(found)
+    gpu = f"compute capability {major}.{minor}"
+    if major >= 8:
+        return torch.bfloat16, f"{gpu}: native bfloat16 (Ampere and later), no loss scaling"
+    return torch.float16, f"{gpu}: float16 with a gradient scaler, since bfloat16 is only emulated before 8.0"
+
+
+# ------------------------------------------------------------------------------------------------------ where
+
+
+def on_kaggle() -> str | None:
+    """Kaggle's run type, "Interactive" or "Batch" (Save & Run All); None elsewhere."""
+    return os.environ.get("KAGGLE_KERNEL_RUN_TYPE") or None
+
+
+def root() -> Path:
+    """The repository: REPRO_ROOT, else the nearest parent of the current folder that holds notebooks/ and pyproject.toml,
+    else /kaggle/working on Kaggle, else the current folder."""
+    if os.environ.get("REPRO_ROOT"):
+        return Path(os.environ["REPRO_ROOT"]).resolve()
+    here = Path.cwd().resolve()
+    for folder in (here, *here.parents):
+        if (folder / "notebooks").is_dir() and (folder / "pyproject.toml").is_file():
+            return folder
+    return Path("/kaggle/working") if on_kaggle() else here
+
+
+def work(profile: str) -> Path:
+    """Where a run of `profile` writes everything: REPRO_WORK, else <root>/work/<profile>. Not created here."""
+    return Path(os.environ["REPRO_WORK"]).resolve() if os.environ.get("REPRO_WORK") else root() / "work" / profile
+
+
+def calvin_data() -> Path | None:
+    """The user's own CALVIN folder (the one that holds training/ and validation/), from REPRO_CALVIN; None where it is not set."""
+    if not os.environ.get("REPRO_CALVIN"):
+        return None
+    folder = Path(os.environ["REPRO_CALVIN"]).expanduser().resolve()
+    if not folder.is_dir():
+        raise UserError(
+            f"REPRO_CALVIN names {folder}, which is not a folder",
+            expected="the folder of one CALVIN split, e.g. task_D_D, holding training/ and validation/",
+            found="a file" if folder.exists() else "nothing at that path",
+            next_step="correct or unset REPRO_CALVIN (unset: the embedded play table is used)",
+        )
+    return folder
+
+
+# --------------------------------------------------------------------------------------------------- describe
+
+
+def cores() -> int:
+    """CPU cores this process may use (containers and `taskset` give fewer than the machine has)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe() -> dict:
+    """Hardware and place as plain JSON, for run records: cpu, cores, memory_gib, gpus, python, platform, kaggle."""
+    import psutil
+    import torch
+
+    gpus = []
+    for i, (major, minor) in enumerate(capabilities()):
+        about = torch.cuda.get_device_properties(i)
+        gpus.append({"name": about.name, "memory_gib": round(about.total_memory / 2**30, 1), "capability": f"{major}.{minor}"})
+    return {
+        "cpu": _cpu_name(),
+        "cores": cores(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": gpus,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "kaggle": {"run_type": on_kaggle(), "image": _kaggle_image()} if on_kaggle() else None,
+    }
+
+
+def _cpu_name() -> str:
+    if sys.platform.startswith("linux"):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _kaggle_image() -> str | None:
+    """Commit of Kaggle's image, which it leaves in /etc/git_commit."""
+    note = Path("/etc/git_commit")
+    return note.read_text().strip() if note.is_file() else None

@@ -6,6 +6,7 @@ furniture itself is our own and simpler. As in CALVIN the scenes differ in where
 in block sizes, in colours, and in the order in which `scene_obs` lists the blocks.
 """
 
+import math
 from dataclasses import dataclass
 
 BLOCKS = ("red_block", "blue_block", "pink_block")
@@ -25,7 +26,7 @@ DRAWER_FLOOR_Z = 0.34  # blocks rest on it with their centre at 0.36
 DRAWER_RIM_Z = 0.40  # upper edge of its walls and front panel
 DRAWER_WALL = 0.01
 HANDLE_HALF_WIDTH = 0.096  # the bar in front of the panel: z 0.34 .. 0.38, its centre HANDLE_GAP before the panel
-HANDLE_GAP = 0.035
+HANDLE_GAP = 0.045
 HANDLE_THICK = 0.02
 HANDLE_Z = (0.345, 0.375)
 
@@ -38,6 +39,9 @@ CABINET_WALL = 0.012
 DOOR_THICK = 0.014  # the door's front panel: y from CABINET_Y[0] - DOOR_THICK to CABINET_Y[0]
 SLIDER_HANDLE = (0.04, 0.03, 0.10)  # full extents x, y, z of the upright handle bar in front of the door
 SLIDER_HANDLE_Z = 0.53  # centre
+LAMP_Y = (0.11, 0.21)  # the box behind the switch that carries the bulb; 0.16 wide, from the table top up to LAMP_TOP_Z
+LAMP_TOP_Z = 0.60
+FLOOR_Z = 0.0  # the room's floor: what falls off the table ends here
 
 SWITCH_TRAVEL = 0.088
 SWITCH_AXIS = (0.0, 0.5, 0.866)
@@ -48,6 +52,19 @@ BUTTON_RADIUS = 0.03
 BUTTON_Z = 0.46  # its top when not pressed
 LIGHTBULB_RADIUS = 0.035
 LED_RADIUS = 0.02
+
+# The hand. Its frame has the tcp as origin; z points along the fingers (down at rest), the fingers open along y (world x
+# at yaw pi/2). A box is (x0, x1, y0, y1, z0, z1) in metres.
+MAX_WIDTH = 0.08  # greatest opening between the pads
+FINGER_WIDTH = 0.02  # of a finger along hand x
+FINGER_THICK = 0.014  # along hand y, outside of its pad: the pads are at y = +-width / 2
+FINGER_Z = (-0.122, 0.008)  # from the palm to the fingertip; the tcp lies between the pads
+PAD_Z = (-0.022, 0.008)  # the part of a finger that grips
+PALM_BOX = (-0.03, 0.03, -0.08, 0.08, -0.19, -0.122)
+REST_POSE = (0.02, -0.24, 0.60, math.pi, 0.0, math.pi / 2)  # tcp xyz and euler xyz (extrinsic, as pybullet)
+WORKSPACE = ((-0.46, 0.46), (-0.58, 0.24), (0.30, 0.82))  # limits of the tcp
+MAX_TILT = 0.9  # rad of roll and pitch away from pointing straight down
+MAX_TURN = 2.9  # rad of yaw away from the rest pose, as the last joint of the arm
 
 
 @dataclass(frozen=True)
@@ -83,3 +100,74 @@ SCENES = {
     "D": Scene("D", ("red_block", "blue_block", "pink_block"), {"red_block": 0.04, "blue_block": 0.056, "pink_block": 0.08},
                0.18, (-0.38, 0.18), 0.28, 0.30, (-0.12, -0.12), (-0.12, 0.0, 0.452), (0.30, 0.16, 0.64)),
 }
+
+Box = tuple[float, float, float, float, float, float]  # x0, x1, y0, y1, z0, z1 in metres
+
+# Direction in which each movable part goes when its joint grows, and how far (the slider's travel is the scene's own).
+JOINTS = ("drawer", "slider", "switch", "button")
+AXES = {"drawer": (0.0, -1.0, 0.0), "slider": (-1.0, 0.0, 0.0), "switch": SWITCH_AXIS, "button": (0.0, 0.0, -1.0)}
+
+
+def travel(scene: Scene, joint: str) -> float:
+    """Upper joint limit in metres; the lower one is 0."""
+    return {"drawer": DRAWER_TRAVEL, "slider": scene.slider_travel, "switch": SWITCH_TRAVEL, "button": BUTTON_TRAVEL}[joint]
+
+
+def fixed(scene: Scene) -> dict[str, Box]:
+    """The solid parts that never move."""
+    x0, x1 = scene.cabinet_x
+    y0, y1 = CABINET_Y
+    d0, d1 = scene.drawer_x - DRAWER_HALF_WIDTH - DRAWER_WALL, scene.drawer_x + DRAWER_HALF_WIDTH + DRAWER_WALL
+    bx, by, bz = scene.lightbulb_xyz
+    lx, ly, _ = scene.led_xyz
+    under = TABLE_Z - TABLE_THICK
+    r = LIGHTBULB_RADIUS
+    return {
+        "top": (*TABLE_X, *TABLE_Y, under, TABLE_Z),
+        "body_left": (TABLE_X[0], d0, *TABLE_Y, 0.24, under),
+        "body_right": (d1, TABLE_X[1], *TABLE_Y, 0.24, under),
+        "body_back": (d0, d1, TABLE_Y[0] + DRAWER_DEPTH + 0.02, TABLE_Y[1], 0.24, under),
+        "body_bottom": (d0, d1, *TABLE_Y, 0.24, DRAWER_FLOOR_Z - DRAWER_WALL),
+        "cabinet_floor": (x0, x1, y0, y1, TABLE_Z, CABINET_FLOOR_Z),
+        "cabinet_left": (x0 - CABINET_WALL, x0, y0, y1, TABLE_Z, CABINET_TOP_Z),
+        "cabinet_right": (x1, x1 + CABINET_WALL, y0, y1, TABLE_Z, CABINET_TOP_Z),
+        "cabinet_back": (x0 - CABINET_WALL, x1 + CABINET_WALL, y1, y1 + CABINET_WALL, TABLE_Z, CABINET_TOP_Z),
+        "lamp": (bx - 0.08, bx + 0.08, *LAMP_Y, TABLE_Z, LAMP_TOP_Z),
+        "lightbulb": (bx - r, bx + r, by - r, by + r, LAMP_TOP_Z, bz + r),
+        "led": (lx - LED_RADIUS, lx + LED_RADIUS, ly - LED_RADIUS, ly + LED_RADIUS, TABLE_Z, TABLE_Z + LED_RADIUS),
+    }
+
+
+def moving(scene: Scene, joint: str) -> dict[str, Box]:
+    """The solid parts of one joint, where they are at joint 0; at joint t all of them are shifted by t * AXES[joint]."""
+    if joint == "drawer":
+        x0, x1 = scene.drawer_x - DRAWER_HALF_WIDTH, scene.drawer_x + DRAWER_HALF_WIDTH
+        w, y0 = DRAWER_WALL, TABLE_Y[0]
+        y1, floor = y0 + DRAWER_DEPTH, DRAWER_FLOOR_Z
+        bar = y0 - w - HANDLE_GAP
+        h0, h1 = scene.drawer_x - HANDLE_HALF_WIDTH, scene.drawer_x + HANDLE_HALF_WIDTH
+        posts = {f"post_{n}": (x, x + 0.01, bar + HANDLE_THICK / 2, y0 - w, *HANDLE_Z) for n, x in (("left", h0), ("right", h1 - 0.01))}
+        return {
+            "panel": (x0 - w, x1 + w, y0 - w, y0, floor - w, DRAWER_RIM_Z),
+            "floor": (x0, x1, y0, y1, floor - w, floor),
+            "side_left": (x0 - w, x0, y0, y1, floor - w, DRAWER_RIM_Z),
+            "side_right": (x1, x1 + w, y0, y1, floor - w, DRAWER_RIM_Z),
+            "back": (x0 - w, x1 + w, y1, y1 + w, floor - w, DRAWER_RIM_Z),
+            "bar": (h0, h1, bar - HANDLE_THICK / 2, bar + HANDLE_THICK / 2, *HANDLE_Z),
+            **posts,
+        }
+    if joint == "slider":
+        c, half = scene.door_right_x, scene.slider_travel / 2
+        y0, y1 = CABINET_Y
+        hx, hy, hz = SLIDER_HANDLE
+        face = y0 - DOOR_THICK
+        return {
+            "door": (c - half, c + half, face, y0, CABINET_FLOOR_Z, CABINET_TOP_Z + DOOR_THICK),
+            "lid": (c - half, c + half, y0, y1, CABINET_TOP_Z, CABINET_TOP_Z + DOOR_THICK),
+            "handle": (c - hx / 2, c + hx / 2, face - hy, face, SLIDER_HANDLE_Z - hz / 2, SLIDER_HANDLE_Z + hz / 2),
+        }
+    if joint == "switch":
+        (bx, by, bz), (y, z) = SWITCH_BAR, SWITCH_YZ
+        return {"lever": (scene.switch_x - bx / 2, scene.switch_x + bx / 2, y - by / 2, y + by / 2, z - bz / 2, z + bz / 2)}
+    x, y = scene.button_xy
+    return {"button": (x - BUTTON_RADIUS, x + BUTTON_RADIUS, y - BUTTON_RADIUS, y + BUTTON_RADIUS, BUTTON_Z - BUTTON_TRAVEL, BUTTON_Z)}

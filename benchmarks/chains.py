@@ -1,0 +1,73 @@
+"""Chain evaluation: many simulators with one batched policy call, against one simulator with batch 1, in one run.
+
+`python benchmarks/chains.py [--model FOLDER] [--chains 32] [--max-steps 360] [--json FILE]`. Target: >= 4 times the chains a second
+(starting the simulator processes counts), >= 99 % of the outcomes equal: batched arithmetic rounds differently, so the differing chains
+are listed. Without --model the policy is a tiny ReconVLA with random weights: right for speed, but it solves next to nothing, so give a
+trained one to judge the outcomes.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from repro.evaluation.chains import evaluate
+from repro.sims.tabletop.language import TRAIN, VALIDATION
+from repro.sims.tabletop.tasks import chains
+from repro.sims.tabletop.world import PlayTable
+
+
+def policy(folder: str | None, threads: int):
+    import torch  # here: the simulator processes import this file too, and need none of it
+
+    from repro.models.reconvla import PRESETS, ReconVLA
+    from repro.models.words import vocabulary
+    torch.set_num_threads(threads)
+    if folder:
+        return ReconVLA.load(folder)
+    torch.manual_seed(0)
+    words = vocabulary(sentence for sentences in TRAIN.values() for sentence in sentences)
+    return ReconVLA(replace(PRESETS["tiny"], words=words), {"observation.state": {"mean": [0.0] * 15, "std": [1.0] * 15}})
+
+
+def timed(model, plan, simulators: int, workers: int, max_steps: int):
+    """(outcomes, seconds) with this many simulators; the first query is made before the clock starts."""
+    with tempfile.TemporaryDirectory() as folder:
+        evaluate(model, PlayTable, plan[:simulators], Path(folder) / "warm", 5, simulators, VALIDATION, log=lambda line: None)
+        started = time.perf_counter()
+        outcomes = evaluate(model, PlayTable, plan, Path(folder) / "timed", max_steps, simulators, VALIDATION, workers=workers,
+                            log=lambda line: None)
+        return outcomes, time.perf_counter() - started
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="folder of a trained ReconVLA")
+    parser.add_argument("--chains", type=int, default=32)
+    parser.add_argument("--length", type=int, default=5)
+    parser.add_argument("--max-steps", type=int, default=360)
+    parser.add_argument("--simulators", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=2, help="simulator processes of the batched run")
+    parser.add_argument("--threads", type=int, default=2, help="of torch")
+    parser.add_argument("--json", help="write the numbers here")
+    a = parser.parse_args()
+    model, plan = policy(a.model, a.threads), chains(a.chains, length=a.length, seed=0)
+    many, fast = timed(model, plan, a.simulators, a.workers, a.max_steps)
+    one, slow = timed(model, plan, 1, 0, a.max_steps)
+    differ = [o.chain for o, p in zip(one, many, strict=True) if (o.success, o.steps) != (p.success, p.steps)]
+    found = {"chains": len(plan), "length": a.length, "max_steps": a.max_steps, "simulators": a.simulators, "workers": a.workers,
+             "model": a.model or "random weights",
+             "threads": a.threads, "batched_chains_per_s": len(plan) / fast, "single_chains_per_s": len(plan) / slow,
+             "ratio": slow / fast, "equal_share": 1 - len(differ) / len(plan), "differing_chains": differ,
+             "tasks_solved": sum(o.length for o in one)}
+    print(json.dumps(found, indent=1))
+    print(f"{'OK' if found['ratio'] >= 4 else 'BELOW TARGET'}: {found['ratio']:.1f} x the chains a second (target 4); "
+          f"{'OK' if found['equal_share'] >= 0.99 else 'BELOW TARGET'}: {100 * found['equal_share']:.1f} % of outcomes equal (target 99)")
+    if a.json:
+        Path(a.json).write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

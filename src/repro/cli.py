@@ -1,0 +1,124 @@
+"""The `repro` command: doctor | run | train | table | publish | calvin. `repro COMMAND --help` explains each.
+
+Starts in a fraction of a second: what is heavy is imported by the command that needs it.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+import repro
+from repro.machine import UserError
+
+PROFILE = click.option("--profile", default="smoke", show_default=True, help="smoke | cpu | t4 | paper")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(repro.__version__, prog_name="repro")
+def cli() -> None:
+    """Reproduce vision-language-action papers: data, gaze crops, training, attention, tables."""
+
+
+@cli.command()
+@PROFILE
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable, with the machine's description.")
+def doctor(profile: str, as_json: bool) -> None:
+    """Is this machine ready? [OK], [WARN] or [FAIL], each with the next step. Exit code 1 on a FAIL."""
+    from repro import doctor as examination
+    from repro import profiles
+
+    profiles.get(profile)
+    found = examination.checks(profile)
+    if as_json:
+        click.echo(json.dumps(examination.as_json(found), indent=1))
+    else:
+        examination.show(found, click.echo)
+    sys.exit(any(check.status == examination.FAIL for check in found))
+
+
+@cli.command()
+@PROFILE
+@click.option("--only", multiple=True, metavar="NN", help="Only this notebook, e.g. 05; may be repeated.")
+@click.option("--from", "start", metavar="NN", help="This notebook and those after it.")
+@click.option("--fresh", is_flag=True, help="Run also what is unchanged.")
+@click.option("-p", "parameters", type=(str, str), multiple=True, metavar="NAME VALUE", help="A notebook's parameter, e.g. -p seed 1.")
+def run(profile: str, only: tuple[str, ...], start: str | None, fresh: bool, parameters: tuple[tuple[str, str], ...]) -> None:
+    """Run the numbered notebooks in order, headless. Skips those whose inputs and code are unchanged."""
+    from repro import machine, notebooks
+
+    given = dict(parameters)
+    if "profile" in given:
+        raise UserError("the profile is not given by -p", found=f"-p profile {given['profile']}", next_step="use --profile")
+    try:
+        notebooks.run(profile, only, start, fresh, given, echo=_echo)
+    except notebooks.NotebookFailed as failure:
+        click.echo(str(failure), err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    click.echo(f"executed notebooks: {machine.work(profile) / 'notebooks'}")
+
+
+def _echo(text: str, end: str = "\n", flush: bool = True) -> None:
+    click.echo(text + end, nl=False)
+
+
+@cli.command()
+@click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def train(config: Path) -> None:
+    """Train as CONFIG (json) says, in this process; on a folder that holds a checkpoint, resume."""
+    from repro.training.launch import train_from_config
+
+    train_from_config(config)
+
+
+@cli.command()
+@PROFILE
+def table(profile: str) -> None:
+    """Print the result tables, computed from the run records of a profile."""
+    from repro import machine, profiles, results
+
+    profiles.get(profile)
+    for folder in (machine.work(profile), machine.root() / "results" / profile):
+        if any((folder / "runs").glob("*.json")):
+            papers = [results.claims(path) for path in sorted(machine.root().glob("papers/*/claims.toml"))]
+            for kind, *content in results.blocks(results.load_all(folder / "runs"), papers):
+                if kind != "figure":
+                    click.echo(results.markdown(*content) + "\n" if kind == "table" else f"{'## ' * (kind == 'heading')}{content[0]}\n")
+            click.echo(f"report: {folder / 'report.html'}" if (folder / "report.html").is_file() else f"records: {folder / 'runs'}")
+            return
+    raise UserError(
+        f"no run records of profile {profile}",
+        expected=f"JSON files in {machine.work(profile) / 'runs'} or results/{profile}/runs",
+        found="none",
+        next_step=f"repro run --profile {profile}",
+    )
+
+
+@cli.command()
+@PROFILE
+def publish(profile: str) -> None:
+    """Copy freshly executed notebooks, records, figures and report to results/<profile>, ready to commit."""
+    from repro.publish import publish as to_results
+
+    to_results(profile, echo=_echo)
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def calvin(arguments: tuple[str, ...]) -> None:
+    """Prepare CALVIN data: `repro calvin --help` lists the commands."""
+    from repro.data.calvin import calvin as commands
+
+    commands.main(args=list(arguments), prog_name="repro calvin")
+
+
+def main() -> None:
+    """Entry point: a UserError is for the reader, without a traceback (exit code 2)."""
+    try:
+        cli()
+    except UserError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,203 @@
+"""Batches: a pure function of (seed, step), so that resuming a run needs no loader state.
+
+    batches = Batches(Store("data/store"), batch_size=16, chunk=5, seed=0, prepare=model.prepare)
+    batches(0)["action"]                                                # (16, 5, 7) float32
+
+Every frame of every episode is one sample and comes once an epoch, in an order drawn from (seed, epoch). What a model makes of a
+frame's pictures is computed once and kept in memory-mapped files beside the store, keyed by the store's hash and the model's key.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from repro.data.episodes import EpisodeInfo, Store
+from repro.machine import UserError
+
+
+def last_of_run(frames: np.ndarray, episodes: np.ndarray) -> np.ndarray:
+    """For each of N rows the last row up to which the frames follow one another in the same episode (frame numbers and episodes (N,))."""
+    if len(frames) == 0:
+        return np.zeros(0, np.int64)
+    breaks = (np.diff(frames) != 1) | (np.diff(episodes) != 0)
+    ends = np.append(np.flatnonzero(breaks), len(frames) - 1)
+    return ends[np.searchsorted(ends, np.arange(len(frames)))]
+
+
+def chunk_rows(rows: np.ndarray, last: np.ndarray, chunk: int) -> np.ndarray:
+    """(B, K): the rows of the next K actions; past the end of the run the last is repeated."""
+    return np.minimum(rows[:, None] + np.arange(chunk), last[rows][:, None])
+
+
+def pictures(observation: dict) -> dict[str, np.ndarray]:
+    """The simplest `prepare`: both pictures as they are."""
+    return {"static": observation["observation.images.static"], "wrist": observation["observation.images.wrist"]}
+
+
+pictures.key = "pictures"
+
+
+class Batches:
+    """`batches(step)` -> dict of numpy arrays; `batches.sample(i)` one sample; `len(batches)` samples an epoch.
+
+    Keys: what `prepare` gives; state (B, S) float32; action (B, K, 7) float32, after the end the last action repeated; action.valid
+    (B, K) bool, False where repeated; instruction, task_id (lists); gaze.box (B, 4) and gaze.valid (B,) bool, False for a fallback
+    (present when the store has gaze boxes); episode, frame, row (B,) int64, frame counted within its episode.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        batch_size: int,
+        chunk: int,
+        seed: int = 0,
+        prepare: Callable[[dict], dict[str, np.ndarray]] | None = None,
+        key: str | None = None,
+        only: Callable[[EpisodeInfo], bool] | None = None,
+        gaze: bool | None = None,
+        cache: Path | str | None = None,
+        workers: int = 2,
+        rank: int = 0,
+        world: int = 1,
+        log: Callable = print,
+    ):
+        """`prepare` maps one step (pictures, state, task, gaze.*) to arrays of fixed shape; it must be a pure function, safe in threads.
+
+        `key` names what `prepare` depends on (default: its own or its object's attribute `key`). `only` chooses episodes. `gaze`: True
+        demands gaze boxes, False ignores them. `cache`: folder for the prepared arrays, default `<store>.prepared`. `rank` of `world`
+        processes share each epoch.
+        """
+        self.store, self.batch_size, self.chunk, self.seed, self.rank, self.world = store, batch_size, chunk, seed, rank, world
+        chosen = [episode for episode in store.episodes if only is None or only(episode)]
+        if not chosen:
+            raise UserError(f"No episode of {store.folder} is chosen.", expected="at least one", found=f"0 of {len(store)}")
+        self.rows = np.concatenate([np.arange(episode.start, episode.start + episode.length) for episode in chosen])
+        lengths = [episode.length for episode in store.episodes]
+        self.episode = np.repeat(np.arange(len(store)), lengths)
+        self.state, self.action = store.column("observation.state"), store.column("action")
+        numbers = store.column("info.frame") if "info.frame" in store.columns else np.arange(store.frames)
+        self.last = last_of_run(numbers, self.episode)
+        self.gaze = "gaze.box" in store.columns if gaze is None else gaze
+        if self.gaze:
+            self.box = store.column("gaze.box")  # says which step is missing when there is no such column
+            self.valid = np.array(store.column("gaze.source")) != "fallback"
+        self.prepared = {} if prepare is None else prepared(store, prepare, key, cache, workers, log)
+        self._orders: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __call__(self, step: int) -> dict:
+        """The batch of `step` (0, 1, ...); the same for the same seed and step, whatever came before."""
+        if step < 0:
+            raise ValueError(f"step must be >= 0, got {step}")
+        first = (step * self.world + self.rank) * self.batch_size
+        places = np.arange(first, first + self.batch_size)
+        epochs = places // len(self)
+        return self.gather(
+            np.concatenate([self._order(epoch)[places[epochs == epoch] % len(self)] for epoch in np.unique(epochs).tolist()])
+        )
+
+    def sample(self, i: int) -> dict:
+        """Sample `i` of len(self), in the order of the store, without the batch axis."""
+        return {name: values[0] for name, values in self.gather(self.rows[i : i + 1] if i >= 0 else self.rows[[i]]).items()}
+
+    def gather(self, rows: np.ndarray) -> dict:
+        """The batch of these rows of the store."""
+        following = chunk_rows(rows, self.last, self.chunk)
+        infos = [self.store.episodes[episode] for episode in self.episode[rows]]
+        batch = {name: np.asarray(values[rows]) for name, values in self.prepared.items()}
+        batch |= {
+            "state": self.state[rows], "action": self.action[following],
+            "action.valid": rows[:, None] + np.arange(self.chunk) == following,
+            "instruction": [info.task for info in infos], "task_id": [info.task_id for info in infos],
+            "episode": self.episode[rows], "frame": rows - np.array([info.start for info in infos]), "row": rows,
+        }  # fmt: skip
+        return batch | ({"gaze.box": self.box[rows], "gaze.valid": self.valid[rows]} if self.gaze else {})
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The rows in this epoch's order."""
+        if epoch not in self._orders:
+            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}  # a batch spans at most a few epochs
+            self._orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+        return self._orders[epoch]
+
+
+# --- what a model makes of a frame, once ---------------------------------------------------------------------------------------------
+
+
+def prepared(
+    store: Store, prepare: Callable, key: str | None = None, cache: Path | str | None = None, workers: int = 2, log: Callable = print
+) -> dict[str, np.ndarray]:
+    """The arrays `prepare` gives for every frame of the store, (N, ...) memory-mapped; made once, then found again.
+
+    They lie in `<cache>/<hash of store and key>/`, written aside and renamed. Arrays of an earlier version of the same store are stale:
+    they are said to be so and deleted. Two processes that want the same arrays build them once.
+    """
+    key = key or getattr(prepare, "key", None) or getattr(getattr(prepare, "__self__", None), "key", None)
+    if not key:
+        raise ValueError("prepare needs a key (a string naming what it depends on): pass key=, or give it an attribute `key`")
+    cache = Path(cache) if cache else store.folder.with_name(store.folder.name + ".prepared")
+    folder = cache / hashlib.sha256(f"{store.hash}\n{key}".encode()).hexdigest()[:16]
+    if not folder.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with open(cache / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # freed by the kernel when this process ends, however it ends
+            _drop_stale(store, cache, log)
+            if not folder.is_dir():
+                _build(store, prepare, key, folder, workers)
+    return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
+
+
+def _drop_stale(store: Store, cache: Path, log: Callable) -> None:
+    for about in cache.glob("*/about.json"):
+        made = json.loads(about.read_text())
+        if made["store"] == str(store.folder.resolve()) and made["hash"] != store.hash:
+            log(f"{about.parent} was prepared from an earlier version of {store.folder}: deleted")
+            shutil.rmtree(about.parent)
+
+
+def _build(store: Store, prepare: Callable, key: str, folder: Path, workers: int) -> None:
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+    part.mkdir()
+    columns = [name for name in store.columns if name.startswith(("observation.", "gaze."))]
+    first = prepare(next(_steps(store, 0, columns)))
+    arrays = {
+        name: np.lib.format.open_memmap(part / f"{name}.npy", "w+", np.asarray(value).dtype, (store.frames, *np.shape(value)))
+        for name, value in first.items()
+    }
+
+    def one(i: int) -> None:
+        for row, step in enumerate(_steps(store, i, columns), store.episodes[i].start):
+            found = prepare(step)
+            for name, array in arrays.items():
+                if np.shape(found[name]) != array.shape[1:]:
+                    raise ValueError(f"prepare gave `{name}` {np.shape(found[name])} for row {row}, {array.shape[1:]} for the first")
+                array[row] = found[name]
+
+    try:
+        with ThreadPoolExecutor(workers) as pool:  # decoding and resizing free the interpreter lock
+            for done in pool.map(one, range(len(store))):
+                assert done is None
+        for array in arrays.values():
+            array.flush()
+        about = {"store": str(store.folder.resolve()), "hash": store.hash, "key": key, "frames": store.frames}
+        (part / "about.json").write_text(json.dumps(about, indent=1) + "\n")
+        os.rename(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _steps(store: Store, i: int, columns: list[str]):
+    """The steps of episode `i`, one dict each."""
+    episode = store.read(i, columns)
+    for t in range(store.episodes[i].length):
+        yield {"task": episode.task} | {name: values[t] for name, values in episode.columns.items()}

@@ -1,0 +1,119 @@
+"""Policies that any score must be seen beside: floors that cannot see, read or react, and the expert as the ceiling.
+
+All have `act(observations, instructions) -> (B, K, 7)` as models do, and depend on nothing but their fields and the observation, so
+that outcomes do not depend on how many simulators run together.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from repro.machine import UserError
+
+
+@dataclass(frozen=True)
+class RandomPolicy:
+    """Uniform motion in [-1, 1], gripper open or closed at random, new in every step."""
+
+    seed: int = 0
+    chunk: int = 5
+    name: str = "random actions"
+    sees = False
+
+    def act(self, observations: list[dict], instructions: list[str]) -> np.ndarray:
+        chunks = []
+        for where in (o["rollout"] for o in observations):
+            rng = np.random.default_rng([self.seed, where.chain, where.position, where.step])
+            chunk = rng.uniform(-1, 1, (self.chunk, 7))
+            chunk[:, 6] = np.where(chunk[:, 6] > 0, 1, -1)
+            chunks.append(chunk)
+        return np.array(chunks, np.float32)
+
+
+@dataclass(frozen=True)
+class ConstantPolicy:
+    """The same action always; by default no motion with the gripper open."""
+
+    action: tuple[float, ...] = (0, 0, 0, 0, 0, 0, 1)
+    chunk: int = 5
+    name: str = "constant action"
+    sees = False
+
+    def act(self, observations: list[dict], instructions: list[str]) -> np.ndarray:
+        return np.broadcast_to(np.float32(self.action), (len(observations), self.chunk, 7)).copy()
+
+
+@dataclass(frozen=True)
+class Replay:
+    """One recorded demonstration per task, (T, 7) actions, played open loop from the task's start; stands still when it is over."""
+
+    demonstrations: dict[str, np.ndarray]
+    name: str = "replay of one demonstration"
+    sees = False
+
+    def act(self, observations: list[dict], instructions: list[str]) -> np.ndarray:
+        parts = []
+        for where in (o["rollout"] for o in observations):
+            if where.task not in self.demonstrations:
+                raise UserError("Replay has no demonstration of a task", where.task, ", ".join(sorted(self.demonstrations)), "record one")
+            actions = np.asarray(self.demonstrations[where.task], np.float32)
+            rest = actions[where.step :]
+            parts.append(rest if len(rest) else np.append(np.zeros(6, np.float32), actions[-1, 6])[None])
+        long = max(len(part) for part in parts)
+        still = lambda part: np.append(np.zeros(6, np.float32), part[-1, 6])  # no motion, gripper as it ended
+        return np.stack([np.concatenate([part, np.tile(still(part), (long - len(part), 1))]) for part in parts])
+
+
+@dataclass(frozen=True)
+class Blank:
+    """Any policy with its pictures replaced by one grey level. (A policy *trained* blind is the stronger control: train one.)"""
+
+    policy: object
+    level: int = 127
+    name: str = "images blanked"
+
+    def act(self, observations: list[dict], instructions: list[str]) -> np.ndarray:
+        blank = lambda key, value: np.full_like(value, self.level) if key.startswith("observation.images.") else value
+        return self.policy.act([{k: blank(k, v) for k, v in o.items()} for o in observations], instructions)
+
+
+@dataclass(frozen=True)
+class ShuffledInstruction:
+    """Any policy, told to do another task of the set: the sentences are turned by one place in a seeded random order."""
+
+    policy: object
+    sentences: tuple[str, ...]
+    seed: int = 0
+    name: str = "shuffled instruction"
+
+    def __post_init__(self):
+        if len(set(self.sentences)) < 2:
+            raise UserError("shuffling instructions needs two different ones", ">= 2", self.sentences, "evaluate more than one task")
+
+    def act(self, observations: list[dict], instructions: list[str]) -> np.ndarray:
+        order = [str(s) for s in np.random.default_rng(self.seed).permutation(sorted(set(self.sentences)))]
+        other = dict(zip(order, order[1:] + order[:1], strict=True))
+        return self.policy.act(observations, [other[sentence] for sentence in instructions])
+
+
+@dataclass
+class ExpertPolicy:
+    """The ceiling: the scripted expert, one action a call. `make(simulator, task, rng)` gives an object with `act() -> (7,)`."""
+
+    make: Callable
+    seed: int = 0
+    name: str = "scripted expert"
+    sees = False
+
+    def __post_init__(self):
+        self._experts = {}  # chain -> (position, expert)
+
+    def act(self, observations: list[dict], instructions: list[str]) -> np.ndarray:
+        actions = []
+        for where in (o["rollout"] for o in observations):
+            if where.step == 0 or self._experts.get(where.chain, (None,))[0] != where.position:
+                rng = np.random.default_rng([self.seed, where.chain, where.position])
+                self._experts[where.chain] = where.position, self.make(where.simulator, where.task, rng)
+            actions.append(self._experts[where.chain][1].act())
+        return np.array(actions, np.float32)[:, None]

@@ -1,0 +1,127 @@
+"""How good gaze boxes are against the truth, in numbers and to the eye.
+
+    report = detection_quality(predicted, truth, sources=sources)
+    contact_sheet(images, predicted, truth, labels).savefig("gaze.png")
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from repro.results import wilson
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes (..., 4) x0, y0, x1, y1, broadcast against each other; 0 where both are empty."""
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    size = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
+    inside = size[..., 0] * size[..., 1]
+    union = area(a) + area(b) - inside
+    return np.divide(inside, union, out=np.zeros_like(inside), where=union > 0)
+
+
+def area(box: np.ndarray) -> np.ndarray:
+    """Area of boxes (..., 4); an inverted box has none."""
+    box = np.asarray(box, dtype=np.float64)
+    return np.clip(box[..., 2] - box[..., 0], 0, None) * np.clip(box[..., 3] - box[..., 1], 0, None)
+
+
+def detection_quality(predicted: np.ndarray, truth: np.ndarray, sources: Sequence[str] | None = None, visible: np.ndarray | None = None,
+                      episodes: np.ndarray | None = None, image_size: int = 200, at: float = 0.5) -> dict:  # fmt: skip
+    """Numbers of N frames: predicted and true boxes (N, 4) in [0, 1], the predicted ones' `sources` (all "detector" if not given).
+
+    Only frames whose target is visible (default: all) count for the rates; a claim about a hidden target is a false alarm.
+    - detection_rate, low, high: share of visible frames with IoU >= `at`, with its Wilson 95 % interval; fallbacks are misses. The
+      interval takes frames as independent; those of one episode are not, so it is too narrow: count episodes for a claim.
+    - precision: the same among claims only (None without a claim). false_alarms: claims on the `hidden` frames.
+    - centre_error: median distance of box centres in pixels over claims on visible frames (None without any).
+    - jump_rate: share of steps within an episode (`episodes`: (N,) ids, frames in order) in which the centre of a claim moves by more
+      than a tenth of the image.
+    - sources: frames by source; n: visible frames.
+    """
+    predicted, truth = np.asarray(predicted, dtype=np.float64).reshape(-1, 4), np.asarray(truth, dtype=np.float64).reshape(-1, 4)
+    n = len(predicted)
+    sources = list(sources) if sources is not None else ["detector"] * n
+    visible = np.ones(n, dtype=bool) if visible is None else np.asarray(visible, dtype=bool)
+    if not len(truth) == len(sources) == len(visible) == n:
+        raise ValueError(f"lengths differ: {n} predicted, {len(truth)} true, {len(sources)} sources, {len(visible)} visible")
+    claimed = np.array([source != "fallback" for source in sources], dtype=bool)
+    counted, hit = visible & claimed, visible & claimed & (iou(predicted, truth) >= at)
+    low, high = wilson(int(hit.sum()), int(visible.sum()))
+    centre = (predicted[:, :2] + predicted[:, 2:]) / 2
+    error = np.linalg.norm(centre - (truth[:, :2] + truth[:, 2:]) / 2, axis=1)[counted] * image_size
+    follows = claimed[1:] & claimed[:-1]
+    if episodes is not None:
+        follows &= np.asarray(episodes)[1:] == np.asarray(episodes)[:-1]
+    jumps = np.linalg.norm(np.diff(centre, axis=0), axis=1)[follows] > 0.1
+    return {
+        "n": int(visible.sum()), "detection_rate": _share(hit.sum(), visible.sum()), "low": low, "high": high,
+        "precision": _share(hit.sum(), counted.sum()), "hidden": int((~visible).sum()), "false_alarms": int((claimed & ~visible).sum()),
+        "centre_error": float(np.median(error)) if len(error) else None, "jump_rate": _share(jumps.sum(), len(jumps)),
+        "sources": dict(Counter(sources)),
+    }  # fmt: skip
+
+
+def _share(k: int, n: int) -> float | None:
+    return float(k / n) if n else None
+
+
+def contact_sheet(images: Sequence[np.ndarray], predicted: np.ndarray, truth: np.ndarray, labels: Sequence[str],
+                  sources: Sequence[str] | None = None, columns: int = 4, title: str = "") -> Figure:  # fmt: skip
+    """One picture per image (uint8 RGB): the true box dashed, the predicted one solid, and the verdict in words.
+
+    A true box with a NaN means that the target is hidden. Every verdict is also a word, so that the sheet reads in grey.
+    """
+    predicted, truth = np.asarray(predicted, dtype=np.float64).reshape(-1, 4), np.asarray(truth, dtype=np.float64).reshape(-1, 4)
+    sources = list(sources) if sources is not None else ["detector"] * len(images)
+    columns = max(1, min(columns, len(images)))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(2.7 * columns, 3.15 * rows + 0.75), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns)).reshape(-1)
+    for axis in axes:
+        axis.set_axis_off()
+    for i, (axis, image, label) in enumerate(zip(axes, images, labels, strict=False)):
+        axis.imshow(image, interpolation="nearest")
+        hidden, claimed = bool(np.isnan(truth[i]).any()), sources[i] != "fallback"
+        if claimed:
+            _draw(axis, predicted[i], image.shape, "-", "#ffd60a")
+        if not hidden:
+            _draw(axis, truth[i], image.shape, (0, (3, 2)), "white")
+        axis.set_title(f"{_wrap(label)}\n{_verdict(predicted[i], truth[i], hidden, claimed)}", fontsize=8)
+    handles = [Line2D([], [], color="0.25", linestyle=(0, (3, 2)), label="truth"),
+               Line2D([], [], color="#d9a400", linewidth=2, label="predicted")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _draw(axis, box: np.ndarray, shape: tuple, style, colour: str) -> None:
+    """A box in [0, 1] on pixels whose centres are whole numbers, light on a dark rim so that it shows on any ground."""
+    (x0, y0, x1, y1), height, width = box, shape[0], shape[1]
+    place = ((x0 * width - 0.5, y0 * height - 0.5), (x1 - x0) * width, (y1 - y0) * height)
+    axis.add_patch(Rectangle(*place, fill=False, edgecolor="black", linewidth=2.8, clip_on=False))
+    axis.add_patch(Rectangle(*place, fill=False, edgecolor=colour, linewidth=1.4, linestyle=style, clip_on=False))
+
+
+def _verdict(predicted: np.ndarray, truth: np.ndarray, hidden: bool, claimed: bool) -> str:
+    if hidden:
+        return "FALSE ALARM: target hidden" if claimed else "hidden, none claimed"
+    if not claimed:
+        return "MISS: fallback"
+    overlap = float(iou(predicted, truth))
+    return f"{'hit' if overlap >= 0.5 else 'MISS'}, IoU {overlap:.2f}"
+
+
+def _wrap(label: str, width: int = 34) -> str:
+    """At most two lines."""
+    if len(label) <= width:
+        return label
+    cut = label.rfind(" ", 0, width + 1)
+    cut = width if cut <= 0 else cut
+    rest = label[cut:].strip()
+    return f"{label[:cut]}\n{rest if len(rest) <= width else rest[: width - 1] + '…'}"

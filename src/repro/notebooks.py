@@ -1,0 +1,304 @@
+"""The numbered notebooks, headless: convert, check parameters, execute in order, skip what is unchanged, explain a failure.
+
+`repro run --profile smoke` or `notebooks.run("smoke")`. Sources are notebooks/NN_name.py (jupytext py:percent); executed copies are
+written to work/<profile>/notebooks/NN_name.ipynb, each with a manifest NN_name.json: what it was made from and what it made.
+Unchanged ones are skipped (freshness.py). A run is judged by execution counts and outputs: papermill's own cell status says
+"completed" even where the kernel died.
+"""
+
+import ast
+import difflib
+import json
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from repro import freshness, machine, profiles
+from repro.machine import UserError
+
+TYPES = {"str": str, "int": int, "float": float, "bool": bool}
+ADDED_TAGS = ("injected-parameters", "papermill-error-cell-tag")  # cells that papermill adds; the source has none of them
+
+
+class NotebookFailed(RuntimeError):
+    """A notebook stopped: which, in which cell, the line that matters, the partial notebook, the next step."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line `name = value  # help` or `name: type = value  # help` of the cell tagged `parameters`."""
+
+    name: str
+    type: type
+    default: object
+    help: str
+
+
+# ------------------------------------------------------------------------------------------- sources and parameters
+
+
+def sources(root: Path) -> list[Path]:
+    """notebooks/NN_name.py in the order of their numbers."""
+    found = sorted((root / "notebooks").glob("[0-9][0-9]_*.py"))
+    if not found:
+        raise UserError(
+            f"no notebooks in {root / 'notebooks'}",
+            expected="NN_name.py files, e.g. 00_environment.py",
+            found="none",
+            next_step="run this inside the repository, or set REPRO_ROOT to it",
+        )
+    return found
+
+
+def select(paths: list[Path], only: tuple[str, ...] = (), start: str | None = None) -> list[Path]:
+    """The notebooks named by `only` ("05", "5" or "05_train_reconvla"), or those from `start` on, or all."""
+    if only and start:
+        raise UserError("--only and --from exclude each other", next_step="give one of them")
+
+    def find(name: str) -> Path:
+        for path in paths:
+            if name == path.stem or (name.isdigit() and int(name) == int(path.stem[:2])):
+                return path
+        raise UserError(f"there is no notebook {name!r}", expected=", ".join(path.stem for path in paths), found=repr(name))
+
+    if start:
+        return paths[paths.index(find(start)) :]
+    return sorted({find(name) for name in only}) if only else paths
+
+
+def convert(path: Path):
+    """The notebook of a percent source, with the same cell ids at each conversion (jupytext alone draws them at random)."""
+    import jupytext
+
+    notebook = jupytext.reads(path.read_text(encoding="utf-8"), fmt="py:percent")
+    for i, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{i:02d}"
+        cell.metadata.setdefault("tags", [])  # papermill's inspection takes it for granted
+    notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    return notebook
+
+
+def inspect(path: Path) -> dict[str, Parameter]:
+    """Parameters of a notebook by papermill's inspection; a line which papermill would drop in silence is an error."""
+    from papermill.inspection import inspect_notebook
+    from papermill.utils import find_first_tagged_cell_index
+
+    notebook = convert(path)
+    index = find_first_tagged_cell_index(notebook, "parameters")  # papermill's own, so that both read the same cell
+    rule = 'a cell tagged "parameters" with lines like `profile = "smoke"  # help` or `rate: float = 1`; str, int, float or bool'
+    if index < 0:
+        raise UserError(f"{path} has no parameters", expected=rule, found="no cell with that tag")
+    seen = inspect_notebook(notebook)
+    parameters = {}
+    for line in ast.parse(notebook.cells[index].source).body:
+        name, kind, value = _assignment(line)
+        if name not in seen or kind not in TYPES.values():
+            raise UserError(f"{path}: parameters cell not understood", expected=rule, found=ast.unparse(line))
+        parameters[name] = Parameter(name, kind, _typed(path.stem, name, kind, value), seen[name]["help"])
+    if "profile" not in parameters:
+        raise UserError(f"{path} has no parameter `profile`", expected=rule, found=", ".join(parameters) or "none")
+    return parameters
+
+
+def _assignment(line: ast.stmt) -> tuple[str, type | None, object]:
+    """`(name, type, default)` of `name: type = value` or `name = value` with a plain value; the type is None for anything else."""
+    if not isinstance(line, ast.Assign | ast.AnnAssign):
+        return "", None, None
+    name = ast.unparse(line.target if isinstance(line, ast.AnnAssign) else line.targets[0])
+    if not isinstance(line.value, ast.Constant | ast.UnaryOp):
+        return name, None, None
+    value = ast.literal_eval(line.value)
+    return name, TYPES.get(ast.unparse(line.annotation)) if isinstance(line, ast.AnnAssign) else type(value), value
+
+
+def check_parameters(paths: list[Path], given: dict[str, object]) -> dict[str, dict[str, object]]:
+    """`{notebook: {name: typed value}}` of what is given; an unknown name or a wrong type is a UserError, before anything runs.
+
+    Each notebook gets those names which it declares; a name that none declares is unknown. Text is read by the declared
+    type ("true", "1e-4"), so that `-p flag false` is False and `-p name 007` stays "007".
+    """
+    declared = {path.stem: inspect(path) for path in paths}
+    known = {name for parameters in declared.values() for name in parameters}
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise UserError(
+                f"unknown parameter {name!r}",
+                expected=", ".join(sorted(known)),
+                found=name,
+                next_step=f"did you mean {near[0]!r}?" if near else "give a parameter of the notebooks that run",
+            )
+    return {
+        stem: {name: _typed(stem, name, parameters[name].type, value) for name, value in given.items() if name in parameters}
+        for stem, parameters in declared.items()
+    }
+
+
+def _typed(notebook: str, name: str, kind: type, value: object) -> object:
+    """`value` as `kind`; text is parsed, an int is a float, nothing else is converted."""
+    if isinstance(value, str) and kind is not str:
+        words = {"true": True, "false": False}
+        try:
+            return words[value.lower()] if kind is bool else kind(value)
+        except (ValueError, KeyError):
+            pass
+    elif type(value) is kind or (kind is float and type(value) is int):
+        return kind(value)
+    found = f"{value!r} ({type(value).__name__})"
+    raise UserError(f"parameter {name!r} of {notebook} has the wrong type", expected=kind.__name__, found=found)
+
+
+# ---------------------------------------------------------------------------------------------------------- running
+
+
+def run(
+    profile: str, only: tuple[str, ...] = (), start: str | None = None, fresh: bool = False,
+    parameters: dict[str, object] | None = None, root: Path | None = None, echo=print,
+) -> dict[str, str]:  # fmt: skip
+    """Execute the notebooks in order; `{notebook: "ran" | "unchanged"}`. One line each, with what is left by the last durations.
+
+    `echo(text, end=..., flush=True)` prints as `print` does. Raises UserError before anything runs (selection, parameters)
+    and NotebookFailed at the first notebook that does not end well; finished ones are not repeated by the next run.
+    """
+    profiles.get(profile)
+    root = root or machine.root()
+    every = sources(root)
+    chosen = select(every, tuple(only), start)
+    given = check_parameters(chosen, {**(parameters or {}), "profile": profile})
+    work = machine.work(profile)
+    folder = work / "notebooks"
+    folder.mkdir(parents=True, exist_ok=True)
+    timing = folder / "durations.json"
+    durations = json.loads(timing.read_text()) if timing.is_file() else {}
+    done = {}
+    for i, path in enumerate(chosen):
+        values = given[path.stem]
+        prints = freshness.fingerprint(path, values, every[: every.index(path)], folder, freshness.surroundings(root, values))
+        reason = "--fresh" if fresh else freshness.stale(folder, path.stem, prints, work)
+        head = f"[{i + 1}/{len(chosen)}] {path.stem:<22}"
+        if reason is None:
+            echo(f"{head} unchanged, skipped", flush=True)
+            done[path.stem] = "unchanged"
+            continue
+        echo(f"{head} {reason}; {_eta(durations, [p.stem for p in chosen[i:]])}", end=" ... ", flush=True)
+        began, before = time.monotonic(), freshness.contents(work)
+        (folder / f"{path.stem}.json").unlink(missing_ok=True)  # until it ends well, nothing vouches for the old copy
+        cells = _execute(path, values, folder, root, profile, echo)
+        durations[path.stem] = round(time.monotonic() - began, 1)
+        now = freshness.contents(work)
+        about = {
+            "fingerprint": prints,
+            "parameters": values,
+            "executed": freshness.digest((folder / f"{path.stem}.ipynb").read_bytes()),
+            "seconds": durations[path.stem],
+            "made": {name: state[0] for name, state in now.items() if before.get(name) != state},
+        }
+        freshness.write(folder / f"{path.stem}.json", about)
+        freshness.write(timing, durations)
+        echo(f"done, {cells} cells in {_clock(durations[path.stem])}", flush=True)
+        done[path.stem] = "ran"
+    return done
+
+
+def _execute(path: Path, values: dict, folder: Path, root: Path, profile: str, echo) -> int:
+    """Run one notebook through papermill into NN_name.partial.ipynb, then rename it; the number of code cells that ran."""
+    import nbformat
+    import papermill
+    from papermill.exceptions import PapermillException
+
+    partial = folder / f"{path.stem}.partial.ipynb"
+    nbformat.write(convert(path), partial)
+    again = f"repro run --profile {profile} --from {path.stem[:2]}"
+    cause = ""
+    try:
+        papermill.execute_notebook(
+            partial, partial, parameters=values, progress_bar=False, cwd=root, kernel_manager_class=kernel_manager()
+        )
+    except KeyboardInterrupt:
+        echo(f"\nstopped in {path.stem}; partial notebook: {partial}\n  next step: `{again}` goes on from here", flush=True)
+        raise
+    except PapermillException:
+        pass  # the notebook holds the error; told from it below
+    except (RuntimeError, TimeoutError) as error:  # a kernel that died or never started leaves no trace in the notebook
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    notebook = nbformat.read(partial, as_version=4)
+    failure = explain(notebook, path, cause)
+    if failure:
+        echo("failed", flush=True)
+        raise NotebookFailed(
+            f"{failure}\n  partial notebook: {partial}\n  next step: mend it, then `{again}` (finished notebooks are not repeated)"
+        )
+    os.replace(partial, folder / f"{path.stem}.ipynb")
+    return sum(cell.cell_type == "code" for cell in notebook.cells)
+
+
+def kernel_manager() -> type:
+    """A kernel of this very interpreter. The kernelspec called python3 may belong to another one (the user's folder wins over ours)."""
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    class ThisInterpreter(AsyncKernelManager):
+        @property
+        def kernel_spec(self):
+            argv = [sys.executable, "-m", "ipykernel_launcher", "--log-level=CRITICAL", "-f", "{connection_file}"]
+            return KernelSpec(argv=argv, display_name="Python 3", language="python")
+
+        async def start_kernel(self, **options):
+            await super().start_kernel(env={**os.environ, "TQDM_DISABLE": "1"}, **options)
+
+    return ThisInterpreter
+
+
+def explain(notebook, path: Path, cause: str = "") -> str | None:
+    """Why an executed notebook counts as failed: notebook, cell, place in the source and the line that matters; None where it is whole.
+
+    Counts every code cell: an error output or a missing execution count is a failure whatever the cell's status says.
+    """
+    own = [cell for cell in notebook.cells if not set(ADDED_TAGS) & set(cell.metadata.get("tags", ()))]
+    added = [cell for cell in notebook.cells if "injected-parameters" in cell.metadata.get("tags", ())]
+    for cell in added + own:
+        if cell.cell_type != "code" or not cell.source.strip():
+            continue
+        errors = [output for output in cell.outputs if output.output_type == "error"]
+        if not errors and cell.execution_count is not None:
+            continue
+        if errors:
+            message, line = _error_text(errors[0]), _error_line(errors[0])
+        else:
+            message, line = cause or "the cell never ran: the notebook ended early", 0
+            if "died" in message.lower():
+                message = "the kernel died in this cell; when memory runs out, the system kills it without a word"
+        number = own.index(cell) + 1 if cell in own else 1
+        before = path.read_text(encoding="utf-8").partition(cell.source)[0].count("\n")
+        return f"{path.stem} failed in cell {number} of {len(own)} ({path.parent.name}/{path.name}, line {before + 1 + line}): {message}"
+    return f"{path.stem} failed: {cause}" if cause else None
+
+
+def _error_text(output) -> str:
+    """Type and first line of an exception; a UserError is shown whole, since each of its lines is for the reader."""
+    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", output.evalue).strip()
+    return text if output.ename == "UserError" else f"{output.ename}: {text.splitlines()[0] if text else ''}".rstrip(": ")
+
+
+def _error_line(output) -> int:
+    """Line of the failing statement within its cell, from 0; 0 where the traceback doesn't tell."""
+    match = re.search(r"Cell In\[\d+\], line (\d+)", re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", "\n".join(output.traceback)))
+    return int(match[1]) - 1 if match else 0
+
+
+def _eta(durations: dict[str, float], stems: list[str]) -> str:
+    known = [durations[stem] for stem in stems if stem in durations]
+    if stems[0] not in durations:
+        return "first run, time unknown"
+    rest = f", all that is left {_clock(sum(known))}" if len(known) == len(stems) > 1 else ""
+    return f"about {_clock(durations[stems[0]])}{rest}"
+
+
+def _clock(seconds: float) -> str:
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    return f"{seconds // 60} min {seconds % 60:02d} s" if seconds < 3600 else f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"

@@ -1,0 +1,377 @@
+"""Run records, intervals, tables, figures and the report. Tables are computed from records, never typed.
+
+`python -m repro.results results/smoke` writes `results/smoke/report.md` and a self-contained `report.html`.
+
+A record is one JSON file, `<profile>/runs/<id>.json` (fields: FIELDS below). A metric is `{"value", "n", "low", "high"}` with a 95 %
+interval; rates of a chain are called "1/5" ... "5/5" (shares in [0, 1]), the mean number of tasks solved in a row "average length", the
+success of one task "task/<name>". A record that names a paper in `not_comparable_with` stands in a table of its own and never gets a
+difference against that paper's rows.
+"""
+
+import base64
+import hashlib
+import html
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+import tomllib
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from repro.machine import UserError
+
+FIELDS = {  # what every record holds, and its type
+    "id": str, "system": str, "variant": str, "benchmark": str, "data": str, "data_hash": str, "config": dict, "seed": int,
+    "metrics": dict, "hardware": str, "minutes": (int, float), "commit": str, "packages": dict, "simulator": str, "renderer": str,
+    "not_comparable_with": list, "created": str,
+}
+PACKAGES = ("torch", "transformers", "numpy", "opencv-python-headless", "pyarrow", "accelerate", "pillow", "matplotlib")
+STAND_IN = "Measured on the embedded play table, a stand-in simulator: **not comparable** with the paper's rows"
+
+
+def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % Wilson score interval of a success rate k/n; honest at 0/n and n/n, (0, 1) where nothing was tried."""
+    if not 0 <= k <= n:
+        raise ValueError(f"k successes of n trials needs 0 <= k <= n, got k={k}, n={n}")
+    if n == 0:
+        return 0.0, 1.0
+    p, d = k / n, 1 + z * z / n
+    middle = (p + z * z / (2 * n)) / d
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / d
+    return (0.0 if k == 0 else middle - half), (1.0 if k == n else middle + half)
+
+
+def bootstrap(values, bounds: tuple[float, float] | None = None, seed: int = 0, draws: int = 4000) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of `values` (n,); the same seed gives the same interval.
+
+    Where all n values are equal a bootstrap has width 0 and would claim certainty. If each value is known to lie within `bounds`, the
+    interval is then what is still possible: a share of up to `wilson(0, n)[1]` of the population may differ, by as far as the bounds.
+    """
+    values = np.asarray(values, np.float64)
+    n = len(values)
+    if n == 0:
+        raise ValueError("no values: a mean of nothing has no interval")
+    mean = values.mean()
+    if bounds is not None and np.ptp(values) == 0:
+        share = wilson(0, n)[1]
+        return float(mean - share * (mean - bounds[0])), float(mean + share * (bounds[1] - mean))
+    means = values[np.random.default_rng(seed).integers(0, n, (draws, n))].mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+# ---- records -------------------------------------------------------------------------------------------------------------------
+
+def provenance() -> dict:
+    """Commit (with "+changes" for an edited tree), package versions and hardware of this process."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+    changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=False)
+    commit = head.stdout.strip() + ("+changes" if changed.stdout.strip() else "") if head.returncode == 0 else "unknown (no git checkout)"
+    packages = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    hardware = f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+        cuda = sys.modules["torch"].cuda
+        hardware = f"{cuda.device_count()} x {cuda.get_device_name(0)}, {hardware}"
+    return {"commit": commit, "packages": packages, "hardware": hardware}
+
+
+def record(system: str, variant: str, *, benchmark: str, data: str, data_hash: str, config: dict, seed: int, metrics: dict, minutes: float,
+           simulator: str, renderer: str, not_comparable_with: list[str] | tuple[str, ...] = ()) -> dict:
+    """A record with its id and provenance. The id depends on what was run only, so a repeated run replaces its record."""
+    what = {"system": system, "variant": variant, "benchmark": benchmark, "data": data, "data_hash": data_hash, "config": config,
+            "seed": seed, "simulator": simulator, "renderer": renderer}
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:10]
+    name = re.sub(r"[^a-z0-9]+", "-", f"{system}-{variant}".lower()).strip("-")
+    return {"id": f"{name}-{digest}", **what, "metrics": metrics, "minutes": round(float(minutes), 2), **provenance(),
+            "not_comparable_with": list(not_comparable_with), "created": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def check(record: dict, where: str) -> dict:
+    """The record itself, or a UserError that names `where` and the field that is wrong."""
+    def bad(field: str, expected: str, found: object):
+        return UserError(f"{where}: field {field} is wrong", expected, repr(found)[:200], "run again what wrote it, or delete the file")
+    if not isinstance(record, dict):
+        raise bad("(whole file)", "a JSON object", type(record).__name__)
+    for field, kind in FIELDS.items():
+        if field not in record:
+            raise bad(repr(field), "present", f"only {', '.join(sorted(record))}")
+        if not isinstance(record[field], kind) or isinstance(record[field], bool):
+            raise bad(repr(field), getattr(kind, "__name__", "a number"), record[field])
+    for name, metric in record["metrics"].items():
+        if not isinstance(metric, dict) or not {"value", "n", "low", "high"} <= set(metric):
+            raise bad(f"metrics[{name!r}]", "an object with value, n, low, high", metric)
+        numbers = [metric[k] for k in ("low", "value", "high", "n")]
+        if not all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in numbers):
+            raise bad(f"metrics[{name!r}]", "finite numbers", metric)
+        if not metric["low"] - 1e-9 <= metric["value"] <= metric["high"] + 1e-9 or metric["n"] < 0:
+            raise bad(f"metrics[{name!r}]", "low <= value <= high and n >= 0", metric)
+        if (_is_rate(name) or name.startswith("task/")) and not 0 <= metric["value"] <= 1:
+            raise bad(f"metrics[{name!r}]", "a share in [0, 1]", metric)
+    return record
+
+
+def save(record: dict, folder: str | Path) -> Path:
+    """Write `<folder>/<id>.json`, whole or not at all."""
+    path = Path(folder) / f"{record.get('id', 'record')}.json"
+    check(record, str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(record, indent=1, default=str, allow_nan=False) + "\n")
+    os.replace(part, path)
+    return path
+
+
+def load(path: str | Path) -> dict:
+    """One record; a broken file is a UserError naming file and field."""
+    try:
+        found = json.loads(Path(path).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a run record", "JSON", str(error), "run again what wrote it, or delete the file") from error
+    return check(found, str(path))
+
+
+def load_all(folder: str | Path) -> list[dict]:
+    """Every record of a folder (`results/<profile>/runs`), by system, benchmark, creation time."""
+    found = [load(path) for path in sorted(Path(folder).glob("*.json"))]
+    return sorted(found, key=lambda r: (r["system"], r["benchmark"], r["created"], r["id"]))
+
+
+def claims(path: str | Path) -> dict:
+    """`papers/<name>/claims.toml`: {"paper": {...}, "row": [{table, label, rates (as printed), average_length, ...}]}, checked."""
+    try:
+        found = tomllib.loads(Path(path).read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not TOML", "claims as in papers/reconvla", str(error), "repair the line named above") from error
+    for need in ("name", "arxiv", "simulator", "obtained", "n_stated"):
+        if need not in found.get("paper", {}):
+            raise UserError(f"{path}: [paper] has no `{need}`", need, sorted(found.get("paper", {})), "add it")
+    for i, row in enumerate(found.get("row", [])):
+        if not {"table", "label", "benchmark", "average_length"} <= set(row) or len(row.get("rates", [])) not in (0, 5):
+            raise UserError(f"{path}: row {i} ({row.get('label', 'no label')})",
+                            "table, label, benchmark, average_length, rates (five or none)", sorted(row), "complete the row")
+    return found
+
+
+def inconsistency(rates: list[float], average: float, slack: float, n: list[int] | tuple[int, ...] = ()) -> str:
+    """"" if the five rates (shares) sum to the average length within `slack`, else one sentence.
+
+    The mean number of tasks in a row *is* the sum of the five rates. If dividing by N+1 instead of N (an official evaluation script
+    appends the mean to the results before counting) for one N in `n` explains the gap, the sentence says so.
+    """
+    total = math.fsum(rates)
+    if abs(total - average) <= slack + 1e-9:
+        return ""
+    text = f"INCONSISTENT: {total:.3f}, not {average:g}"
+    for count in n:
+        if abs(total * (count + 1) / count - average) <= slack + 1e-9:
+            return f"{text} (agrees if the rates were divided by N+1 = {count + 1})"
+    return text
+
+
+def _slack(row: dict) -> float:
+    """What rounding of the printed cells (percent, tasks) allows between the sum of the rates and the average."""
+    unit = lambda cell: 0.5 * 10.0 ** -len(cell.partition(".")[2])
+    return sum(unit(cell) / 100 for cell in row["rates"]) + unit(row["average_length"])
+
+
+def _is_rate(name: str) -> bool:
+    return re.fullmatch(r"\d+/\d+", name) is not None
+
+
+# ---- tables --------------------------------------------------------------------------------------------------------------------
+
+def shown(name: str, metric: dict) -> str:
+    """One metric as a cell: rates in percent, everything else as it is, with its 95 % interval."""
+    percent = _is_rate(name) or name.startswith("task/")
+    value, low, high = (metric[k] * (100 if percent else 1) for k in ("value", "low", "high"))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]" if percent else f"{value:.3g} [{low:.3g}, {high:.3g}]"
+
+
+def is_comparable(record: dict, paper: dict) -> bool:
+    """True where a record may share a table with a paper's rows: same system and simulator, not excluded by the record itself."""
+    same = record["system"] == paper["name"] and record["simulator"] == paper["simulator"]
+    return same and paper["name"] not in record["not_comparable_with"]
+
+
+def _rate_names(records: list[dict]) -> list[str]:
+    return sorted({name for r in records for name in r["metrics"] if _is_rate(name)}, key=lambda name: [int(x) for x in name.split("/")])
+
+
+def _length_check(record: dict) -> str:
+    """Sum of the record's rates against its average length; both come from the same outcomes, so only float error is forgiven."""
+    metrics, names = record["metrics"], _rate_names([record])
+    if "average length" not in metrics or not names:
+        return ""
+    return inconsistency([metrics[n]["value"] for n in names], metrics["average length"]["value"], 1e-6) or "ok"
+
+
+def chain_table(records: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of chain results of one benchmark: no difference column, and the mark where a paper must not be compared."""
+    names = _rate_names(records)
+    header = ["variant", "seed", "n", *(f"{n} %" for n in names), "average length", "sum of rates", "beside a paper's row"]
+    rows = []
+    for r in (r for r in records if _rate_names([r])):
+        cells = [shown(n, r["metrics"][n]) if n in r["metrics"] else "-" for n in [*names, "average length"]]
+        mark = "NOT COMPARABLE: " + ", ".join(r["not_comparable_with"]) if r["not_comparable_with"] else "same simulator needed"
+        rows.append([r["variant"], str(r["seed"]), str(r["metrics"][_rate_names([r])[0]]["n"]), *cells, _length_check(r), mark])
+    return header, rows
+
+
+def paper_table(found: dict, records: list[dict], table: int) -> tuple[list[str], list[list[str]]]:
+    """(header, rows): the paper's rows as printed with the check of their sums, then comparable records with their difference."""
+    paper = found["paper"]
+    header = ["row", "1/5 %", "2/5 %", "3/5 %", "4/5 %", "5/5 %", "average length", "sum of rates", "difference (ours - paper)"]
+    rows, printed = [], {}
+    for row in (r for r in found["row"] if r["table"] == table):
+        cells = row["rates"] or ["-"] * 5
+        verdict = inconsistency([float(c) / 100 for c in row["rates"]], float(row["average_length"]), _slack(row),
+                                [*paper.get("n_suspected", []), paper["n_stated"]]) or "ok" if row["rates"] else "no rates printed"
+        rows.append([f"{row['label']} (paper)", *cells, row["average_length"], verdict, ""])
+        printed[row.get("variant"), row["benchmark"]] = row
+    for r in (r for r in records if is_comparable(r, paper) and (r["variant"], r["benchmark"]) in printed):
+        row, mine = printed[r["variant"], r["benchmark"]], r["metrics"].get("average length")
+        cells = [shown(n, r["metrics"][n]) if n in r["metrics"] else "-" for n in ("1/5", "2/5", "3/5", "4/5", "5/5")]
+        gap = f"{mine['value'] - float(row['average_length']):+.2f} tasks" if mine else "-"
+        rows.append([f"{r['variant']} (ours, n = {r['metrics'].get('1/5', mine)['n']}, seed {r['seed']})", *cells,
+                     shown("average length", mine) if mine else "-", _length_check(r), gap])
+    return header, rows
+
+
+def other_table(records: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows): every metric that is no chain rate, one a line; `task/...` rates included."""
+    rows = [[r["variant"], name, shown(name, m), str(m["n"])] for r in records for name, m in r["metrics"].items()
+            if not _is_rate(name) and name != "average length"]
+    return ["variant", "measure", "value [95 % interval]", "n"], rows
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A GitHub table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |" for line in lines)
+
+
+def figure(records: list[dict], title: str = ""):
+    """Success after k tasks and average length with 95 % intervals, n in the labels; told apart by marker and dash, so grey print works."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    records = [r for r in records if _rate_names([r])]
+    names = _rate_names(records)
+    key = "average length" if len(names) > 1 else names[0]
+    fig = Figure(figsize=(10 if len(names) > 1 else 6, 1.6 + 0.42 * max(len(records), 4)), layout="constrained", dpi=130)
+    axes = fig.subplots(1, 2 if len(names) > 1 else 1, squeeze=False)[0]
+    for i, r in enumerate(records):
+        dash = ("-", "--", ":", "-.")[i % 4]
+        style = {"color": colormaps["cividis"](0.8 * (i % 5) / 4), "marker": "osD^vPX*"[i % 8], "linestyle": dash, "capsize": 3}
+        for ax, keys in ((axes[0], names), (axes[-1], [key])):
+            mine = [(k, r["metrics"][k]) for k in keys if k in r["metrics"]]
+            values = np.array([m["value"] for _, m in mine])
+            errors = np.abs(np.array([[m["low"], m["high"]] for _, m in mine]).T - values)
+            if ax is axes[-1]:
+                ax.errorbar(values, [i] * len(mine), xerr=errors, **{**style, "linestyle": "none"})
+            else:
+                ax.errorbar([int(k.split("/")[0]) + 0.05 * (i - len(records) / 2) for k, _ in mine], values, yerr=errors, **style)
+    axes[-1].set_yticks(range(len(records)), [f"{r['variant']} (n = {r['metrics'][_rate_names([r])[0]]['n']})" for r in records])
+    axes[-1].set(ylim=(len(records) - 0.4, -0.6), xlabel="average length (tasks in a row)" if len(names) > 1 else f"success {key} (share)",
+                 xlim=(-0.1, int(names[-1].split("/")[1]) + 0.1) if len(names) > 1 else (-0.03, 1.03))
+    if len(names) > 1:
+        axes[0].set(xlabel="tasks solved in a row, at least", ylabel="share of chains", ylim=(-0.03, 1.03),
+                    xticks=range(1, len(names) + 1))
+    for ax in axes:
+        ax.grid(color="0.9")
+        ax.set_axisbelow(True)
+    fig.suptitle(title + "\nbars: 95 % intervals", fontsize=10)
+    return fig
+
+
+# ---- the report ----------------------------------------------------------------------------------------------------------------
+
+def _png(fig) -> bytes:
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def blocks(records: list[dict], papers: list[dict]) -> list[tuple]:
+    """The report as a list of ("heading" | "text" | "table" | "figure", ...), from records and claims alone."""
+    out = [("heading", "Results"), ("text", "Every number below is computed from the run records; brackets are 95 % intervals (Wilson for "
+                                            "rates, bootstrap over chains or episodes for means).")]
+    for found in papers:
+        paper = found["paper"]
+        out += [("heading", f"{paper['title']}: what the paper prints (arXiv {paper['arxiv']})"),
+                ("text", f"{paper['obtained']}. n stated: {paper['n_stated']}. {paper.get('n_note', '')}")]
+        for table in sorted({row["table"] for row in found["row"]}):
+            out += [("text", f"**Table {table}**"), ("table", *paper_table(found, records, table))]
+    for benchmark in sorted({r["benchmark"] for r in records}):
+        group = [r for r in records if r["benchmark"] == benchmark]
+        stands_in = any(r["not_comparable_with"] for r in group)
+        where = ", ".join(sorted({f"simulator {r['simulator']}, renderer {r['renderer']}" for r in group}))
+        out += [("heading", f"{benchmark}{' (not comparable with the paper)' if stands_in else ''}"),
+                ("text", (f"{STAND_IN}. " if any("tabletop" in r["simulator"] for r in group) else "") + f"{where}.")]
+        if _rate_names(group):
+            title = benchmark + (" (not comparable with the paper)" if stands_in else "")
+            out += [("table", *chain_table(group)), ("figure", f"chains: {benchmark}", _png(figure(group, title)))]
+        if other_table(group)[1]:
+            out.append(("table", *other_table(group)))
+    rows = [[r["id"], f"{r['data']} {r['data_hash'][:12]}", r["hardware"], f"{r['minutes']:.1f}", r["commit"], r["created"]]
+            for r in records]
+    return [*out, ("heading", "Run records"), ("table", ["record", "data", "hardware", "minutes", "commit", "created"], rows)]
+
+
+def _bold(text: str) -> str:
+    return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html.escape(text))
+
+
+def report(folder: str | Path, papers: list[str | Path] | None = None) -> Path:
+    """Write `<folder>/report.md` (figures under `<folder>/figures/`) and a self-contained `report.html` from `<folder>/runs/*.json`.
+
+    papers: paths of claims.toml; by default those under `papers/` of this checkout.
+    """
+    folder = Path(folder)
+    records = load_all(folder / "runs")
+    if not records:
+        raise UserError(f"{folder / 'runs'} holds no run record", "*.json", "none", "run `make run`, or `repro run`, first")
+    if papers is None:
+        papers = sorted((Path(__file__).parents[2] / "papers").glob("*/claims.toml"))
+    text, page = [], []
+    for kind, *content in blocks(records, [claims(path) for path in papers]):
+        if kind == "heading":
+            text.append(f"{'#' if not text else '##'} {content[0]}")
+            page.append(f"<h2>{html.escape(content[0])}</h2>")
+        elif kind == "text":
+            text.append(content[0])
+            page.append(f"<p>{_bold(content[0])}</p>")
+        elif kind == "table":
+            header, rows = content
+            text.append(markdown(header, rows))
+            body = "".join("<tr>" + "".join(f"<td>{_bold(str(c))}</td>" for c in row) + "</tr>" for row in rows)
+            page.append("<table><tr>" + "".join(f"<th>{html.escape(c)}</th>" for c in header) + f"</tr>{body}</table>")
+        else:
+            name = re.sub(r"[^a-z0-9]+", "_", content[0].lower()).strip("_") + ".png"
+            (folder / "figures").mkdir(exist_ok=True)
+            (folder / "figures" / name).write_bytes(content[1])
+            text.append(f"![{content[0]}](figures/{name})")
+            page.append(f'<img alt="{html.escape(content[0])}" src="data:image/png;base64,{base64.b64encode(content[1]).decode()}">')
+    style = "body{font:15px/1.5 sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse;font-size:13px}" \
+            "td,th{border:1px solid #ccc;padding:.25rem .5rem;text-align:left;vertical-align:top}img{max-width:100%}"
+    (folder / "report.md").write_text("\n\n".join(text) + "\n")
+    (folder / "report.html").write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Results</title><style>{style}</style>'
+                                        + "\n".join(page) + "</html>\n")
+    return folder / "report.md"
+
+
+if __name__ == "__main__":
+    print(report(sys.argv[1]))

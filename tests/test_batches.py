@@ -1,0 +1,133 @@
+"""Batches: pure in (seed, step), every sample once an epoch, chunks and prepared pictures right."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from repro.data.batches import Batches, chunk_rows, last_of_run, pictures
+from repro.data.episodes import Episode, Store, StoreWriter, replace_columns
+from repro.machine import UserError
+
+LENGTHS = (5, 9, 3, 7)
+
+
+@pytest.fixture
+def store(tmp_path):
+    with StoreWriter(tmp_path / "store", 30) as writer:
+        for i, length in enumerate(LENGTHS):
+            rows = np.arange(length) + 100 * i
+            columns = {
+                "observation.images.static": np.broadcast_to(rows[:, None, None, None] % 251, (length, 6, 6, 3)).astype(np.uint8),
+                "observation.images.wrist": np.broadcast_to(rows[:, None, None, None] % 241, (length, 4, 4, 3)).astype(np.uint8),
+                "observation.state": np.repeat(rows[:, None], 15, 1).astype(np.float32),
+                "action": np.repeat(rows[:, None], 7, 1).astype(np.float32),
+                "info.frame": np.delete(np.arange(length + 1), 4) if i == 1 else np.arange(length),  # episode 1 lost a frame
+            }
+            writer.add(Episode(f"sentence {i}", columns, {"task_id": f"task_{i % 2}", "scene": "D"}))
+    return Store(tmp_path / "store")
+
+
+def same(one: dict, two: dict) -> bool:
+    return one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def test_a_batch_depends_on_seed_and_step_alone(store):
+    one, two = Batches(store, 4, 5, seed=3), Batches(store, 4, 5, seed=3)
+    late = two(17)
+    for step in (0, 5, 6, 7, 100):
+        one(step)
+    assert same(one(17), late) and same(one(17), late)
+    assert not same(Batches(store, 4, 5, seed=4)(17), late)
+
+
+@pytest.mark.parametrize("batch_size", [4, 7, 50])
+def test_every_sample_once_an_epoch(store, batch_size):
+    batches = Batches(store, batch_size, 5)
+    assert len(batches) == sum(LENGTHS)
+    rows = np.concatenate([batches(step)["row"] for step in range(30)])
+    epochs = rows[: len(rows) // len(batches) * len(batches)].reshape(-1, len(batches))
+    assert (np.sort(epochs, 1) == np.arange(len(batches))).all()
+    assert len(epochs) < 2 or (epochs[0] != epochs[1]).any()
+
+
+def test_ranks_share_an_epoch(store):
+    rows = np.concatenate([Batches(store, 4, 5, rank=rank, world=3)(step)["row"] for step in range(2) for rank in range(3)])
+    assert sorted(rows) == list(range(24))
+
+
+def test_chunks_stop_at_the_end_and_at_a_lost_frame(store):
+    batches = Batches(store, 4, 4)
+    assert batches.sample(1)["action"][:, 0].tolist() == [1, 2, 3, 4]
+    assert batches.sample(3)["action"][:, 0].tolist() == [3, 4, 4, 4] and batches.sample(3)["action.valid"].tolist() == [1, 1, 0, 0]
+    assert batches.sample(7)["action"][:, 0].tolist() == [102, 103, 103, 103]  # frame 104 of episode 1 is missing
+    assert batches.sample(9)["action"][:, 0].tolist() == [104, 105, 106, 107]
+    assert batches.sample(9)["frame"] == 4 and batches.sample(9)["instruction"] == "sentence 1" and batches.sample(9)["task_id"] == "task_1"
+    last = last_of_run(np.array([0, 1, 2, 0, 1]), np.array([0, 0, 0, 1, 1]))
+    assert last.tolist() == [2, 2, 2, 4, 4] and chunk_rows(np.array([1, 3]), last, 3).tolist() == [[1, 2, 2], [3, 4, 4]]
+
+
+def test_only_chooses_episodes(store):
+    batches = Batches(store, 4, 5, only=lambda episode: episode.task_id == "task_1")
+    assert len(batches) == 9 + 7
+    assert set(np.concatenate([batches(step)["episode"] for step in range(4)])) == {1, 3}
+    with pytest.raises(UserError, match="No episode"):
+        Batches(store, 4, 5, only=lambda episode: False)
+
+
+def test_prepared_pictures_belong_to_their_rows_and_are_made_once(store):
+    calls = []
+
+    def prepare(step):
+        calls.append(threading.get_ident())
+        return {"canvas": step["observation.images.static"] + 1, "row": step["observation.state"][:1]}
+
+    batches = Batches(store, 8, 5, prepare=prepare, key="plus one")
+    assert len(calls) == sum(LENGTHS) + 1  # one more for the shapes
+    batch = batches(0)
+    assert batch["canvas"].shape == (8, 6, 6, 3) and batch["canvas"].dtype == np.uint8
+    assert (batch["canvas"][:, 0, 0, 0] == batch["state"][:, 0] % 251 + 1).all()
+    Batches(store, 8, 5, prepare=prepare, key="plus one")
+    assert len(calls) == sum(LENGTHS) + 1
+    Batches(store, 8, 5, prepare=prepare, key="another")
+    assert len(calls) == 2 * (sum(LENGTHS) + 1)
+    assert Batches(store, 8, 5, prepare=pictures)(0)["wrist"].shape == (8, 4, 4, 3)
+    with pytest.raises(ValueError, match="key"):
+        Batches(store, 8, 5, prepare=lambda step: {})
+
+
+def test_a_stale_cache_is_noticed(store):
+    lines = []
+    Batches(store, 8, 5, prepare=pictures, log=lines.append)
+    cache = store.folder.with_name("store.prepared")
+    (old,) = cache.glob("*/about.json")
+    assert json.loads(old.read_text())["key"] == "pictures" and not lines
+    replace_columns(store.folder, lambda e: {"observation.state": e.columns["observation.state"] + 1}, ["observation.state"])
+    Batches(Store(store.folder), 8, 5, prepare=pictures, log=lines.append)
+    assert "earlier version" in lines[0] and not old.exists() and len(list(cache.glob("*/about.json"))) == 1
+
+
+def test_a_failing_prepare_leaves_no_cache(store):
+    def prepare(step):
+        if step["observation.state"][0] == 203:
+            return {"x": np.zeros(4)}
+        return {"x": np.zeros(3)}
+
+    prepare.key = "uneven"
+    with pytest.raises(ValueError, match="for row"):
+        Batches(store, 8, 5, prepare=lambda step: {"x": np.zeros(4 if step["observation.state"][0] == 202 else 3)}, key="uneven")
+    assert not list(store.folder.with_name("store.prepared").glob("*/"))
+
+
+def test_gaze_boxes_are_given_or_asked_for(store):
+    assert "gaze.box" not in Batches(store, 4, 5)(0)
+    with pytest.raises(UserError, match="gaze boxes first"):
+        Batches(store, 4, 5, gaze=True)
+
+    def annotate(episode):
+        n = len(episode.columns["action"])
+        return {"gaze.box": np.full((n, 4), 0.25, np.float32), "gaze.source": ["fallback" if i == 0 else "truth" for i in range(n)]}
+
+    batch = Batches(replace_columns(store.folder, annotate, ["action"]), 24, 5, gaze=True)(0)
+    assert batch["gaze.box"].shape == (24, 4) and (batch["gaze.valid"] == (batch["frame"] > 0)).all()

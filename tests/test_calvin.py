@@ -1,0 +1,348 @@
+"""CALVIN in: the reader, the import, bad input, the guide's commands."""
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import calvin_folder
+import cv2
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from repro.data import npy
+from repro.data.calvin import Calvin, DamagedFrame, calvin, canonical, ensure_store, import_calvin, read_frame
+from repro.data.episodes import Store
+from repro.machine import UserError
+
+LONG = ((0, 219),)  # one damaged frame of 220 is less than 1 %
+
+
+def run(root, tmp_path, split="training", **options):
+    report = import_calvin(root, split, tmp_path / "store", workers=1, **options)
+    return report, Store(tmp_path / "store")
+
+
+def refused(root, tmp_path, match, split="training"):
+    """The import stops with this message and leaves nothing."""
+    with pytest.raises(UserError, match=match) as error:
+        import_calvin(root, split, tmp_path / "store", workers=1)
+    assert not list(tmp_path.glob("store*"))
+    return str(error.value)
+
+
+# --- good input ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("digits", [7, 6])
+def test_import_reads_what_was_written(tmp_path, dtype, digits):
+    calvin_folder.make(tmp_path / "data", dtype=dtype, digits=digits)
+    report, store = run(tmp_path / "data", tmp_path)
+    assert report["episodes"] == 3 and report["damaged"] == {} and store.hash == report["hash"]
+    assert [episode.length for episode in store.episodes] == [8, 12, 5]  # both ends inclusive; the last overlaps the first
+    for info, first in zip(store.episodes, (100, 200, 100), strict=True):
+        read = store.read(info.index)
+        numbers = range(first, first + info.length)
+        assert read.columns["info.frame"].tolist() == list(numbers)
+        for row, number in enumerate(numbers):
+            frame = calvin_folder.frame(number, dtype=dtype)
+            np.testing.assert_array_equal(read.columns["observation.images.static"][row], frame["rgb_static"])
+            np.testing.assert_array_equal(read.columns["observation.images.wrist"][row], frame["rgb_gripper"])
+            np.testing.assert_array_equal(read.columns["action"][row], frame["rel_actions"].astype(np.float32))
+            np.testing.assert_array_equal(read.columns["observation.state"][row], frame["robot_obs"].astype(np.float32))
+    assert store.episodes[2].task == "lift it" and store.episodes[2].task_id == "lift_x" and store.episodes[2].scene == "D"
+
+
+@pytest.mark.parametrize("scene, x", [("A", [3, 2, 1]), ("B", [1, 2, 3]), ("C", [2, 1, 3]), ("D", [1, 2, 3])])
+def test_blocks_come_out_red_blue_pink(tmp_path, scene, x):
+    """On disk block k has x = k + 1 in the scene's own order (reference: calvin_env's scene configurations)."""
+    calvin_folder.make(tmp_path / "data", scene=scene)
+    _, store = run(tmp_path / "data", tmp_path)
+    assert store.read(0).columns["observation.environment_state"][0, [6, 12, 18]].tolist() == x
+    assert store.episodes[0].scene == scene
+    back = canonical(np.arange(24.0), scene)
+    assert back[:6].tolist() == list(range(6)) and sorted(back) == list(range(24))
+
+
+def test_where_the_scene_is_known_from(tmp_path):
+    calvin_folder.make(tmp_path / "a", "validation", scene=None)
+    split = Calvin(tmp_path / "a").split("validation")
+    assert split.annotations[0].scene == "D" and "validates" in split.scene_known_by
+    calvin_folder.make(tmp_path / "b", "validation", scene=None, boxes=True)
+    split = Calvin(tmp_path / "b").split("validation")
+    assert split.annotations[0].scene == "A" and split.scene_known_by == "boxes.json" and split.annotations[0].targets == ("drawer",)
+    calvin_folder.make(tmp_path / "c", scene=None)
+    with pytest.raises(UserError, match="order of the blocks"):
+        Calvin(tmp_path / "c").split("training")
+    assert Calvin(tmp_path / "c").split("training", scene="C").annotations[0].scene == "C"
+    assert "3 annotated episodes of 2 tasks, 20 frames" in Calvin(tmp_path / "c").split("training", scene="C").describe()
+
+
+def test_boxes_lie_in_the_store(tmp_path):
+    calvin_folder.make(tmp_path / "data", boxes=True)
+    _, store = run(tmp_path / "data", tmp_path)
+    read = store.read(1)
+    assert [json.loads(text)["drawer"][0] for text in read.columns["info.boxes"]] == [n % 7 for n in range(200, 212)]
+    assert read.info["targets"] == ["drawer"]
+
+
+def test_members_that_are_not_needed_are_not_decompressed(tmp_path):
+    folder = calvin_folder.make(tmp_path / "data")
+    for path in folder.glob("episode_*.npz"):
+        frame = dict(np.load(path))
+        np.savez_compressed(path, **frame, depth_static=np.array([{"a": 1}], dtype=object))  # reading it would raise
+    report, _ = run(tmp_path / "data", tmp_path)
+    assert report["damaged"] == {}
+
+
+def test_workers_change_nothing(tmp_path):
+    calvin_folder.make(tmp_path / "data")
+    one = import_calvin(tmp_path / "data", "training", tmp_path / "one", workers=1)
+    two = import_calvin(tmp_path / "data", "training", tmp_path / "two", workers=2)
+    assert one["hash"] == two["hash"]
+
+
+def test_ensure_store_imports_once_and_again_when_the_data_changed(tmp_path):
+    calvin_folder.make(tmp_path / "data")
+    lines = []
+    ensure_store(tmp_path / "data", "training", tmp_path / "store", workers=1, log=lines.append)
+    written = (tmp_path / "store/meta/info.json").stat().st_mtime_ns
+    ensure_store(tmp_path / "data", "training", tmp_path / "store", workers=1, log=lines.append)
+    assert (tmp_path / "store/meta/info.json").stat().st_mtime_ns == written and not lines
+    np.savez(tmp_path / "data/training/episode_0000103.npz", **calvin_folder.frame(104))
+    ensure_store(tmp_path / "data", "training", tmp_path / "store", workers=1, log=lines.append)
+    assert (tmp_path / "store/meta/info.json").stat().st_mtime_ns != written and "importing again" in lines[0]
+
+
+def test_real_simulator_frames(test_data, tmp_path):
+    root = test_data("calvin_sim")
+    split = Calvin(root).split("training")
+    assert (len(split.annotations), split.frames, split.scene_known_by) == (24, 890, "scene_info.npy")
+    assert set(split.statistics) == {"robot_obs", "scene_obs"} and len(split.statistics["robot_obs"]["mean"]) == 15
+    report = import_calvin(root, "validation", tmp_path / "store", workers=2)
+    store = Store(tmp_path / "store")
+    assert (report["episodes"], report["frames"], report["damaged"], report["scene_known_by"]) == (9, 373, {}, "boxes.json")
+    read, raw = store.read(7), np.load(root / "validation/episode_0060300.npz")
+    np.testing.assert_array_equal(read.columns["observation.images.static"][11], raw["rgb_static"])
+    np.testing.assert_allclose(read.columns["observation.environment_state"][11], raw["scene_obs"], rtol=1e-6)
+    assert json.loads(read.columns["info.boxes"][11])["drawer"] and store.episodes[7].info["goal_items"] == ["drawer"]
+    state = store.stats["observation.state"]
+    assert np.abs(state["mean"] - np.array(Calvin(root).split("validation").statistics["robot_obs"]["mean"])).max() < 0.02
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------------------------
+
+
+def spoil_missing(path):
+    path.unlink()
+
+
+def spoil_truncated(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def spoil_empty(path):
+    path.write_bytes(b"")
+
+
+def spoil_garbage(path):
+    path.write_bytes(os.urandom(500))
+
+
+def spoil_nan(path):
+    frame = dict(np.load(path))
+    frame["rel_actions"][2] = np.nan
+    np.savez(path, **frame)
+
+
+def spoil_member(path):
+    frame = dict(np.load(path))
+    del frame["rgb_gripper"]
+    np.savez(path, **frame)
+
+
+SPOIL = {spoil_missing: "missing", spoil_truncated: "unreadable", spoil_empty: "unreadable", spoil_garbage: "unreadable",
+         spoil_nan: "not finite", spoil_member: "rgb_gripper"}  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil", SPOIL, ids=lambda spoil: spoil.__name__)
+def test_a_damaged_frame_is_left_out_and_named(tmp_path, spoil):
+    folder = calvin_folder.make(tmp_path / "data", segments=LONG, size=4, wrist=4)
+    spoil(folder / "episode_0000100.npz")
+    report, store = run(tmp_path / "data", tmp_path)
+    assert list(report["damaged"]) == ["episode_0000100.npz"] and SPOIL[spoil] in report["damaged"]["episode_0000100.npz"]
+    assert store.meta["damaged"] == report["damaged"]
+    numbers = store.read(0).columns["info.frame"]
+    assert 100 not in numbers and len(numbers) == 219  # the second, overlapping annotation counts the frame once
+    assert report["frames"] == 219 + 216
+
+
+def test_damage_in_the_first_frame_is_no_different(tmp_path):
+    folder = calvin_folder.make(tmp_path / "data", segments=LONG, size=4, wrist=4)
+    spoil_truncated(folder / "episode_0000000.npz")
+    assert list(run(tmp_path / "data", tmp_path)[0]["damaged"]) == ["episode_0000000.npz"]
+
+
+def test_more_than_one_percent_damaged_stops(tmp_path):
+    folder = calvin_folder.make(tmp_path / "data", segments=LONG, size=4, wrist=4)
+    for number in (5, 6, 7):
+        spoil_missing(folder / f"episode_{number:07d}.npz")
+    assert "episode_0000005.npz: missing" in refused(tmp_path / "data", tmp_path, "too many damaged")
+
+
+def test_wrong_structure_is_refused(tmp_path):
+    folder = calvin_folder.make(tmp_path / "size")
+    np.savez(folder / "episode_0000203.npz", **calvin_folder.frame(203, size=24))
+    assert "episode_0000203.npz" in refused(tmp_path / "size", tmp_path, "another shape")
+    folder = calvin_folder.make(tmp_path / "shape")
+    np.savez(folder / "episode_0000203.npz", **calvin_folder.frame(203) | {"robot_obs": np.zeros(14)})
+    refused(tmp_path / "shape", tmp_path, "robot_obs")
+    calvin_folder.make(tmp_path / "outside", notes=[(100, 108, "open_drawer", "open it")])
+    refused(tmp_path / "outside", tmp_path, "outside the recorded segments")
+    calvin_folder.make(tmp_path / "between", notes=[(105, 203, "open_drawer", "open it")])
+    refused(tmp_path / "between", tmp_path, "outside the recorded segments")
+    folder = calvin_folder.make(tmp_path / "index")
+    (folder / "ep_start_end_ids.npy").unlink()
+    refused(tmp_path / "index", tmp_path, "ep_start_end_ids.npy is missing")
+    np.save(folder / "ep_start_end_ids.npy", np.zeros((3, 3), int))
+    refused(tmp_path / "index", tmp_path, "no index")
+    folder = calvin_folder.make(tmp_path / "language")
+    (folder / "lang_annotations/auto_lang_ann.npy").unlink()
+    refused(tmp_path / "language", tmp_path, "auto_lang_ann.npy is missing")
+    calvin_folder.write_dict(folder / "lang_annotations/auto_lang_ann.npy", {"language": {"ann": ["x"], "task": []}, "info": {"indx": [(100, 101)]}})
+    refused(tmp_path / "language", tmp_path, "another structure")
+    folder = calvin_folder.make(tmp_path / "broken")
+    (folder / "lang_annotations/auto_lang_ann.npy").write_bytes((folder / "lang_annotations/auto_lang_ann.npy").read_bytes()[:150])
+    refused(tmp_path / "broken", tmp_path, "cannot be read")
+    folder = calvin_folder.make(tmp_path / "boxes", boxes=True)
+    (folder / "boxes.json").write_text((folder / "boxes.json").read_text()[:-120])
+    refused(tmp_path / "boxes", tmp_path, "garbled")
+
+
+def test_empty_and_foreign_folders_are_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", tmp_path, "is empty")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/readme.txt").write_text("x")
+    assert "readme.txt" in refused(tmp_path / "other", tmp_path, "not a CALVIN folder")
+    refused(tmp_path / "nowhere", tmp_path, "not a folder")
+    calvin_folder.make(tmp_path / "data")
+    refused(tmp_path / "data", tmp_path, "no split 'validation'", split="validation")
+
+
+def test_random_damage_never_escapes(tmp_path):
+    """Any flipped byte gives the frame, a damaged frame or a refusal, never another exception."""
+    path, rng = tmp_path / "episode_0000001.npz", np.random.default_rng(0)
+    np.savez_compressed(path, **calvin_folder.frame(1, size=4, wrist=4))
+    whole, damaged = path.read_bytes(), 0
+    for _ in range(300):
+        data = bytearray(whole)
+        data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data)
+        try:
+            read_frame(path)
+        except DamagedFrame:
+            damaged += 1
+    assert damaged > 100
+
+
+# --- pickles ------------------------------------------------------------------------------------------------------------------------
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/never",)
+
+
+def save(path, payload: bytes):
+    """A .npy file with an object array whose pickle is `payload`."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "|O", "fortran_order": False, "shape": ()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(buffer.getvalue() + payload)
+
+
+def test_a_pickle_that_calls_is_refused_by_name(tmp_path):
+    folder = calvin_folder.make(tmp_path / "data")
+    save(folder / "lang_annotations/auto_lang_ann.npy", pickle.dumps(np.array({"language": Bomb()}, dtype=object), protocol=4))
+    message = refused(tmp_path / "data", tmp_path, "auto_lang_ann.npy")
+    assert "posix.system" in message
+    for name in ("builtins.eval", "numpy.testing._private.utils.runstring", "numpy.core.multiarray.fromfile", "functools.partial"):
+        module, _, function = name.rpartition(".")
+        save(tmp_path / "x.npy", f"c{module}\n{function}\n(S'1'\ntR.".encode())
+        with pytest.raises(UserError, match="x.npy asks for"):
+            npy.load(tmp_path / "x.npy")
+
+
+def test_numpy_1_and_numpy_2_names_are_read(tmp_path):
+    value = {"indx": [(np.int64(3), np.int64(9))], "emb": np.arange(6, dtype=np.float32).reshape(2, 1, 3)}
+    for protocol in (2, 3, 4):
+        payload = pickle.dumps(np.array(value, dtype=object), protocol=protocol)
+        for core in (b"core", b"_core"):
+            other = {b"core": b"_core", b"_core": b"core"}[core]
+            if protocol < 4:
+                text = payload.replace(b"numpy." + other + b".", b"numpy." + core + b".")
+            else:  # in protocol 4 names carry their length in one byte
+                long, short = b"numpy." + other + b".multiarray", b"numpy." + core + b".multiarray"
+                text = payload.replace(bytes([len(long)]) + long, bytes([len(short)]) + short)
+            text = text if protocol < 4 else _without_frames(text)
+            save(tmp_path / "x.npy", text)
+            back = npy.load_dict(tmp_path / "x.npy")
+            assert back["indx"] == value["indx"]
+            np.testing.assert_array_equal(back["emb"], value["emb"])
+
+
+def _without_frames(payload: bytes) -> bytes:
+    """Protocol 4 without its FRAME opcode (0x95 and 8 bytes), whose length no longer fits after the names changed."""
+    assert payload[2:3] == b"\x95"
+    return payload[:2] + payload[11:]
+
+
+# --- the guide's commands -----------------------------------------------------------------------------------------------------------
+
+
+def test_guides_commands(tmp_path):
+    folder = calvin_folder.make(tmp_path / "data", boxes=True)
+    out, result = tmp_path / "extracted", CliRunner()
+
+    def call(*arguments):
+        done = result.invoke(calvin, [str(argument) for argument in arguments], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    ann = folder / "lang_annotations/auto_lang_ann.npy"
+    call("extract", "--ann_path", ann, "--npz_src_dir", folder, "--root_folder", out, "--workers", 1)
+    about = yaml.safe_load((out / "0_open_drawer/lang_ann/lang_ann.yaml").read_text())
+    assert about["ann"] == "open the drawer" and about["task"] == "open_drawer" and about["indx"] == [100, 107]
+    assert len(list((out / "1_open_drawer/img").iterdir())) == 12
+    picture = cv2.imread(str(out / "2_lift_x/img/frame_0000102.png"))[:, :, ::-1]
+    np.testing.assert_array_equal(picture, calvin_folder.frame(102)["rgb_static"])
+
+    call("json", "--root_folder", out, "--output", tmp_path / "without.json")
+    assert json.loads((tmp_path / "without.json").read_text())[0]["crop"] is None
+    assert "truth" in call("crop", "--root_folder", out, "--npz_src_dir", folder, "--detector", "truth")
+    call("json", "--root_folder", out, "--output", tmp_path / "train.json")
+    records = json.loads((tmp_path / "train.json").read_text())
+    assert len(records) == 8 + 12 + 5 and set(records[0]) == {"id", "image", "crop", "instruction", "actions"}
+    assert records[0]["id"] == "task_0_frame_100" and records[0]["image"] == "0_open_drawer/img/frame_0000100.png"
+    expected = [calvin_folder.frame(n)["rel_actions"] for n in (106, 107, 107, 107, 107)]  # the tail repeats the last action
+    np.testing.assert_allclose(records[6]["actions"], expected, atol=1e-6)
+    x0 = 100 % 7
+    np.testing.assert_array_equal(cv2.imread(str(out / records[0]["crop"]))[:, :, ::-1], calvin_folder.frame(100)["rgb_static"][1:8, x0:9])
+    line = json.loads((out / "0_open_drawer/crop_info.jsonl").read_text().splitlines()[0])
+    assert line["coordinates"] == {"x1": x0, "y1": 1, "x2": 9, "y2": 8} and line["source"] == "truth" and line["score"] > 0
+    assert "fallback" in call("crop", "--root_folder", out, "--detector", "none")
+
+
+def test_extract_leaves_nothing_when_it_stops(tmp_path):
+    folder = calvin_folder.make(tmp_path / "data")
+    spoil_missing(folder / "episode_0000105.npz")
+    command = [sys.executable, "-m", "repro.data.calvin", "extract", "--ann_path", folder / "lang_annotations/auto_lang_ann.npy"]
+    done = subprocess.run([*command, "--npz_src_dir", folder, "--root_folder", tmp_path / "out", "--workers", "1"], capture_output=True, text=True)
+    assert done.returncode != 0 and done.stderr.startswith("error: ") and "episode_0000105.npz" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("out*"))

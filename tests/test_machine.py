@@ -1,0 +1,96 @@
+"""Where am I, which dtype and why; profiles; the shape checker. Run: pytest tests/test_machine.py"""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from repro import machine, profiles
+from repro.machine import UserError
+
+
+@pytest.fixture
+def bare(monkeypatch, tmp_path):
+    """An empty folder as the current one, none of our environment variables."""
+    for name in ("REPRO_ROOT", "REPRO_WORK", "REPRO_CALVIN", "KAGGLE_KERNEL_RUN_TYPE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path.resolve()
+
+
+@pytest.mark.parametrize(
+    "found, dtype, word",
+    [
+        ([], "torch.float32", "CPU"),
+        ([(7, 5)], "torch.float16", "7.5"),  # T4, where torch.cuda.is_bf16_supported() says True
+        ([(8, 0)], "torch.bfloat16", "8.0"),
+        ([(9, 0), (9, 0)], "torch.bfloat16", "9.0"),
+        ([(9, 0), (7, 5)], "torch.float16", "7.5"),  # the weakest decides
+    ],
+)
+def test_dtype_goes_by_capability_and_says_why(monkeypatch, found, dtype, word):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(machine, "capabilities", lambda: found)
+    chosen, reason = machine.compute_dtype()
+    assert str(chosen) == dtype and word in reason
+
+
+def test_root_is_the_nearest_parent_with_notebooks(bare, monkeypatch):
+    assert machine.root() == bare
+    (bare / "notebooks").mkdir()
+    (bare / "pyproject.toml").touch()
+    deep = bare / "results" / "smoke" / "notebooks"
+    deep.mkdir(parents=True)
+    monkeypatch.chdir(deep)  # where nbval runs the committed notebooks
+    assert machine.root() == bare
+    assert machine.work("smoke") == bare / "work" / "smoke"
+    monkeypatch.setenv("REPRO_ROOT", str(deep))
+    assert machine.work("cpu") == deep / "work" / "cpu"
+    monkeypatch.setenv("REPRO_WORK", str(bare / "elsewhere"))
+    assert machine.work("cpu") == bare / "elsewhere"
+
+
+def test_kaggle_works_in_its_saved_folder(bare, monkeypatch):
+    assert machine.on_kaggle() is None
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    assert machine.on_kaggle() == "Batch"
+    assert machine.work("t4") == Path("/kaggle/working/work/t4")
+
+
+def test_calvin_data_is_named_by_a_variable(bare, monkeypatch):
+    assert machine.calvin_data() is None
+    monkeypatch.setenv("REPRO_CALVIN", str(bare))
+    assert machine.calvin_data() == bare
+    monkeypatch.setenv("REPRO_CALVIN", str(bare / "task_D_D"))
+    with pytest.raises(UserError, match=r"task_D_D(.|\n)*next step: .*REPRO_CALVIN"):
+        machine.calvin_data()
+
+
+def test_describe_names_the_hardware():
+    pytest.importorskip("torch")
+    about = machine.describe()
+    assert about["cores"] >= 1 and about["memory_gib"] > 0 and about["cpu"]
+    assert {"gpus", "python", "platform", "kaggle"} <= set(about)
+
+
+def test_profiles_differ_in_size_only_and_a_wrong_name_is_helped():
+    assert list(profiles.PROFILES) == ["smoke", "cpu", "t4", "paper"]
+    for name, profile in profiles.PROFILES.items():
+        assert profiles.get(name) is profile and profile.name == name
+        for field in dataclasses.fields(profile):
+            value = getattr(profile, field.name)
+            assert not isinstance(value, int | float) or value > 0, f"{name}.{field.name} = {value}"
+    assert len(profiles.get("smoke").tasks) == 8 and profiles.get("cpu").tasks is None
+    with pytest.raises(UserError, match=r"no profile 'smok'(.|\n)*did you mean 'smoke'\?"):
+        profiles.get("smok")
+
+
+def test_a_wrong_shape_is_caught_in_the_models():
+    """The import hook of conftest.py is on: an annotated function of repro.models refuses a tensor of another rank."""
+    torch = pytest.importorskip("torch")
+    from jaxtyping import TypeCheckError
+
+    from repro.models import towers
+
+    with pytest.raises(TypeCheckError):
+        towers.patchify(torch.zeros(3, 28, 42), 14)

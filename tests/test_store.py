@@ -1,0 +1,168 @@
+"""The store: LeRobot v3.0 layout, statistics, hash, whole or absent."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from repro.data import episodes as module
+from repro.data.episodes import Episode, Store, StoreWriter, replace_columns
+from repro.machine import UserError
+
+
+def episode(seed: int, length: int = 6, task: str = "open the drawer") -> Episode:
+    rng = np.random.default_rng(seed)
+    columns = {
+        "observation.images.static": rng.integers(0, 256, (length, 16, 12, 3), dtype=np.uint8),
+        "observation.state": rng.normal(size=(length, 15)).astype(np.float32),
+        "action": rng.uniform(-1, 1, (length, 7)).astype(np.float32),
+        "info.frame": np.arange(length) + 100 * seed,
+        "words": [f"frame {i}" for i in range(length)],
+    }
+    return Episode(task, columns, {"task_id": "open_drawer", "scene": "D", "extra": [1, 2]})
+
+
+def write(folder, lengths=(6, 1, 9), first: int = 0) -> list[Episode]:
+    made = [episode(first + i, length, f"task {i % 2}") for i, length in enumerate(lengths)]
+    with StoreWriter(folder, 30, {"source": "test"}) as writer:
+        for one in made:
+            writer.add(one)
+    return made
+
+
+def test_what_is_written_is_read(tmp_path):
+    made = write(tmp_path / "store")
+    store = Store(tmp_path / "store")
+    assert len(store) == 3 and store.frames == 16 and store.fps == 30 and store.meta["source"] == "test"
+    assert [(e.length, e.start, e.task, e.task_id, e.scene) for e in store.episodes][2] == (9, 7, "task 0", "open_drawer", "D")
+    for i, one in enumerate(made):
+        back = store.read(i)
+        assert back.task == one.task and back.info == one.info
+        for name, values in one.columns.items():
+            np.testing.assert_array_equal(back.columns[name], values)
+            assert not isinstance(values, np.ndarray) or back.columns[name].dtype == values.dtype
+    np.testing.assert_array_equal(store.column("action"), np.concatenate([one.columns["action"] for one in made]))
+    assert list(store.read(0, ["action"]).columns) == ["action"]
+    assert store.read(0, ["observation.images.static"], decode=False).columns["observation.images.static"][0].startswith(b"\x89PNG")
+
+
+def test_layout_is_lerobot_v3(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "FILE_BYTES", 4000)  # forces several files
+    made = write(tmp_path / "store", (6, 5, 9, 4))
+    info = json.loads((tmp_path / "store/meta/info.json").read_text())
+    assert info["codebase_version"] == "v3.0" and info["total_frames"] == 24 and info["splits"] == {"train": "0:4"}
+    assert info["features"]["observation.images.static"] == {"dtype": "image", "shape": [16, 12, 3], "names": ["height", "width", "channels"]}
+    rows = pq.read_table(tmp_path / "store/meta/episodes/chunk-000/file-000.parquet").to_pylist()
+    assert len({row["data/file_index"] for row in rows}) > 1
+    seen = 0
+    for file in sorted((tmp_path / "store/data").glob("*/*.parquet")):
+        data = pq.ParquetFile(file)
+        note = json.loads(data.schema_arrow.metadata[b"huggingface"])["info"]["features"]
+        assert note["observation.images.static"] == {"_type": "Image"} and set(note) == set(data.schema_arrow.names) == set(info["features"])
+        for group in range(data.num_row_groups):  # one row group an episode
+            table = data.read_row_group(group)
+            assert set(table["episode_index"].to_pylist()) == {seen}
+            assert table["frame_index"].to_pylist() == list(range(len(made[seen].columns["action"])))
+            assert table["index"].to_pylist()[0] == rows[seen]["dataset_from_index"]
+            np.testing.assert_allclose(table["timestamp"].to_numpy(), np.arange(len(table)) / 30, rtol=1e-6)
+            seen += 1
+    assert seen == 4
+    tasks = pq.read_table(tmp_path / "store/meta/tasks.parquet")
+    assert tasks.to_pylist() == [{"task_index": 0, "task": "task 0"}, {"task_index": 1, "task": "task 1"}]
+    assert json.loads(tasks.schema.metadata[b"pandas"])["index_columns"] == ["task"]
+
+
+def test_statistics_are_numpys(tmp_path):
+    made = write(tmp_path / "store", (6, 1, 40, 3))
+    stats = Store(tmp_path / "store").stats
+    whole = np.concatenate([one.columns["action"] for one in made]).astype(np.float64)
+    for key, expected in {"min": whole.min(0), "max": whole.max(0), "mean": whole.mean(0), "std": whole.std(0)}.items():
+        np.testing.assert_allclose(stats["action"][key], expected, rtol=1e-9, atol=1e-12)
+    pixels = np.concatenate([one.columns["observation.images.static"][:, ::4, ::4].reshape(-1, 3) for one in made]) / 255
+    np.testing.assert_allclose(stats["observation.images.static"]["mean"][:, 0, 0], pixels.mean(0))
+    np.testing.assert_allclose(stats["observation.images.static"]["std"][:, 0, 0], pixels.std(0))
+    assert stats["action"]["count"].tolist() == [50] and "words" not in stats
+
+
+def test_hash_follows_the_content(tmp_path):
+    write(tmp_path / "one")
+    time.sleep(0.01)
+    write(tmp_path / "two")
+    write(tmp_path / "other", first=1)
+    one, two, other = (Store(tmp_path / name).hash for name in ("one", "two", "other"))
+    assert one == two != other
+
+
+def test_replace_columns_keeps_the_rest(tmp_path):
+    made = write(tmp_path / "store")
+    before = Store(tmp_path / "store")
+    png = before.read(2, ["observation.images.static"], decode=False).columns
+    after = replace_columns(
+        tmp_path / "store", lambda e: {"gaze.box": e.columns["action"][:, :4] * 2, "words": [e.task] * len(e.columns["action"])}, ["action"]
+    )
+    np.testing.assert_array_equal(after.read(2).columns["gaze.box"], made[2].columns["action"][:, :4] * 2)
+    assert after.read(1).columns["words"] == ["task 1"] and after.read(2, list(png), decode=False).columns == png
+    assert after.hash != before.hash and after.meta["source"] == "test"
+    np.testing.assert_array_equal(after.stats["action"]["std"], before.stats["action"]["std"])
+    whole = after.column("gaze.box").astype(np.float64)
+    np.testing.assert_allclose(after.stats["gaze.box"]["std"], whole.std(0))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
+
+
+def test_bad_input_is_refused(tmp_path):
+    write(tmp_path / "store")
+    with pytest.raises(UserError, match="exists"):
+        StoreWriter(tmp_path / "store", 30)
+    with pytest.raises(UserError, match="gaze.box"):
+        Store(tmp_path / "store").read(0, ["gaze.box"])
+    with pytest.raises(UserError, match="info.json is missing"):
+        Store(tmp_path)
+    with pytest.raises(UserError, match="No episode"), StoreWriter(tmp_path / "new", 30):
+        pass
+    with pytest.raises(UserError, match="differs in its columns"), StoreWriter(tmp_path / "new", 30) as writer:
+        writer.add(episode(0))
+        writer.add(Episode("x", {"action": np.zeros((3, 7), np.float32)}))
+    with pytest.raises(UserError, match="one length"), StoreWriter(tmp_path / "new", 30) as writer:
+        writer.add(Episode("x", {"action": np.zeros((3, 7)), "state": np.zeros((4, 7))}))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
+
+
+LOOP = """
+import sys, numpy as np
+from repro.data.episodes import Episode, Store, StoreWriter, replace_columns
+folder, n = sys.argv[1], 0
+print("ready", flush=True)
+while True:
+    with StoreWriter(folder, 30, {"n": n}, replace=True) as writer:
+        for i in range(5):
+            writer.add(Episode("x", {"action": np.full((50, 7), n, np.float32), "picture": np.full((4, 32, 32, 3), n % 256, np.uint8)[:1].repeat(50, 0)}))
+    n += 1
+"""  # noqa: E501
+
+
+def test_a_killed_writer_leaves_the_store_whole(tmp_path):
+    folder, seen = tmp_path / "store", 0
+    for turn in range(6):
+        process = subprocess.Popen([sys.executable, "-c", LOOP, str(folder)], stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        process.stdout.readline()
+        time.sleep(0.15 + 0.037 * turn)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if (folder.exists() or folder.with_name("store.old").exists()) and (store := Store(folder)):
+            seen += 1
+            assert len(store) == 5
+            values = [store.read(i).columns["action"] for i in range(5)]
+            assert all(value.shape == (50, 7) and (value == store.meta["n"]).all() for value in values)
+    assert seen >= 4, f"only {seen} of 6 kills came after a first store was whole"
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
+    write(tmp_path / "store")
+    os.rename(tmp_path / "store", tmp_path / "store.old")
+    assert len(Store(tmp_path / "store")) == 3 and not (tmp_path / "store.old").exists()

@@ -109,12 +109,6 @@ def test_a_stale_cache_is_noticed(store):
 
 
 def test_a_failing_prepare_leaves_no_cache(store):
-    def prepare(step):
-        if step["observation.state"][0] == 203:
-            return {"x": np.zeros(4)}
-        return {"x": np.zeros(3)}
-
-    prepare.key = "uneven"
     with pytest.raises(ValueError, match="for row"):
         Batches(store, 8, 5, prepare=lambda step: {"x": np.zeros(4 if step["observation.state"][0] == 202 else 3)}, key="uneven")
     assert not list(store.folder.with_name("store.prepared").glob("*/"))

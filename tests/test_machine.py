@@ -90,7 +90,8 @@ def test_a_wrong_shape_is_caught_in_the_models():
     torch = pytest.importorskip("torch")
     from jaxtyping import TypeCheckError
 
-    from repro.models import towers
+    from repro.models import denoiser
 
+    assert denoiser.sincos(torch.zeros(3), 8).shape == (3, 8)
     with pytest.raises(TypeCheckError):
-        towers.patchify(torch.zeros(3, 28, 42), 14)
+        denoiser.sincos(torch.zeros(3, 1), 8)

@@ -35,12 +35,12 @@ def problems(notebook, source: Path) -> list[str]:
     own = [(cell.cell_type, cell.source) for cell in notebook.cells if not added & set(cell.metadata.get("tags", ()))]
     if own != [(cell.cell_type, cell.source) for cell in notebooks.convert(source).cells]:
         found.append(f"stale: its cells are not those of {source.parent.name}/{source.name}; run it anew and publish")
-    if not any("nbval-check-output" in cell.metadata.get("tags", ()) and re.search(r"\d", _shown(cell)) for cell in code):
+    if not any("nbval-check-output" in cell.metadata.get("tags", ()) and re.search(r"\d", shown(cell)) for cell in code):
         found.append("no cell tagged nbval-check-output shows a number: tag the one that prints the table")
     return found
 
 
-def _shown(cell) -> str:
+def shown(cell) -> str:
     """The text which nbval compares: streams and text/plain."""
     return "\n".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in cell.outputs)
 

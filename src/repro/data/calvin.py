@@ -209,7 +209,9 @@ class Split:
         digest = hashlib.sha256(repr((self.name, self.scene, self.segments.tolist(), self.annotations)).encode())
         notes = self.annotations[:: max(1, len(self.annotations) // 16)]
         for path in [self.folder / "boxes.json", *(self.frame_path((note.start + note.end) // 2) for note in notes)]:
-            digest.update(path.read_bytes() if path.is_file() else b"absent")
+            if path.is_file():
+                with open(path, "rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
     @cached_property
@@ -432,7 +434,11 @@ def in_order(function: Callable, tasks: Iterable[tuple], workers: int) -> Iterat
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
-        raise UserError("A worker process died.", found=str(error), next_step="memory is the usual cause: try workers=1") from error
+        raise UserError(
+            "A worker process died.",
+            found=str(error),
+            next_step="memory is the usual cause, or a script without `if __name__ == '__main__':`; workers=1 needs neither",
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

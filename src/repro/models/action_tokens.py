@@ -35,7 +35,7 @@ class ActionTokens:
         if not np.isfinite(values).all():
             where = np.argwhere(~np.isfinite(values))[0].tolist()
             raise UserError("an action or state to be written as tokens is not finite", expected="numbers in [-1, 1]",
-                            found=f"{values[tuple(where)]} at index {where}", next_step="look at that frame of the data, or skip it at the import")
+                            found=f"{values[tuple(where)]} at index {where}", next_step="look at that frame of the data, or leave it out")
         return self.vocab_size - np.digitize(np.clip(values, -1.0, 1.0), EDGES)
 
     def decode(self, ids: Int[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
@@ -43,8 +43,9 @@ class ActionTokens:
         bins = self.vocab_size - np.asarray(ids)
         if bins.size and (bins.min() < 1 or bins.max() > BINS):
             foreign = np.asarray(ids)[(bins < 1) | (bins > BINS)].ravel()
-            raise UserError("token ids that are no action tokens were to be decoded", expected=f"ids {self.first} .. {self.vocab_size - 1}",
-                            found=f"{foreign[:5].tolist()}", next_step="compare the tokenizer's size with the one the model was trained with")
+            raise UserError("token ids that are no action tokens cannot be decoded", found=foreign[:5].tolist(),
+                            expected=f"ids {self.first} .. {self.vocab_size - 1}",
+                            next_step="compare the tokenizer's size with the one the model was trained with")
         return CENTRES[np.clip(bins - 1, 0, BINS - 2)]
 
 

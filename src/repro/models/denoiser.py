@@ -146,7 +146,8 @@ class DiT(nn.Module):
         nn.init.zeros_(self.x_embedder.proj.bias)
         for linear in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
             nn.init.normal_(linear.weight, std=0.02)
-        for linear in [block.adaLN_modulation[1] for block in self.blocks] + [self.final_layer.adaLN_modulation[1], self.final_layer.linear]:
+        modulations = [part.adaLN_modulation[1] for part in (*self.blocks, self.final_layer)]
+        for linear in (*modulations, self.final_layer.linear):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
 

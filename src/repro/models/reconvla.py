@@ -8,10 +8,11 @@ The instruction stands before *and* after the image, so that image tokens can at
 cross-entropy + recon_weight * diffusion loss; the reconstruction exists in training only.
 
 Departures of the `tiny` preset, which has no pretrained part and trains on a CPU. Each is a field of the config, so that
-`plain` (all of them off) can be compared: keypoints, ordered_bins, soft_bins, proprio="linear", word_dropout. And two that
+`plain` (all of them off) can be compared: keypoints, ordered_bins, soft_bins, proprio="linear", word_dropout, draws=1. Two
 have no switch: no VAE (the latents are the target's own pixels, area-averaged so that one token holds
 latent_patch x latent_patch x 3 of them, scaled to [-1, 1]: nothing random is frozen), and no end token (35 actions always).
 """
+
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -28,8 +29,10 @@ from repro.gaze.crops import crop
 from repro.machine import UserError
 from repro.models.action_tokens import BIN_VALUES, BINS, ActionTokens, normalise_state
 from repro.models.denoiser import Denoiser
-from repro.models.towers import Keypoints, TinyTower, compose
+from repro.models.towers import Keypoints, TinyTower, compose, resize
 from repro.models.words import UNKNOWN, Words
+
+BIN_SCALE = 0.1  # standard deviation of ordered bins; with the decoder's 0.02 the loss stands still for the first hundreds of steps
 
 
 @dataclass(frozen=True)
@@ -63,17 +66,16 @@ class ReconVLAConfig:
     denoiser_width: int = 96
     denoiser_depth: int = 2
     denoiser_heads: int = 4
-    draws: int = 4                  # noise levels per sample and step
+    draws: int = 1                  # noise levels per sample and step; upstream 4: less noise per step, fewer steps a minute
     blind: bool = False             # canvas blanked in training and acting: the floor of a policy that cannot see
 
     def __post_init__(self):
-        object.__setattr__(self, "words", tuple(self.words))
         for name, allowed in (("proprio", ("linear", "tokens")), ("target", ("gaze", "whole")), ("resample", ("area", "lanczos"))):
             if getattr(self, name) not in allowed:
-                raise UserError(f"model config: {name} has an unknown value", expected=f"one of {allowed}", found=repr(getattr(self, name)))
+                raise UserError(f"model config: unknown {name}", expected=f"one of {allowed}", found=repr(getattr(self, name)))
         if self.height % 16 or self.width % 16 or self.static_rows % 16 or not 0 < self.static_rows < self.height:
-            raise UserError("model config: the canvas does not fall into 16 px patches", expected="height, width, static_rows multiples of 16",
-                            found=f"{self.height}, {self.width}, {self.static_rows}")
+            raise UserError("model config: the canvas does not fall into 16 px patches", found=(self.height, self.width, self.static_rows),
+                            expected="height, width, static_rows multiples of 16")
         if self.recon_weight < 0:
             raise UserError("model config: recon_weight must not be negative", expected=">= 0", found=self.recon_weight)
         if self.blind and self.recon:
@@ -87,7 +89,7 @@ class ReconVLAConfig:
 
 PRESETS = {
     "tiny": ReconVLAConfig(),
-    "plain": ReconVLAConfig(keypoints=0, ordered_bins=False, soft_bins=0.0, proprio="tokens", word_dropout=0.0),
+    "plain": ReconVLAConfig(keypoints=0, ordered_bins=False, soft_bins=0.0, proprio="tokens", word_dropout=0.0, draws=4),
 }
 
 
@@ -122,9 +124,9 @@ class ReconVLA(nn.Module):
             bos_token_id=None, eos_token_id=None, attn_implementation="sdpa"))
         if c.ordered_bins:
             with torch.no_grad():  # slots run from the highest value (id first) down
-                self.embedding[self.tokens.first:] = 0.02 * fourier(BIN_VALUES[::-1].copy(), d)
+                self.embedding[self.tokens.first:] = BIN_SCALE * fourier(BIN_VALUES[::-1].copy(), d)
         latent_dim = 3 * c.latent_patch**2
-        self.denoiser = (Denoiser(d, latent_dim, c.grid, c.denoiser_width, c.denoiser_depth, c.denoiser_heads, c.draws) if c.recon else None)
+        self.denoiser = Denoiser(d, latent_dim, c.grid, c.denoiser_width, c.denoiser_depth, c.denoiser_heads, c.draws) if c.recon else None
 
     @property
     def embedding(self) -> Tensor:
@@ -138,33 +140,36 @@ class ReconVLA(nn.Module):
     # ---- pictures -----------------------------------------------------------------------------------------------
     @property
     def key(self) -> str:
-        """Names what `prepare` depends on: two models with the same key share a cache."""
-        names = ["height", "width", "static_rows", "resample"]
-        names += ["target", "latent_patch"] * self.config.recon + ["gaze_margin"] * (self.config.recon and self.config.target == "gaze")
+        """Names what `prepare` depends on: baseline, whole and gaze models of one geometry share a cache."""
+        names = ("height", "width", "static_rows", "resample", "latent_patch", "gaze_margin")
         return "reconvla " + json.dumps({name: getattr(self.config, name) for name in names})
 
-    def canvas(self, observation: dict) -> UInt8[np.ndarray, "h w 3"]:
+    def canvas(self, observation: dict, static: np.ndarray | None = None) -> UInt8[np.ndarray, "h w 3"]:
+        """Both cameras of a raw observation in one image; `static` stands in for the static camera's picture."""
         c = self.config
-        return compose(observation["observation.images.static"], observation["observation.images.wrist"], c.height, c.width, c.static_rows,
-                       c.resample)
+        static = observation["observation.images.static"] if static is None else static
+        return compose(static, observation["observation.images.wrist"], c.height, c.width, c.static_rows, c.resample)
 
     def prepare(self, observation: dict) -> dict[str, np.ndarray]:
-        """One step -> {"canvas": uint8 (H, W, 3)} and, with reconstruction, {"target": uint8 (gh * p, gw * p, 3)}."""
+        """One step -> {"canvas": uint8 (H, W, 3)} and, if it has a gaze box, {"target": uint8 (gh * p, gw * p, 3)}.
+
+        The target is the canvas with the gaze crop (stretched, as upstream) in place of the static picture, above the unchanged
+        wrist picture, area-averaged to `latent_patch` pixels a token. The whole-image target is the canvas itself (see `latents`).
+        """
         c, out = self.config, {"canvas": self.canvas(observation)}
-        if c.recon:
-            static = observation["observation.images.static"]
-            if c.target == "gaze":
-                if "gaze.box" not in observation:
-                    raise UserError("the gaze target needs gaze boxes in the data", expected="column gaze.box", found=sorted(observation),
-                                    next_step="run the gaze step (notebook 04), or set target='whole' or recon=False")
-                static = crop(static, observation["gaze.box"], margin=c.gaze_margin)
-            rows, columns = (c.latent_patch * n for n in c.grid)
-            out["target"] = compose(static, observation["observation.images.wrist"], rows, columns, rows * c.static_rows // c.height, c.resample)
+        if "gaze.box" in observation:
+            gaze = crop(observation["observation.images.static"], observation["gaze.box"], margin=c.gaze_margin)
+            out["target"] = resize(self.canvas(observation, gaze), c.grid[0] * c.latent_patch, c.grid[1] * c.latent_patch)
+        elif c.recon and c.target == "gaze":
+            raise UserError("the gaze target needs gaze boxes in the data", expected="column gaze.box", found=sorted(observation),
+                            next_step="run the gaze step (notebook 04), or set target='whole' or recon=False")
         return out
 
-    def latents(self, target: UInt8[Tensor, "b th tw 3"]) -> Float[Tensor, "b d gh gw"]:
-        """Pixels of the target, unfolded to the token grid (channel order colour, row, column), in [-1, 1]."""
-        return F.pixel_unshuffle(target.permute(0, 3, 1, 2).float() / 127.5 - 1, self.config.latent_patch)
+    def latents(self, picture: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b d gh gw"]:
+        """A target, or a canvas (averaged down first), unfolded to the token grid in [-1, 1]; channel order colour, row, column."""
+        picture = picture.permute(0, 3, 1, 2).float() / 127.5 - 1
+        shrink = picture.shape[2] // (self.config.grid[0] * self.config.latent_patch)
+        return F.pixel_unshuffle(F.avg_pool2d(picture, shrink), self.config.latent_patch)
 
     def pixels(self, latents: Float[Tensor, "b d gh gw"]) -> UInt8[Tensor, "b th tw 3"]:
         """The inverse of `latents`, rounded to bytes."""
@@ -218,8 +223,9 @@ class ReconVLA(nn.Module):
             out["l1"] = torch.tensor(float(np.abs(best - batch["action"].reshape(best.shape)).mean()))
         out["loss"] = out["action"]
         if self.denoiser is not None:
-            valid = batch["gaze.valid"] if self.config.target == "gaze" else np.ones(len(labels), bool)
-            latents = self.latents(torch.as_tensor(batch["target"]).to(self.device))
+            gaze = self.config.target == "gaze"
+            valid = batch["gaze.valid"] if gaze else np.ones(len(labels), bool)
+            latents = self.latents(torch.as_tensor(batch["target" if gaze else "canvas"]).to(self.device))
             mask = torch.as_tensor(np.asarray(valid, bool)).to(self.device)
             out["recon"] = self.denoiser.loss(latents, hidden[:, self.image_positions], mask)
             out["loss"] = out["loss"] + self.config.recon_weight * out["recon"]
@@ -250,3 +256,37 @@ class ReconVLA(nn.Module):
         self.train(was_training)
         ids = self.tokens.first + torch.stack(chosen, dim=1).cpu().numpy()
         return self.tokens.decode(ids).reshape(len(observations), c.chunk, c.action_dim)
+
+    # ---- on disk ------------------------------------------------------------------------------------------------
+    def save(self, folder: Path | str) -> None:
+        """Write `model.safetensors` and `model.json` (config and statistics) into an existing folder."""
+        folder, weights = Path(folder), self.state_dict()
+        weights.pop("decoder.lm_head.weight")  # the same numbers as the input embeddings
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "model.safetensors")
+        (folder / "model.json").write_text(json.dumps({"model": "ReconVLA", "config": asdict(self.config), "stats": self.stats}, indent=1))
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "ReconVLA":
+        """The model of a folder written by `save` (a checkpoint is one). Missing, foreign or misshapen tensors are all named."""
+        folder = Path(folder)
+        if not (folder / "model.json").exists():
+            raise UserError(f"{folder} holds no model", expected="model.json and model.safetensors", next_step="train first (notebook 05)")
+        about = json.loads((folder / "model.json").read_text())
+        unknown = set(about["config"]) - {field.name for field in fields(ReconVLAConfig)}
+        if unknown:
+            raise UserError(f"{folder}/model.json has config fields this version does not know", found=sorted(unknown),
+                            next_step="use the version of repro named in about.json")
+        model = cls(ReconVLAConfig(**{**about["config"], "words": tuple(about["config"]["words"])}), about["stats"])
+        model.load_weights(load_file(folder / "model.safetensors"), folder / "model.safetensors")
+        return model
+
+    def load_weights(self, weights: dict[str, Tensor], source: Path | str) -> None:
+        """Take over all tensors or none."""
+        expected = {name: tuple(t.shape) for name, t in self.state_dict().items() if name != "decoder.lm_head.weight"}
+        found = {name: tuple(t.shape) for name, t in weights.items()}
+        wrong = [f"{name}: expected {expected.get(name, 'absent')}, found {found.get(name, 'absent')}"
+                 for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
+        if wrong:
+            raise UserError(f"{source} does not fit the model", expected=f"{len(expected)} tensors", found="; ".join(wrong),
+                            next_step="load it with the config it was saved with")
+        self.load_state_dict(weights, strict=False)

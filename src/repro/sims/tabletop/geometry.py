@@ -5,6 +5,7 @@ robot_obs, scene_obs)` says where the bodies are. Both are pure functions; the f
 planar and convex, every solid is the intersection of its faces' half-spaces (the tests cast rays against just that).
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from .looks import BULB, BUTTON, DARK, FINGER, FLAT, FLOOR, GREY, LED, LOOKS, PA
 from .scenes import ITEMS, Scene
 
 ARM = ("upper_arm", "forearm", "elbow", "wrist")
-BODIES = ("world", *s.JOINTS, *s.BLOCKS, "finger_left", "finger_right", "hand", *ARM)
+BODIES = ("room", "world", "slider", "switch", "button", "drawer", *s.BLOCKS, "finger_left", "finger_right", "hand", *ARM)
 BODY = {name: i for i, name in enumerate(BODIES)}
 ITEM_ID = {"": 0, **{item: i + 1 for i, item in enumerate(ITEMS)}}
 MAX_CORNERS = 11  # of a face, one more than any has: a cut at the near plane adds one
@@ -31,7 +32,7 @@ class Solids:
 
     vertex: np.ndarray  # (V, 3) metres, in the frame of its body
     vertex_body: np.ndarray  # (V,) index into BODIES
-    corner: np.ndarray  # (F, MAX_CORNERS) vertex indices, counter-clockwise from outside, the last one repeated
+    corner: np.ndarray  # (MAX_CORNERS, F) vertex indices, counter-clockwise from outside, the last one repeated
     corners: np.ndarray  # (F,) how many are real
     normal: np.ndarray  # (F, 3) outward unit normal, body frame
     body: np.ndarray  # (F,)
@@ -48,23 +49,26 @@ RECEIVERS = (s.FLOOR_Z, s.TABLE_Z, s.CABINET_FLOOR_Z, s.DRAWER_FLOOR_Z)
 
 
 class _Builder:
-    def __init__(self):
+    def __init__(self, look):
+        self.plain = {WOOD: np.mean(look.wood, 0), WOOD2: np.mean(look.wood2, 0)}
         self.vertices, self.vertex_body, self.faces, self.n_solids = [], [], [], 0
 
-    def hull(self, body, points, faces, colour=WHITE, texture=FLAT, item="", dim=1.0, receiver=0):
-        """One convex solid from corners (n, 3) and faces (tuples of corner indices, any orientation)."""
+    def hull(self, body, points, faces, colour=WHITE, texture=FLAT, item="", dim=1.0, receiver=0, ends=None):
+        """One convex solid from corners (n, 3) and faces (tuples of corner indices, any orientation). `ends`: colour of the first two."""
         points = np.asarray(points, float)
         base, centre = len(self.vertices), points.mean(0)
         self.vertices += list(points)
         self.vertex_body += [BODY[body]] * len(points)
-        for face in faces:
+        for i, face in enumerate(faces):
             a, b, c = points[list(face[:3])]
             normal = np.cross(b - a, c - a)
             normal /= np.linalg.norm(normal)
             if normal @ (a - centre) < 0:
                 face, normal = face[::-1], -normal
-            top = receiver if normal[2] > 0.99 else 0
-            self.faces.append(([base + i for i in face], normal, BODY[body], self.n_solids, ITEM_ID[item], colour, texture, dim, top))
+            top, grain, tint = receiver if normal[2] > 0.99 else 0, texture, ends if ends and i < 2 else colour
+            if texture in (WOOD, WOOD2) and np.sort(np.ptp(points[list(face)], axis=0))[1] < 0.03:  # too narrow for grain to show
+                grain, tint = FLAT, self.plain[texture]
+            self.faces.append(([base + i for i in face], normal, BODY[body], self.n_solids, ITEM_ID[item], tint, grain, dim, top))
         self.n_solids += 1
 
     def prism(self, body, polygon, axis, low, high, top=None, **look):
@@ -91,7 +95,7 @@ class _Builder:
         order = np.argsort(self.vertex_body, kind="stable")
         place = np.argsort(order)
         faces = sorted(self.faces, key=lambda face: face[2])
-        corner = np.array([place[face[0] + [face[0][-1]] * (MAX_CORNERS - len(face[0]))] for face in faces])
+        corner = np.array([place[face[0] + [face[0][-1]] * (MAX_CORNERS - len(face[0]))] for face in faces]).T
         corners = np.array([len(face[0]) for face in faces])
         columns = (np.array(column) for column in zip(*(face[1:] for face in faces), strict=True))
         return Solids(np.array(self.vertices)[order], np.array(self.vertex_body)[order], corner, corners, *columns)
@@ -99,7 +103,8 @@ class _Builder:
 
 def solids(scene: Scene) -> Solids:
     """All solids of a scene. Lamps are listed as off; the renderer gives their faces the colour of their state."""
-    b, look = _Builder(), LOOKS[scene.name]
+    look = LOOKS[scene.name]
+    b = _Builder(look)
     _furniture(b, scene, look)
     _fixtures(b, scene, look)
     _drawer_and_door(b, scene, look)
@@ -114,8 +119,8 @@ def solids(scene: Scene) -> Solids:
 def _furniture(b, scene, look):
     """Room, table and cabinet: the fixed boxes of scenes.py, and what nothing touches: legs, a strip above the drawer, the robot's base."""
     b.box("world", (-4, 4, -3, 0.6, -0.05, s.FLOOR_Z), texture=FLOOR, receiver=1)
-    b.box("world", (-4, 4, 0.6, 0.65, 0, 3), texture=WALL)
-    b.box("world", (-4, 4, 0.585, 0.6, 0, 0.07), colour=tuple(0.7 * c for c in look.wall))
+    b.box("room", (-4, 4, 0.6, 0.65, 0, 3), texture=WALL)
+    b.box("room", (-4, 4, 0.585, 0.6, 0, 0.07), colour=tuple(0.7 * c for c in look.wall))
     fixed = s.fixed(scene)
     for name, box in fixed.items():
         if name not in ("led", "lightbulb"):
@@ -126,7 +131,7 @@ def _furniture(b, scene, look):
     b.box("world", strip, texture=WOOD)
     for x in (x0 + 0.01, x1 - 0.06):
         for y in (y0 + 0.01, y1 - 0.06):
-            b.box("world", (x, x + 0.05, y, y + 0.05, s.FLOOR_Z, low), texture=WOOD, dim=0.8)
+            b.box("room", (x, x + 0.05, y, y + 0.05, s.FLOOR_Z, low), texture=WOOD, dim=0.8)
     b.tube("world", ARM_BASE[:2], 0.10, 2, s.FLOOR_Z, ARM_BASE[2], colour=GREY)
     b.tube("world", ARM_BASE[:2], 0.085, 2, ARM_BASE[2], ARM_SHOULDER[2], end=0.065)
 
@@ -178,13 +183,11 @@ def _hand(b):
     x0, x1, y0, y1, z0, z1 = s.PALM_BOX
     slab = lambda y: [(x0, -y), (x1, -y), (x1, y), (x0, y)]
     b.prism("hand", slab(0.62 * y1), 2, z0, z0 + 0.025, top=slab(y1))
-    b.box("hand", (x0, x1, y0, y1, z0 + 0.025, z1 - 0.012))
-    b.box("hand", (x0 + 0.008, x1 - 0.008, y0 + 0.01, y1 - 0.01, z1 - 0.012, z1), colour=DARK)
+    b.box("hand", (x0, x1, y0, y1, z0 + 0.025, z1), ends=GREY)
     half, thick, (low, high), pad = s.FINGER_WIDTH / 2, s.FINGER_THICK, s.FINGER_Z, s.PAD_Z[0]
     for name, side in (("finger_left", -1), ("finger_right", 1)):
         slab = lambda outer, side=side: [(-half, 0), (half, 0), (half, side * outer), (-half, side * outer)]
-        b.prism(name, slab(1.6 * thick), 2, low, pad - 0.02, colour=FINGER)
-        b.prism(name, slab(1.6 * thick), 2, pad - 0.02, pad, top=slab(thick), colour=FINGER)
+        b.prism(name, slab(1.7 * thick), 2, low, pad, top=slab(thick), colour=FINGER)
         b.prism(name, slab(thick), 2, pad, high, top=slab(0.7 * thick), colour=PAD)
 
 
@@ -193,15 +196,15 @@ def _arm(b):
     b.tube("upper_arm", (0, 0), 0.060, 2, 0.0, ARM_UPPER, end=0.052)
     b.tube("forearm", (0, 0), 0.052, 2, 0.0, ARM_FORE, end=0.042)
     for name, radius, half in (("upper_arm", 0.068, 0.072), ("elbow", 0.062, 0.066), ("wrist", 0.054, 0.058)):
-        b.tube(name, (0, 0), radius, 0, -half, half)
-        b.tube(name, (0, 0), 0.6 * radius, 0, -half - 0.004, half + 0.004, sides=6, colour=DARK)
+        b.tube(name, (0, 0), radius, 0, -half, half, ends=None if name == "wrist" else GREY)
+    b.tube("wrist", (0, 0), 0.034, 0, -0.062, 0.062, sides=6, colour=DARK)
     flange = ARM_WRIST + s.PALM_BOX[4]
     b.tube("wrist", (0, 0), 0.046, 2, 0.0, flange, end=0.04)
 
 
 def rotation(euler) -> np.ndarray:
     """(3, 3) matrix of extrinsic xyz angles in rad: Rz @ Ry @ Rx, as pybullet."""
-    (cx, cy, cz), (sx, sy, sz) = np.cos(euler), np.sin(euler)
+    (cx, cy, cz), (sx, sy, sz) = (tuple(map(f, euler)) for f in (math.cos, math.sin))
     return np.array([[cz * cy, cz * sy * sx - sz * cx, cz * sy * cx + sz * sx],
                      [sz * cy, sz * sy * sx + cz * cx, sz * sy * cx - cz * sx],
                      [-sy, cy * sx, cy * cx]])
@@ -212,49 +215,48 @@ def _cross(a, b):
     return np.array([a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]])
 
 
-def _link(start, end, length, side):
-    """Pose (3, 4) of a link whose z goes from start to end; stretched along z when they are further apart than `length`."""
-    z = end - start
-    distance = np.sqrt(z @ z)
-    z = z / distance
+def _frame(out, z, side, origin):
+    """Write a pose (3, 4) into `out`: its z along the unit vector given, its x as near to `side` as that allows."""
     x = side - (side @ z) * z
-    x = x / np.sqrt(x @ x)
-    return np.column_stack([x, _cross(z, x), z * max(1.0, distance / length), start])
+    x /= math.sqrt(x @ x)
+    out[:, 0], out[:, 1], out[:, 2], out[:, 3] = x, _cross(z, x), z, origin
 
 
 def poses(scene: Scene, robot_obs: np.ndarray, scene_obs: np.ndarray) -> np.ndarray:
     """(len(BODIES), 3, 4): rotation and translation of every body for one state (robot_obs (15,), scene_obs (24,))."""
-    pose = np.zeros((len(BODIES), 3, 4))
-    pose[:, [0, 1, 2], [0, 1, 2]] = 1.0
-    slider, drawer, button, switch = scene_obs[:4]
+    pose = np.tile(np.eye(3, 4), (len(BODIES), 1, 1))
+    slider, drawer, button, switch = scene_obs[:4].tolist()
+    button *= 0.7  # so that a pressed button still stands out of its ring
     for joint, value in (("drawer", drawer), ("slider", slider), ("switch", switch), ("button", button)):
-        sink = 0.7 if joint == "button" else 1.0  # a pressed button still stands out of its ring
-        pose[BODY[joint], :, 3] = np.multiply(s.AXES[joint], sink * value)
+        pose[BODY[joint], :, 3] = [value * a for a in s.AXES[joint]]
     for i, name in enumerate(scene.block_order):
-        state = scene_obs[6 + 6 * i : 12 + 6 * i]
-        pose[BODY[name], :, :3], pose[BODY[name], :, 3] = rotation(state[3:]), state[:3]
-    hand = np.column_stack([rotation(robot_obs[3:6]), robot_obs[:3]])
+        block = pose[BODY[name]]
+        block[:, :3], block[:, 3] = rotation(scene_obs[9 + 6 * i : 12 + 6 * i]), scene_obs[6 + 6 * i : 9 + 6 * i]
+    hand = pose[BODY["hand"]]
+    hand[:, :3], hand[:, 3] = rotation(robot_obs[3:6]), robot_obs[:3]
+    pose[BODY["finger_left"]] = pose[BODY["finger_right"]] = hand
     opening = 0.5 * max(0.0, robot_obs[6]) * hand[:, 1]
-    for name, shift in (("hand", 0.0), ("finger_left", -opening), ("finger_right", opening)):
-        pose[BODY[name]] = hand
-        pose[BODY[name], :, 3] += shift
-    pose[BODY["upper_arm"]], pose[BODY["forearm"]], pose[BODY["elbow"]], pose[BODY["wrist"]] = _reach(hand)
+    pose[BODY["finger_left"], :, 3] -= opening
+    pose[BODY["finger_right"], :, 3] += opening
+    _reach(pose, hand)
     return pose
 
 
-def _reach(hand):
-    """Poses of upper arm, forearm, elbow and wrist by two-link inverse kinematics, the elbow as high as it can be."""
-    shoulder, up = np.array(ARM_SHOULDER), np.array([0.0, 0.0, 1.0])
-    wrist = hand[:, 3] - ARM_WRIST * hand[:, 2]
+def _reach(pose, hand):
+    """Poses of the arm by two-link inverse kinematics, the elbow as high as it can be; out of reach, the links stretch."""
+    shoulder, z = np.array(ARM_SHOULDER), hand[:, 2]
+    wrist = hand[:, 3] - ARM_WRIST * z
     reach = wrist - shoulder
-    distance = np.sqrt(reach @ reach)
+    distance = math.sqrt(reach @ reach)
     along = (ARM_UPPER**2 - ARM_FORE**2 + distance**2) / (2 * distance)
-    side = _cross(reach, up)
-    side = side / np.sqrt(side @ side)
-    rise = _cross(side, reach) / distance
-    elbow = shoulder + along / distance * reach + np.sqrt(max(0.0, ARM_UPPER**2 - along**2)) * rise
-    upper, fore = _link(shoulder, elbow, ARM_UPPER, side), _link(elbow, wrist, ARM_FORE, side)
-    x = side - (side @ hand[:, 2]) * hand[:, 2]
-    x = x / np.sqrt(x @ x)
-    turn = np.column_stack([x, _cross(hand[:, 2], x), hand[:, 2], wrist])
-    return upper, fore, np.column_stack([upper[:, :3] / np.linalg.norm(upper[:, :3], axis=0), elbow]), turn
+    side = np.array([reach[1], -reach[0], 0.0])  # reach x up
+    side /= math.sqrt(side @ side)
+    elbow = shoulder + along / distance * reach + math.sqrt(max(0.0, ARM_UPPER**2 - along**2)) / distance * _cross(side, reach)
+    for name, start, end, length in (("upper_arm", shoulder, elbow, ARM_UPPER), ("forearm", elbow, wrist, ARM_FORE)):
+        span = end - start
+        long = math.sqrt(span @ span)
+        _frame(pose[BODY[name]], span / long, side, start)
+        if name == "upper_arm":
+            pose[BODY["elbow"], :, :3], pose[BODY["elbow"], :, 3] = pose[BODY[name], :, :3], elbow
+        pose[BODY[name], :, 2] *= max(1.0, long / length)
+    _frame(pose[BODY["wrist"]], z, side, wrist)

@@ -61,7 +61,7 @@ FINGER_THICK = 0.014  # along hand y, outside of its pad: the pads are at y = +-
 FINGER_Z = (-0.122, 0.008)  # from the palm to the fingertip; the tcp lies between the pads
 PAD_Z = (-0.022, 0.008)  # the part of a finger that grips
 PALM_BOX = (-0.03, 0.03, -0.08, 0.08, -0.19, -0.122)
-REST_POSE = (0.02, -0.24, 0.60, math.pi, 0.0, math.pi / 2)  # tcp xyz and euler xyz (extrinsic, as pybullet)
+REST_POSE = (-0.04, -0.32, 0.62, math.pi, 0.0, math.pi / 2)  # tcp xyz and euler xyz (extrinsic, as pybullet)
 WORKSPACE = ((-0.46, 0.46), (-0.58, 0.24), (0.30, 0.82))  # limits of the tcp
 MAX_TILT = 0.9  # rad of roll and pitch away from pointing straight down
 MAX_TURN = 2.9  # rad of yaw away from the rest pose, as the last joint of the arm

@@ -1,0 +1,315 @@
+"""The loop, checkpoints under real kills, resuming bit for bit, and jobs in subprocesses. Run: pytest tests/test_training.py"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from repro.machine import UserError
+from repro.training import checkpoint, launch
+from repro.training.loop import Budget, TrainConfig, differences, loss_curve, rate, read_metrics, train
+
+CONFIG = TrainConfig(steps=8, accumulate=2, warmup=2, learning_rate=1e-2, reserve_seconds=0.0, log_every=1)
+
+
+@dataclass(frozen=True)
+class ToyConfig:
+    width: int = 8
+    name: str = "toy"
+
+
+class Toy(torch.nn.Module):
+    """Draws from all three generators in its loss, so that a generator that is not put back shows."""
+
+    def __init__(self, config=ToyConfig()):
+        super().__init__()
+        self.config = config
+        torch.manual_seed(7)
+        self.net = torch.nn.Linear(4, config.width)
+
+    def forward(self, batch):
+        noise = torch.randn(()) + float(np.random.rand()) + __import__("random").random()
+        loss = (self.net(torch.from_numpy(batch["x"])) - noise).square().mean()
+        return {"loss": loss, "noise": noise}
+
+    def save(self, folder):
+        torch.save(self.state_dict(), Path(folder) / "model.pt")
+
+    @classmethod
+    def load(cls, folder):
+        toy = cls()
+        toy.load_state_dict(torch.load(Path(folder) / "model.pt", weights_only=True))
+        return toy
+
+
+def batches(i):
+    return {"x": np.random.default_rng([3, i]).normal(size=(4, 4)).astype(np.float32)}
+
+
+class Clock:
+    """Seconds that pass only when a batch is made (or when told)."""
+
+    def __init__(self, per_batch=0.0):
+        self.now, self.per_batch = 0.0, per_batch
+
+    def __call__(self):
+        return self.now
+
+    def batches(self, i):
+        self.now += self.per_batch
+        return batches(i)
+
+
+def quiet(_line):
+    pass
+
+
+def tensors(path):
+    state = checkpoint.load_state(path)
+    found = [torch.load(path / "model.pt", weights_only=True)[name] for name in ("net.weight", "net.bias")]
+    return found + [part[key] for part in state["optimizer"]["state"].values() for key in ("exp_avg", "exp_avg_sq", "step")]
+
+
+# ---- resuming ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cut_after", [1, 3, 7])
+def test_resuming_is_bit_identical_to_never_having_stopped(tmp_path, cut_after):
+    whole = train(Toy(), batches, tmp_path / "whole", CONFIG, log=quiet)
+    clock = Clock(per_batch=30.0)  # a step takes one minute
+    first = train(Toy(), clock.batches, tmp_path / "cut", replace(CONFIG, budget_minutes=cut_after + 0.5), clock=clock, log=quiet)
+    assert (first.step, first.finished) == (cut_after, False) and "budget" in first.reason
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:  # a killed session leaves lines after its last checkpoint
+        file.write(json.dumps({"step": cut_after + 1, "loss": 1.0, "seconds": 1.0}) + '\n{"step": 99, "lo')
+    torch.randn(5), np.random.rand(3)  # the generators are elsewhere in the next session
+    second = train(Toy(ToyConfig()), batches, tmp_path / "cut", CONFIG, log=quiet)
+    assert second.finished and second.resumed_from == cut_after and whole.finished
+    assert all(torch.equal(a, b) for a, b in zip(tensors(whole.checkpoint), tensors(second.checkpoint), strict=True))
+    a, b = checkpoint.load_state(whole.checkpoint), checkpoint.load_state(second.checkpoint)
+    assert torch.equal(a["random"][0]["torch"], b["random"][0]["torch"]) and a["random"][0]["python"] == b["random"][0]["python"]
+    one, two = (read_metrics(tmp_path / run / "metrics.jsonl") for run in ("whole", "cut"))
+    assert [line["step"] for line in two] == list(range(1, 9))
+    assert [{**line, "seconds": 0} for line in one] == [{**line, "seconds": 0} for line in two]
+
+
+def test_a_finished_run_is_left_alone(tmp_path):
+    first = train(Toy(), batches, tmp_path, CONFIG, log=quiet)
+    before = (first.checkpoint / "about.json").stat().st_mtime_ns
+    again = train(Toy(), batches, tmp_path, CONFIG, log=quiet)
+    assert again.finished and again.resumed_from == 8 and again.loss == first.loss
+    assert (first.checkpoint / "about.json").stat().st_mtime_ns == before
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_the_differing_fields(tmp_path):
+    train(Toy(), batches, tmp_path, CONFIG, data={"hash": "aa"}, log=quiet)
+    with pytest.raises(UserError) as error:
+        train(Toy(ToyConfig(name="other")), batches, tmp_path, replace(CONFIG, learning_rate=0.5, keep=9), data={"hash": "bb"}, log=quiet)
+    said = str(error.value)
+    for part in ("model.name: checkpoint 'toy', now 'other'", "train.learning_rate", "data.hash: checkpoint 'aa', now 'bb'"):
+        assert part in said
+    assert "keep" not in said and "width" not in said  # the clockwork may change
+    assert differences({"a": {"x": 1}}, {"a": {"x": 1, "y": (2,)}}) == [("a", "y", None, [2])]
+
+
+def test_accumulated_micro_batches_are_one_big_batch(tmp_path):
+    class Plain(Toy):
+        def forward(self, batch):
+            return {"loss": self.net(torch.from_numpy(batch["x"])).square().mean()}
+
+    parts = train(Plain(), batches, tmp_path / "parts", replace(CONFIG, accumulate=2), log=quiet)
+    both = lambda i: {"x": np.concatenate([batches(2 * i)["x"], batches(2 * i + 1)["x"]])}
+    one = train(Plain(), both, tmp_path / "one", replace(CONFIG, accumulate=1), log=quiet)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(tensors(parts.checkpoint), tensors(one.checkpoint), strict=True))
+    start = Plain().net.weight
+    assert (tensors(one.checkpoint)[0] - start).abs().max() > 0.01
+
+
+def test_gradients_are_clipped_and_the_rate_is_warmed_up_and_decays_to_zero(tmp_path):
+    assert [rate(step, replace(CONFIG, warmup=4, learning_rate=1.0)) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert rate(5, CONFIG) == pytest.approx(0.5e-2) and rate(8, CONFIG) == pytest.approx(0.0)
+    train(Toy(), lambda i: {"x": 1e6 * batches(i)["x"]}, tmp_path / "big", replace(CONFIG, steps=1), log=quiet)
+    moments = tensors(checkpoint.latest(tmp_path / "big"))[2:]
+    norm = sum(float(m.square().sum()) for m in (moments[0], moments[3])) ** 0.5 / (1 - CONFIG.betas[0])
+    assert norm == pytest.approx(1.0, abs=1e-3) and read_metrics(tmp_path / "big" / "metrics.jsonl")[0]["grad_norm"] > 1e6
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
+    with pytest.raises(UserError, match="nan at step 3"):
+        train(Toy(), lambda i: {"x": batches(i)["x"] * (np.nan if i == 5 else 1)}, tmp_path, CONFIG, log=quiet)
+
+
+# ---- the clock ---------------------------------------------------------------------------------------------------------------
+
+
+def test_checkpoints_come_by_the_clock_and_before_the_budget_ends(tmp_path):
+    clock, saved = Clock(per_batch=30.0), []
+    config = replace(CONFIG, steps=100, checkpoint_minutes=3.0, budget_minutes=8.5, keep=100)
+    summary = train(Toy(), clock.batches, tmp_path, config, clock=clock, log=saved.append)
+    assert [int(path.name[5:]) for path in checkpoint.steps(tmp_path)] == [3, 6, 8]
+    assert summary.step == 8 and clock.now <= 8.5 * 60 and not summary.finished
+    assert summary.minutes == pytest.approx(8.0)
+
+
+def test_the_budget_keeps_room_for_the_slowest_step_and_two_saves():
+    clock = Clock()
+    budget = Budget(minutes=10, checkpoint_minutes=2, reserve=5, clock=clock)
+    budget.step_took(20)
+    budget.save_took(30)
+    clock.now = 600 - 20 - 60 - 5 - 1
+    assert not budget.over() and budget.due()
+    clock.now += 1
+    assert budget.over() and not Budget(0, 120, 5, clock).over()
+
+
+# ---- checkpoints -------------------------------------------------------------------------------------------------------------
+
+
+def write_toy(path):
+    (path / "model.pt").write_bytes(os.urandom(1000))
+
+
+def test_a_checkpoint_explains_itself_and_only_the_last_are_kept(tmp_path):
+    summary = train(Toy(), batches, tmp_path, replace(CONFIG, keep=1), data={"hash": "aa"}, log=quiet)
+    about = checkpoint.about(summary.checkpoint)
+    assert about["step"] == 8 and about["model"] == {"width": 8, "name": "toy"} and about["train"]["learning_rate"] == 0.01
+    assert about["data"] == {"hash": "aa"} and about["versions"]["torch"] == torch.__version__ and "commit" in about
+    for step in (9, 10, 11):
+        checkpoint.save(tmp_path, step, write_toy, {}, {}, keep=2)
+    assert [path.name for path in checkpoint.steps(tmp_path)] == ["step_00000010", "step_00000011"]
+
+
+def test_damaged_and_partial_checkpoints_are_passed_over_and_named(tmp_path):
+    said = []
+    for step in (1, 2, 3, 4):
+        checkpoint.save(tmp_path, step, write_toy, {"n": step}, {}, keep=9)
+    (tmp_path / "step_00000004" / "about.json").unlink()
+    with (tmp_path / "step_00000003" / "training.pt").open("r+b") as file:
+        file.seek(100), file.write(b"xx")
+    (tmp_path / "step_00000009.part").mkdir()
+    assert checkpoint.latest(tmp_path, said.append).name == "step_00000002"
+    assert len(said) == 2 and "about.json is missing" in said[0] and "training.pt is not what was saved" in said[1]
+    assert checkpoint.save(tmp_path, 4, write_toy, {}, {}, keep=9).name == "step_00000004"  # a damaged one gives way
+    assert checkpoint.latest(tmp_path, said.append).name == "step_00000004" and not list(tmp_path.glob("*.part"))
+    with pytest.raises(UserError, match="no checkpoint"):
+        checkpoint.need(tmp_path / "nothing")
+
+
+def test_the_training_state_executes_no_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    torch.save({"optimizer": Evil()}, tmp_path / "training.pt")
+    with pytest.raises(Exception, match="[Ww]eights"):
+        checkpoint.load_state(tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+SAVER = """
+import os, sys, torch
+from pathlib import Path
+from repro.training import checkpoint
+for line in sys.stdin:                       # one line, one process that does nothing but save, from this step on
+    child = os.fork()
+    if child:
+        print("pid", child, flush=True)
+        os.waitpid(child, 0)
+        print("dead", flush=True)
+        continue
+    folder, step = Path(sys.argv[1]), int(line)
+    while True:
+        step += 1
+        values = torch.full((200_000,), float(step))
+        checkpoint.save(folder, step, lambda path: torch.save(values, path / "model.pt"), {"values": values}, {}, keep=2)
+        print("saved", step, flush=True)
+"""
+
+
+def killed_saves(folder, kills, seed=0):
+    """Kill a process that does nothing but save, `kills` times at random moments; after each the last announced save must load."""
+    rng, step, inside = np.random.default_rng(seed), 0, 0
+    parent = subprocess.Popen([sys.executable, "-c", SAVER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                              env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    for _ in range(kills):
+        parent.stdin.write(f"{step}\n")
+        parent.stdin.flush()
+        child, announced = int(parent.stdout.readline().split()[1]), int(parent.stdout.readline().split()[1])
+        time.sleep(float(rng.uniform(0, 0.05)))
+        os.kill(child, signal.SIGKILL)
+        while (said := parent.stdout.readline().split()) != ["dead"]:
+            announced = int(said[1])
+        inside += bool(list(folder.glob("*.part")))
+        last = checkpoint.latest(folder, pytest.fail)
+        step = checkpoint.about(last)["step"]
+        assert announced <= step <= announced + 1
+        assert (checkpoint.load_state(last)["values"] == step).all() and (torch.load(last / "model.pt") == step).all()
+    parent.stdin.close()
+    parent.wait()
+    return inside
+
+
+@pytest.mark.full
+def test_sigkill_at_any_moment_of_a_save_leaves_the_last_checkpoint_loadable_many_times(tmp_path):
+    assert killed_saves(tmp_path, 1000) > 200
+
+
+def test_sigkill_at_any_moment_of_a_save_leaves_the_last_checkpoint_loadable(tmp_path):
+    assert killed_saves(tmp_path, 40) > 5  # most kills hit inside a save
+
+
+# ---- curves and jobs ---------------------------------------------------------------------------------------------------------
+
+
+def test_loss_curve_shows_each_run_with_its_own_line_style(tmp_path):
+    for name in ("baseline", "gaze"):
+        train(Toy(), batches, tmp_path / name, CONFIG, log=quiet)
+    axes = loss_curve({name: tmp_path / name for name in ("baseline", "gaze")}, smooth=2).axes[0]
+    lines = axes.get_lines()
+    assert len(lines[0].get_xdata()) == 7 and lines[0].get_linestyle() != lines[1].get_linestyle()
+    expected = np.mean([line["loss"] for line in read_metrics(tmp_path / "gaze" / "metrics.jsonl")[:2]])
+    assert lines[1].get_ydata()[0] == pytest.approx(expected)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["baseline", "gaze"]
+
+
+def test_config_files_are_checked_before_anything_runs(tmp_path):
+    good = {"name": "gaze", "store": tmp_path / "store", "folder": tmp_path / "run"}
+    for wrong, said in ((dict(model={"preset": "huge"}), "huge"), (dict(train={"learning": 1}), "learning"), (dict(color=1), "color"),
+                        (dict(model={"target": "crop"}), "crop")):  # fmt: skip
+        with pytest.raises(UserError, match=said):
+            launch.write_config(tmp_path / "job.json", **good, **wrong)
+    assert not (tmp_path / "job.json").exists()
+    path = launch.write_config(tmp_path / "job.json", **good, model={"preset": "tiny", "recon": False})
+    assert launch.model_config(json.loads(path.read_text())["model"], ["open the drawer"]).words == ("drawer", "open", "the")
+    with pytest.raises(UserError, match="there is no config"):
+        launch.train_from_config(tmp_path / "missing.json")
+
+
+def test_jobs_train_in_subprocesses_and_a_failed_one_shows_its_last_lines(tmp_path):
+    from repro.data.episodes import Episode, StoreWriter
+
+    rng = np.random.default_rng(0)
+    with StoreWriter(tmp_path / "store", fps=30) as writer:
+        for task in ("lift the red block", "open the drawer"):
+            columns = {
+                "observation.images.static": rng.integers(0, 256, (6, 200, 200, 3), np.uint8),
+                "observation.images.wrist": rng.integers(0, 256, (6, 84, 84, 3), np.uint8),
+                "observation.state": rng.normal(size=(6, 15)).astype(np.float32), "action": rng.uniform(-1, 1, (6, 7)).astype(np.float32),
+            }  # fmt: skip
+            writer.add(Episode(task, columns, {}))
+    size = {"hidden": 32, "layers": 1, "channels": 8, "denoiser_width": 32, "denoiser_depth": 1, "target": "whole"}
+    job = dict(store=tmp_path / "store", model=size, train={"steps": 2, "batch_size": 4, "log_every": 1})
+    good = launch.write_config(tmp_path / "good.json", name="good", folder=tmp_path / "good", **job)
+    bad = launch.write_config(tmp_path / "bad.json", name="bad", folder=tmp_path / "bad", **{**job, "store": tmp_path / "nowhere"})
+    lines = []
+    with pytest.raises(UserError, match=r"1 of 2 training jobs failed[\s\S]*bad \(exit code [\s\S]*nowhere"):
+        launch.jobs([good, bad], slots=2, log=lines.append)
+    assert any(line.startswith("[good] step 2/2") for line in lines)
+    assert checkpoint.about(checkpoint.need(tmp_path / "good"))["step"] == 2

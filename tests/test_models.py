@@ -201,7 +201,7 @@ def test_words_are_fixed_in_length_and_unseen_words_share_a_few_ids():
 # ---- ReconVLA ----------------------------------------------------------------------------------------------------------------
 
 
-AS_PAPER = {name: getattr(PRESETS["plain"], name) for name in ("keypoints", "ordered_bins", "soft_bins", "proprio", "word_dropout")}
+AS_PAPER = {name: getattr(PRESETS["plain"], name) for name in ("keypoints", "ordered_bins", "soft_bins", "proprio", "word_dropout", "action_dropout")}
 
 
 @pytest.mark.parametrize("changes", [{}, {"target": "whole"}, {"recon": False}, {"recon": False, "blind": True}, AS_PAPER,

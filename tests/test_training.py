@@ -100,6 +100,18 @@ def test_resuming_is_bit_identical_to_never_having_stopped(tmp_path, cut_after):
     assert [{**line, "seconds": 0} for line in one] == [{**line, "seconds": 0} for line in two]
 
 
+def test_the_tiny_model_resumes_bit_for_bit_too(tmp_path):
+    from test_models import batch, model
+
+    clock, config, data = Clock(per_batch=60.0), replace(CONFIG, steps=4, accumulate=1), batch(model(), 2)
+    whole = train(model(), lambda i: data, tmp_path / "whole", config, log=quiet)
+    timed = lambda i: clock.batches(i) and data
+    first = train(model(), timed, tmp_path / "cut", replace(config, budget_minutes=2.5), clock=clock, log=quiet)
+    second = train(model(seed=5), lambda i: data, tmp_path / "cut", config, log=quiet)
+    assert first.step == second.resumed_from == 2 and second.step == 4
+    assert (whole.checkpoint / "model.safetensors").read_bytes() == (second.checkpoint / "model.safetensors").read_bytes()
+
+
 def test_a_finished_run_is_left_alone(tmp_path):
     first = train(Toy(), batches, tmp_path, CONFIG, log=quiet)
     before = (first.checkpoint / "about.json").stat().st_mtime_ns

@@ -9,6 +9,7 @@ Unchanged ones are skipped (freshness.py). A run is judged by execution counts a
 import ast
 import difflib
 import json
+import logging
 import os
 import re
 import sys
@@ -218,6 +219,7 @@ def _execute(path: Path, values: dict, folder: Path, root: Path, profile: str, e
             partial, partial, parameters=values, progress_bar=False, cwd=root, kernel_manager_class=kernel_manager()
         )
     except KeyboardInterrupt:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the abandoned cell would be reported with a long traceback at exit
         echo(f"\nstopped in {path.stem}; partial notebook: {partial}\n  next step: `{again}` goes on from here", flush=True)
         raise
     except PapermillException:
@@ -247,7 +249,7 @@ def kernel_manager() -> type:
             return KernelSpec(argv=argv, display_name="Python 3", language="python")
 
         async def start_kernel(self, **options):
-            await super().start_kernel(env={**os.environ, "TQDM_DISABLE": "1"}, **options)
+            await super().start_kernel(env={**os.environ, "TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}, **options)
 
     return ThisInterpreter
 
@@ -257,24 +259,28 @@ def explain(notebook, path: Path, cause: str = "") -> str | None:
 
     Counts every code cell: an error output or a missing execution count is a failure whatever the cell's status says.
     """
-    own = [cell for cell in notebook.cells if not set(ADDED_TAGS) & set(cell.metadata.get("tags", ()))]
-    added = [cell for cell in notebook.cells if "injected-parameters" in cell.metadata.get("tags", ())]
-    for cell in added + own:
-        if cell.cell_type != "code" or not cell.source.strip():
-            continue
-        errors = [output for output in cell.outputs if output.output_type == "error"]
-        if not errors and cell.execution_count is not None:
-            continue
-        if errors:
-            message, line = _error_text(errors[0]), _error_line(errors[0])
-        else:
-            message, line = cause or "the cell never ran: the notebook ended early", 0
-            if "died" in message.lower():
-                message = "the kernel died in this cell; when memory runs out, the system kills it without a word"
-        number = own.index(cell) + 1 if cell in own else 1
-        before = path.read_text(encoding="utf-8").partition(cell.source)[0].count("\n")
-        return f"{path.stem} failed in cell {number} of {len(own)} ({path.parent.name}/{path.name}, line {before + 1 + line}): {message}"
-    return f"{path.stem} failed: {cause}" if cause else None
+    tags = [set(cell.metadata.get("tags", ())) for cell in notebook.cells]
+    own = [cell for cell, its in zip(notebook.cells, tags, strict=True) if not set(ADDED_TAGS) & its]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    failed = next((cell for cell in code if _errors(cell) or cell.execution_count is None), None)
+    if cause and not (failed and _errors(failed)):  # a cell that killed its kernel may have a count: it is the last that was started
+        failed = ([cell for cell in code if cell.metadata.get("papermill", {}).get("start_time")] or code)[-1]
+    if failed is None:
+        return None
+    message, line = cause or "the cell never ran: the notebook ended early", 0
+    if _errors(failed):
+        message, line = _error_text(_errors(failed)[0]), _error_line(_errors(failed)[0])
+    elif "died" in message.lower():
+        message = "the kernel died in this cell; when memory runs out, the system kills it without a word"
+    if failed not in own:  # the injected parameters: told as the cell they replace
+        failed = next(cell for cell in own if "parameters" in cell.metadata.tags)
+    number = own.index(failed) + 1
+    before = path.read_text(encoding="utf-8").partition(failed.source)[0].count("\n")
+    return f"{path.stem} failed in cell {number} of {len(own)} ({path.parent.name}/{path.name}, line {before + 1 + line}): {message}"
+
+
+def _errors(cell) -> list:
+    return [output for output in cell.outputs if output.output_type == "error"]
 
 
 def _error_text(output) -> str:

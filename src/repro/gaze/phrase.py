@@ -50,6 +50,7 @@ _HELD = (r"\b(?:you (?:hold|carry|grasp)|held|carried|grasped|you (?:a?re|have) 
          r"(?:in|from) (?:your|the) (?:hand|gripper|fingers))\b")
 _PUT = r"\b(?:put|place|drop|set|store|leave|lower|release|stack|build|lay|deposit|insert|stow|let go)\b"
 _PLACING = rf"(?:{_PUT}|\b(?:make|push|shove|sweep|move)\b)"
+_BROUGHT = rf"{_PUT}(?: it| them)?(?: down)? (?:in|into|inside|on|onto|behind)\b|\b(?:push|shove|sweep)(?: it| them)? into\b"
 _FROM = (r"\b(?:from|off|out of|reach(?:ing)? (?:in|into)|inside of|(?:lie|lies|lying|sit|sits|sitting|stands|standing|is|are|s|resting) "
          r"(?:currently )?(?:in|inside|on|behind)|away)\b")
 _PULLED_APART = r"\b(?:unstack|undo|apart|remove|collapse|topple|dismantle|disassemble)\b"
@@ -68,7 +69,7 @@ def parse(instruction: str) -> Phrase:
     blocks = [thing for thing in things if thing[0] in ("coloured", "block")]
     containers = [thing for thing in things if thing[0] in ("drawer", "slider")]
     held = re.search(_HELD, text) is not None
-    if blocks or held or (containers and re.search(_PUT + r" it (?:down )?(?:in|into|inside|on|onto|behind)\b", text)):
+    if blocks or held or (containers and re.search(_BROUGHT, text)) or re.search(r"\b(?:the|a) (?:tower|pile|stack)\b", text):
         return _about_block(text, things, blocks, held)
     light = _about_light(text)
     if light:

@@ -14,6 +14,8 @@ from matplotlib.patches import Rectangle
 
 from repro.results import wilson
 
+DASHES, PREDICTED = (0, (3, 2)), "#ffd60a"
+
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Intersection over union of boxes (..., 4) x0, y0, x1, y1, broadcast against each other; 0 where both are empty."""
@@ -72,7 +74,7 @@ def _share(k: int, n: int) -> float | None:
 
 def contact_sheet(images: Sequence[np.ndarray], predicted: np.ndarray, truth: np.ndarray, labels: Sequence[str],
                   sources: Sequence[str] | None = None, columns: int = 4, title: str = "") -> Figure:  # fmt: skip
-    """One picture per image (uint8 RGB): the true box dashed, the predicted one solid, and the verdict in words.
+    """One picture per image (uint8 RGB): the true box dashed, the predicted one a broad band beneath it, the verdict in words.
 
     A true box with a NaN means that the target is hidden. Every verdict is also a word, so that the sheet reads in grey.
     """
@@ -88,24 +90,24 @@ def contact_sheet(images: Sequence[np.ndarray], predicted: np.ndarray, truth: np
         axis.imshow(image, interpolation="nearest")
         hidden, claimed = bool(np.isnan(truth[i]).any()), sources[i] != "fallback"
         if claimed:
-            _draw(axis, predicted[i], image.shape, "-", "#ffd60a")
+            _draw(axis, predicted[i], image.shape, ("black", 3.6, "-"), (PREDICTED, 2.6, "-"))
         if not hidden:
-            _draw(axis, truth[i], image.shape, (0, (3, 2)), "white")
+            _draw(axis, truth[i], image.shape, ("white", 1.2, "-"), ("black", 1.2, DASHES))
         axis.set_title(f"{_wrap(label)}\n{_verdict(predicted[i], truth[i], hidden, claimed)}", fontsize=8)
-    handles = [Line2D([], [], color="0.25", linestyle=(0, (3, 2)), label="truth"),
-               Line2D([], [], color="#d9a400", linewidth=2, label="predicted")]
+    handles = [Line2D([], [], color="black", linestyle=DASHES, label="truth (dashed)"),
+               Line2D([], [], color=PREDICTED, linewidth=3, label="predicted (broad band)")]  # fmt: skip
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
 
 
-def _draw(axis, box: np.ndarray, shape: tuple, style, colour: str) -> None:
-    """A box in [0, 1] on pixels whose centres are whole numbers, light on a dark rim so that it shows on any ground."""
+def _draw(axis, box: np.ndarray, shape: tuple, *lines: tuple) -> None:
+    """A box in [0, 1] on pixels whose centres are whole numbers; each of `lines` (colour, width, style) lies on the one before."""
     (x0, y0, x1, y1), height, width = box, shape[0], shape[1]
-    place = ((x0 * width - 0.5, y0 * height - 0.5), (x1 - x0) * width, (y1 - y0) * height)
-    axis.add_patch(Rectangle(*place, fill=False, edgecolor="black", linewidth=2.8, clip_on=False))
-    axis.add_patch(Rectangle(*place, fill=False, edgecolor=colour, linewidth=1.4, linestyle=style, clip_on=False))
+    for colour, thickness, style in lines:
+        axis.add_patch(Rectangle((x0 * width - 0.5, y0 * height - 0.5), (x1 - x0) * width, (y1 - y0) * height, fill=False,
+                                 edgecolor=colour, linewidth=thickness, linestyle=style, clip_on=False))  # fmt: skip
 
 
 def _verdict(predicted: np.ndarray, truth: np.ndarray, hidden: bool, claimed: bool) -> str:

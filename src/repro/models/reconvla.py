@@ -8,8 +8,8 @@ The instruction stands before *and* after the image, so that image tokens can at
 cross-entropy + recon_weight * diffusion loss; the reconstruction exists in training only.
 
 Departures of the `tiny` preset, which has no pretrained part and trains on a CPU. Each is a field of the config, so that
-`plain` (all of them off) can be compared: keypoints, ordered_bins, soft_bins, proprio="linear", word_dropout, draws=1. Two
-have no switch: no VAE (the latents are the target's own pixels, area-averaged so that one token holds
+`plain` (all of them off) can be compared: keypoints, ordered_bins, soft_bins, proprio="linear", word_dropout, action_dropout,
+draws=1. Two have no switch: no VAE (the latents are the target's own pixels, area-averaged so that one token holds
 latent_patch x latent_patch x 3 of them, scaled to [-1, 1]: nothing random is frozen), and no end token (35 actions always).
 """
 
@@ -58,6 +58,7 @@ class ReconVLAConfig:
     proprio: str = "linear"         # "tokens": 15 action-slot tokens, as in the paper; "linear": one continuous token
     ordered_bins: bool = True       # action embeddings start as Fourier features of their value; False: random
     soft_bins: float = 2.0          # width (in bins) of the Gaussian target over bins; 0: one-hot, as in the paper
+    action_dropout: float = 0.5     # share of action tokens hidden from later ones in training: without, a chunk is copied, not seen
     recon: bool = True              # False: the paper's baseline
     target: str = "gaze"            # "gaze": crop above wrist image; "whole": the canvas itself
     recon_weight: float = 1.0       # lambda
@@ -89,7 +90,7 @@ class ReconVLAConfig:
 
 PRESETS = {
     "tiny": ReconVLAConfig(),
-    "plain": ReconVLAConfig(keypoints=0, ordered_bins=False, soft_bins=0.0, proprio="tokens", word_dropout=0.0, draws=4),
+    "plain": ReconVLAConfig(keypoints=0, ordered_bins=False, soft_bins=0.0, proprio="tokens", word_dropout=0.0, action_dropout=0.0, draws=4),
 }
 
 
@@ -207,20 +208,27 @@ class ReconVLA(nn.Module):
         return self.loss(batch)
 
     def loss(self, batch: dict) -> dict[str, Tensor]:
-        """Scalars: "loss" (total), "action" (cross-entropy), "l1" (mean error of the most likely actions), "recon".
+        """Scalars: "loss" (total), "action" (cross-entropy), "recon", and "l1": mean error of the most likely *first* action.
+
+        (Later actions of a chunk resemble the ones before them, which the model is shown here: their error says little.)
 
         Batch, numpy: canvas, target (uint8), state (B, S), action (B, K, A), instruction list, gaze.valid (B,) bool.
         """
         ids = self.tokens.encode(batch["action"].reshape(len(batch["action"]), -1))
         labels = torch.from_numpy(ids).to(self.device)
         prompt = self.prompt(torch.as_tensor(batch["canvas"]).to(self.device), batch["state"], list(batch["instruction"]))
-        sequence = torch.cat([prompt, F.embedding(labels[:, :-1], self.embedding)], dim=1)
+        shown = labels[:, :-1]
+        if self.training and self.config.action_dropout:
+            hidden = torch.rand(shown.shape, device=self.device) < self.config.action_dropout
+            shown = torch.where(hidden, torch.full_like(shown, self.act_id), shown)
+        sequence = torch.cat([prompt, F.embedding(shown, self.embedding)], dim=1)
         hidden = self.decoder.model(inputs_embeds=sequence, use_cache=False).last_hidden_state
         logits = (hidden[:, prompt.shape[1] - 1:] @ self.embedding.T).float()
         out = {"action": self.cross_entropy(logits, labels)}
         with torch.no_grad():
-            best = self.tokens.decode((self.tokens.first + logits[..., self.tokens.first:].argmax(-1)).cpu().numpy())
-            out["l1"] = torch.tensor(float(np.abs(best - batch["action"].reshape(best.shape)).mean()))
+            slots = logits[:, : self.config.action_dim, self.tokens.first:]
+            best = self.tokens.decode((self.tokens.first + slots.argmax(-1)).cpu().numpy())
+            out["l1"] = torch.tensor(float(np.abs(best - batch["action"][:, 0]).mean()))
         out["loss"] = out["action"]
         if self.denoiser is not None:
             gaze = self.config.target == "gaze"

@@ -281,7 +281,7 @@ def loss_curve(runs: dict[str, Path | str], scalar: str = "loss", smooth: int = 
                   marker="o" if len(at) == 1 else None)
     axes.set_xlabel("optimizer step")
     names = {"loss": "training loss", "action": "cross-entropy of the action tokens (nats)",
-             "recon": "reconstruction loss (MSE of the noise)", "l1": "mean error of the most likely action"}
+             "recon": "reconstruction loss (MSE of the noise)", "l1": "mean error of the most likely first action"}
     axes.set_ylabel(names.get(scalar, scalar))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, handlelength=3.5)

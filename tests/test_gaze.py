@@ -1,0 +1,311 @@
+"""Language, phrases, detectors, crops and their quality: `pytest tests/test_gaze.py`."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from repro.data.episodes import Episode, Store, StoreWriter
+from repro.gaze.crops import annotate, crop, pixels
+from repro.gaze.detectors import FULL_FRAME, Gaze, colour, truth
+from repro.gaze.phrase import Phrase, gaze_item, parse, resolve
+from repro.gaze.quality import contact_sheet, detection_quality, iou
+from repro.machine import UserError
+from repro.sims.tabletop import render
+from repro.sims.tabletop.language import TRAIN, VALIDATION
+from repro.sims.tabletop.scenes import BLOCKS, ITEMS, SCENES
+
+
+def meant(task: str) -> tuple[str | None, str | None]:
+    """(item, destination item) as the words of the task's name say it."""
+    words = task.split("_")
+    for block in ("red", "blue", "pink"):
+        if block in words:
+            return f"{block}_block", None
+    if task in ("stack_block", "unstack_block"):
+        return None, None
+    if words[0] == "turn":
+        return ("button", "led") if words[2] == "led" else ("switch", "lightbulb")
+    if "in" in words or "into" in words:
+        return None, words[-1]
+    return ("drawer" if "drawer" in words else "slider"), None
+
+
+def words(sentence: str) -> set[str]:
+    return set(re.findall(r"[a-z]+", sentence.lower()))
+
+
+# --- language -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_task_has_wordings_and_validation_is_unseen():
+    assert len(TRAIN) == 34 and TRAIN.keys() == VALIDATION.keys()
+    spoken = [sentence.lower() for sentences in TRAIN.values() for sentence in sentences]
+    assert min(len(sentences) for sentences in TRAIN.values()) >= 8
+    assert len(set(spoken)) == len(spoken), "one sentence names two tasks"
+    assert not {sentence.lower() for sentence in VALIDATION.values()} & set(spoken)
+    assert len(set(VALIDATION.values())) == 34
+    assert not set().union(*map(words, VALIDATION.values())) - set().union(*map(words, spoken)), "a word that training never says"
+
+
+def test_wordings_are_not_those_of_the_test_data(test_data):
+    for split in ("training", "validation"):
+        told = json.loads((test_data("calvin_sim") / split / "boxes.json").read_text())["episodes"]
+        ours = {s for task in TRAIN for s in (*TRAIN[task], VALIDATION[task])}
+        assert not ours & {entry["instruction"] for entry in told}
+
+
+# --- phrase -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", sorted(TRAIN))
+def test_every_wording_names_the_items_of_its_task(task):
+    for sentence in (*TRAIN[task], VALIDATION[task], task):
+        phrase = parse(sentence)
+        assert (phrase.item, phrase.destination_item) == meant(task), sentence
+        if task.startswith(("place_in", "push_into")):
+            assert phrase.relation == "into", sentence
+        if task == "stack_block":
+            assert (phrase.target, phrase.relation) == ("block in the gripper", "onto"), sentence
+        if task == "unstack_block":
+            assert phrase.target == "top block", sentence
+
+
+def test_sentences_of_the_real_simulator_frames_agree_with_their_targets(test_data):
+    for split in ("training", "validation"):
+        for entry in json.loads((test_data("calvin_sim") / split / "boxes.json").read_text())["episodes"]:
+            phrase, goals = parse(entry["instruction"]), entry["goal_items"]
+            if phrase.item is None:  # "the block you carry": the words cannot tell which
+                assert entry["task"] in ("place_in_drawer", "stack_block")
+            else:
+                assert [phrase.item] == entry["targets"], entry["instruction"]
+            if entry["task"] != "stack_block":  # "the other one"
+                assert [phrase.destination_item] == (goals or [None]), entry["instruction"]
+
+
+FREE = {
+    "grab the blue cube and drop it into the drawer": ("blue_block", "drawer", "into"),
+    "turn the green light on": ("button", "led", "switches"),
+    "Please switch OFF the yellow lamp!": ("switch", "lightbulb", "switches"),
+    "press the button": ("button", "led", "switches"),
+    "flick the light switch": ("switch", "lightbulb", "switches"),
+    "stack red on blue": ("red_block", "blue_block", "onto"),
+    "put the small purple cube on top of the red one": ("pink_block", "red_block", "onto"),
+    "take the red block out of the drawer and put it on the blue block": ("red_block", "blue_block", "onto"),
+    "move the blue cube from the cabinet to the drawer": ("blue_block", "drawer", "into"),
+    "take the blue brick out of the cabinet": ("blue_block", None, None),
+    "grasp the blue block in the drawer": ("blue_block", None, None),
+    "place the blue block in the drawer": ("blue_block", "drawer", "into"),
+    "drop the thing you're holding into the cupboard": (None, "slider", "into"),
+    "put it in the drawer": (None, "drawer", "into"),
+    "open the drawer, then push it in again": ("drawer", None, None),
+    "slide the handle to the right": ("slider", None, None),
+    "pull the handle towards you": ("drawer", None, None),
+    "the blue block in the red bowl": ("blue_block", None, None),  # the guide's trap: a detector goes for the bowl
+    "take the block off the red block": (None, None, None),
+}
+
+
+@pytest.mark.parametrize("sentence", FREE)
+def test_free_wording(sentence):
+    phrase = parse(sentence)
+    assert (phrase.item, phrase.destination_item, phrase.relation) == FREE[sentence]
+
+
+def test_unknown_things_keep_their_words():
+    assert parse("pick up the alphabet soup and place it in the basket") == Phrase("alphabet soup", None, "basket", None, "into")
+    assert parse("pick up the black bowl and put it on the plate") == Phrase("black bowl", None, "plate", None, "onto")
+    assert parse("put the blue block in the red bowl") == Phrase("blue block", "blue_block", "red bowl", None, "into")
+    with pytest.raises(UserError, match="empty"):
+        parse(" ... ")
+
+
+def test_resolve_reads_the_episode():
+    states = np.zeros((10, 24))
+    for block, x in enumerate((0.0, 0.1, 0.3)):
+        states[:, 6 + 6 * block] = x
+    assert resolve(parse("set the held block down on another block"), states).destination_item is None, "nothing moved"
+    states[:, 12] = np.linspace(0.1, 0.29, 10)  # blue travels to pink
+    assert resolve(parse("set the held block down on another block"), states).destination_item == "pink_block"
+    assert resolve(parse("take the tower apart, block by block"), states).item == "blue_block"
+    assert resolve(parse("shove the block into the drawer"), states) == Phrase("block", "blue_block", "drawer", "drawer", "into")
+    for plain in ("lift the red block", "open the drawer", "put the block you hold into the drawer"):
+        assert resolve(parse(plain), states) == parse(plain)
+
+
+# --- detectors ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_truth_takes_the_box_or_falls_back():
+    boxes = {"drawer": [20, 50, 120, 100], "red_block": [0, 0, 10, 5]}
+    gaze = truth(boxes, parse("open the drawer"), (100, 200))
+    assert gaze.box.dtype == np.float32 and gaze.box.tolist() == pytest.approx([0.1, 0.5, 0.6, 1.0])
+    assert (gaze.score, gaze.source) == (1.0, "truth")
+    assert truth(boxes, parse("put the block you hold into the drawer"), (100, 200)).box.tolist() == gaze.box.tolist(), "destination"
+    for hidden in ("lift the blue block", "unstack the blocks", "pick up the soup"):
+        gaze = truth(boxes, parse(hidden), (100, 200))
+        assert (gaze.box.tolist(), gaze.score, gaze.source, gaze.valid) == ([0, 0, 1, 1], 0.0, "fallback", False)
+    with pytest.raises(UserError, match="does not lie in the image"):
+        truth(boxes, parse("open the drawer"), (84, 84))
+
+
+def test_colour_on_a_drawn_patch():
+    image = np.full((200, 200, 3), 128, np.uint8)
+    assert colour(image, parse("lift the red block")).source == "fallback"
+    image[40:60, 100:130] = (210, 30, 30)
+    image[40:60, 112:118] = 150  # a finger in front
+    gaze = colour(image, parse("lift the red block"))
+    assert gaze.source == "colour" and gaze.box.tolist() == pytest.approx([0.5, 0.2, 0.65, 0.3]) and gaze.score > 0.6
+    image[150:170, 20:50] = (210, 30, 30)  # a second one: it may be either
+    assert colour(image, parse("lift the red block")).score < 0.6 * gaze.score
+    for other in ("lift the blue block", "lift the pink block", "open the drawer", "press the button", "unstack the blocks"):
+        assert colour(image, parse(other)).source == "fallback", other
+    image[150:152, 150:152] = (20, 20, 220)
+    assert colour(image, parse("lift the blue block")).source == "fallback", "four pixels prove nothing"
+
+
+def shares(rows: list[tuple[Gaze, Gaze]]) -> dict:
+    found, true = zip(*rows, strict=True)
+    boxes, sources = [np.stack([gaze.box for gaze in gazes]) for gazes in (found, true)], [gaze.source for gaze in found]
+    return detection_quality(*boxes, sources, np.array([gaze.valid for gaze in true]))
+
+
+def test_colour_finds_blocks_on_real_simulator_frames(test_data):
+    rows = []
+    for split, step in (("training", 12), ("validation", 6)):
+        folder = test_data("calvin_sim") / split
+        boxes = json.loads((folder / "boxes.json").read_text())["rgb_static"]
+        for frame in sorted(boxes)[::step]:
+            with np.load(folder / f"episode_{frame}.npz") as data:
+                image = data["rgb_static"]
+            rows += [(colour(image, Phrase(block, block)), truth(boxes[frame], Phrase(block, block), (200, 200))) for block in BLOCKS]
+    report = shares(rows)
+    assert report["n"] > 250 and report["hidden"] > 40
+    assert report["detection_rate"] >= 0.93 and report["precision"] >= 0.97 and report["false_alarms"] == 0, report
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_colour_finds_blocks_on_the_play_table(scene):
+    rng, rows = np.random.default_rng(1), []
+    for _ in range(20):
+        robot, world = np.zeros(15), np.zeros(24)
+        robot[:6] = *rng.uniform([-0.3, -0.25, 0.5], [0.3, 0.1, 0.7]), np.pi, 0, np.pi / 2
+        for block, x in enumerate(rng.permutation([-0.25, 0.02, 0.25])):
+            world[6 + 6 * block : 12 + 6 * block] = x, rng.uniform(-0.18, -0.02), 0.46, 0, 0, rng.uniform(-2, 2)
+        picture = render.render(SCENES[scene], robot, world, cameras=("static",))
+        boxes = render.boxes(picture["static_ids"])
+        rows += [(colour(picture["static"], Phrase(b, b)), truth(boxes, Phrase(b, b), (200, 200))) for b in BLOCKS]
+    report = shares(rows)
+    assert report["detection_rate"] >= 0.93 and report["false_alarms"] == 0, report
+
+
+# --- crops --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_crop_edges():
+    image = np.arange(10 * 20 * 3, dtype=np.uint8).reshape(10, 20, 3)
+    assert (crop(image, FULL_FRAME) == image).all() and crop(image, FULL_FRAME).base is None
+    assert pixels([0.25, 0.2, 0.5, 0.6], 10, 20) == (5, 2, 10, 6)
+    for x0 in range(20):  # pixel boxes survive the way through float32
+        box = np.array([x0 / 20, 0, (x0 + 1) / 20, 1], np.float32)
+        assert pixels(box, 10, 20) == (x0, 0, x0 + 1, 10)
+    assert pixels([-0.2, -0.1, 0.1, 1.3], 10, 20) == (0, 0, 2, 10), "clamped"
+    assert pixels([0.999, 0.999, 0.9991, 0.9992], 10, 20) == (19, 9, 20, 10), "never empty"
+    assert pixels([0.25, 0.2, 0.5, 0.6], 10, 20, margin=0.2) == (4, 1, 11, 7)
+    assert pixels([0.0, 0.4, 0.05, 0.5], 10, 20, minimum=6) == (0, 2, 6, 8), "grows, moved inwards at the border"
+    assert pixels([0.95, 0.9, 1.0, 1.0], 10, 20, minimum=50) == (0, 0, 20, 10), "never more than the image"
+    assert crop(image, [0.25, 0.2, 0.5, 0.6], size=(7, 9)).shape == (7, 9, 3)
+    assert (crop(np.full((10, 20, 3), 77, np.uint8), [0.1, 0.1, 0.2, 0.9], size=(30, 4)) == 77).all()
+
+
+BAD_BOXES = [[np.nan, 0, 1, 1], [0.5, 0, 0.4, 1], [0.2, 0.2, 0.2, 0.4], [0, 0, 1], [83, 94, 105, 115], [1.1, 0, 1.4, 1]]
+
+
+@pytest.mark.parametrize("box", BAD_BOXES)
+def test_bad_boxes_are_refused(box):
+    with pytest.raises(UserError, match="box"):
+        crop(np.zeros((10, 10, 3), np.uint8), np.array(box))
+
+
+def store(folder, boxes=True):
+    """Two episodes of four frames: one that lifts the red block, one that takes an unnamed pile apart."""
+    image = np.full((4, 40, 40, 3), 128, np.uint8)
+    image[:3, 8:20, 10:20] = (220, 20, 20)
+    states = np.zeros((4, 24), np.float32)
+    states[:, 18] = np.linspace(0, 0.2, 4)  # pink moves
+    seen = ['{"red_block": [10, 8, 20, 20], "pink_block": [0, 0, 4, 4]}'] * 3 + ['{"pink_block": [0, 0, 4, 4]}']
+    with StoreWriter(folder, fps=30) as writer:
+        for task, name in (("lift the red block", "lift_red_block_table"), ("take the tower apart", "unstack_block")):
+            columns = {"observation.images.static": image, "observation.environment_state": states, "info.boxes": seen}
+            writer.add(Episode(task, columns if boxes else {k: v for k, v in columns.items() if k != "info.boxes"}, {"task_id": name}))
+    return folder
+
+
+def test_annotate_by_truth(tmp_path):
+    report = annotate(store(tmp_path / "store"), "truth")
+    assert report["frames"] == 8 and report["sources"] == {"truth": 3, "fallback": 1, "state": 4} and report["unnamed"] == {}
+    first = Store(tmp_path / "store").read(0).columns
+    assert first["gaze.source"] == ["truth"] * 3 + ["fallback"] and first["gaze.score"].tolist() == [1, 1, 1, 0]
+    assert first["gaze.box"].dtype == np.float32
+    np.testing.assert_allclose(first["gaze.box"], [[0.25, 0.2, 0.5, 0.5]] * 3 + [[0, 0, 1, 1]])
+    assert (first["observation.images.static"][0, 10, 12] == (220, 20, 20)).all(), "pictures are untouched"
+    report = annotate(tmp_path / "store", "truth", look_ahead=False)
+    assert report["sources"] == {"truth": 3, "fallback": 5} and report["unnamed"] == {"take the tower apart": 4}
+
+
+def test_annotate_by_colour_replaces_the_columns(tmp_path):
+    annotate(store(tmp_path / "store"), "truth")
+    report = annotate(tmp_path / "store", "colour")
+    assert report["tasks"] == {"lift_red_block_table": {"colour": 3, "fallback": 1}, "unstack_block": {"fallback": 4}}
+    np.testing.assert_allclose(Store(tmp_path / "store").read(0, ["gaze.box"]).columns["gaze.box"][0], [0.25, 0.2, 0.5, 0.5])
+
+
+def test_annotate_says_what_is_missing(tmp_path):
+    with pytest.raises(UserError, match="holds no simulator boxes"):
+        annotate(store(tmp_path / "store", boxes=False), "truth")
+    with pytest.raises(UserError, match="no detector"):
+        annotate(tmp_path / "store", "yolo")
+
+
+# --- quality ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_iou_by_hand():
+    a = np.array([0, 0, 2, 2])
+    others = np.array([[0, 0, 2, 2], [1, 1, 3, 3], [2, 0, 4, 2], [0, 0, 1, 2], [5, 5, 6, 6], [2, 2, 0, 0]])
+    assert iou(a, others).tolist() == pytest.approx([1, 1 / 7, 0, 0.5, 0, 0])
+    assert iou(others[:, None], others[None]).shape == (6, 6)
+    assert float(iou(np.zeros(4), np.zeros(4))) == 0
+
+
+def test_detection_quality_by_hand():
+    true = np.tile([0.0, 0.0, 0.2, 0.2], (6, 1))
+    found = np.array([[0, 0, 0.2, 0.2], [0, 0, 0.2, 0.1], [0.5, 0, 0.7, 0.2], [0, 0, 1, 1], [0, 0, 1, 1], [0.4, 0.4, 0.6, 0.6]])
+    sources = ["colour", "colour", "colour", "fallback", "fallback", "colour"]
+    report = detection_quality(found, true, sources, [True] * 4 + [False] * 2, episodes=[0, 0, 0, 0, 1, 1])
+    assert (report["n"], report["detection_rate"], report["precision"]) == (4, 0.5, pytest.approx(2 / 3))
+    assert (report["low"], report["high"]) == pytest.approx((0.1500, 0.8500), abs=1e-4)  # Wilson, 2 of 4
+    assert (report["hidden"], report["false_alarms"]) == (2, 1)
+    assert report["centre_error"] == pytest.approx(0.05 * 200)  # of 0, 0.05 and 0.5
+    assert report["jump_rate"] == 0.5 and report["sources"] == {"colour": 4, "fallback": 2}
+    nothing = detection_quality(found[3:4], true[3:4], ["fallback"])
+    assert detection_quality(found[3:4], found[3:4], ["fallback"])["detection_rate"] == 0, "a fallback is a miss even where it fits"
+    assert nothing["detection_rate"] == 0 and nothing["precision"] is None and nothing["centre_error"] is None
+
+
+def test_contact_sheet_tells_hits_from_misses():
+    boxes = np.array([[0.1, 0.1, 0.5, 0.5]] * 4)
+    true = np.array([[0.1, 0.1, 0.5, 0.5], [0.6, 0.6, 0.9, 0.9], [0.1, 0.1, 0.5, 0.5], [np.nan] * 4])
+    images, sources = [np.zeros((20, 20, 3), np.uint8)] * 4, ["colour", "colour", "fallback", "fallback"]
+    figure = contact_sheet(images, boxes, true, ["a"] * 4, sources, columns=3)
+    titles = [axis.get_title().split("\n")[-1] for axis in figure.axes[:4]]
+    assert titles == ["hit, IoU 1.00", "MISS, IoU 0.00", "MISS: fallback", "hidden, none claimed"]
+    assert [len(axis.patches) for axis in figure.axes[:4]] == [4, 4, 2, 0]
+
+
+def test_gaze_item_is_the_target_or_where_the_held_block_goes():
+    assert gaze_item(parse("press the button")) == "button"
+    assert gaze_item(parse("put the block you hold into the cabinet")) == "slider"
+    assert gaze_item(parse("stack it on another block")) is None
+    assert set(filter(None, (parse(s).item for s in VALIDATION.values()))) <= set(ITEMS)

@@ -13,7 +13,7 @@
 # %% [markdown]
 # # 00 · Environment
 # What is this machine, which numbers will the chosen profile use, and does the embedded simulator draw what it should?
-# Every notebook starts with the same two cells: parameters, then the profile they select.
+# Every notebook starts with the same two cells: the parameters, then the profile they select.
 
 # %% tags=["parameters"]
 profile = "smoke"  # smoke | cpu | t4 | paper
@@ -22,6 +22,7 @@ profile = "smoke"  # smoke | cpu | t4 | paper
 from repro import machine, profiles
 
 settings = profiles.get(profile)
+work = machine.work(profile)
 settings
 
 # %% [markdown]
@@ -38,35 +39,31 @@ print(f"{'dtype':12} {dtype}: {reason}")
 # ## Is everything there?
 
 # %%
-from repro.doctor import checks, show
+from repro import doctor
 
-show(checks())
+doctor.show(doctor.checks(profile))
 
 # %% [markdown]
 # ## The embedded play table
-# CALVIN's state, action and camera layout, drawn with numpy and OpenCV. It is a stand-in: scores on it say nothing about CALVIN.
+# CALVIN's state, action and camera layout, drawn with numpy and OpenCV. It is a stand-in: a score on it is not a CALVIN score.
 
 # %%
-import matplotlib.pyplot as plt
-
+from repro import pictures
 from repro.sims.tabletop.world import PlayTable
 
-figure, axes = plt.subplots(2, 4, figsize=(11, 5.6))
-for column, scene in enumerate("ABCD"):
-    observation = PlayTable(scene, seed=0).reset(None)
-    for axis, camera in zip(axes[:, column], ("static", "wrist"), strict=True):
-        axis.imshow(observation[f"observation.images.{camera}"])
-        axis.set(title=f"scene {scene}, {camera}", xticks=[], yticks=[])
+seen = {scene: PlayTable(scene, seed=1).reset() for scene in "ABCD"}
+images = [seen[scene][f"observation.images.{camera}"] for camera in ("static", "wrist") for scene in "ABCD"]
+labels = [f"scene {scene}, {camera} camera" for camera in ("static", "wrist") for scene in "ABCD"]
+pictures.keep(pictures.sheet(images, labels), work / "figures" / "play_table.png")
 
 # %% [markdown]
-# The same bits everywhere: the state after ten fixed actions, compared when this notebook is validated.
+# The same bits everywhere: the tcp after ten fixed actions. This table is compared when the notebook is validated.
 
 # %% tags=["nbval-check-output"]
 import numpy as np
 
 for scene in "ABCD":
     table = PlayTable(scene, seed=0)
-    table.reset(None)
     for _ in range(10):
         table.step(np.array([0.5, 0.2, -1, 0, 0, 0.3, -1]), render=False)
-    print(scene, np.round(table.state()["robot_obs"][:7], 4).tolist())
+    print(scene, np.round(table.robot_obs()[:7], 4).tolist())

@@ -12,8 +12,8 @@
 
 # %% [markdown]
 # # 01 · CALVIN data
-# Raw frames in CALVIN's layout -> one store (LeRobot v3.0). By default the embedded play table writes the raw frames first;
-# set `calvin_root` to read your own download instead (`task_D_D`, `task_ABC_D`, the debug set: anything with `training/`).
+# Raw frames in CALVIN's layout become one store (LeRobot v3.0). By default the embedded play table writes the raw frames first;
+# set `calvin_root` to read your own download instead (`task_D_D`, `task_ABC_D`, the debug set: any folder with `training/`).
 
 # %% tags=["parameters"]
 profile = "smoke"  # smoke | cpu | t4 | paper
@@ -29,58 +29,50 @@ settings
 
 # %% [markdown]
 # ## Raw frames
-# A scripted expert with privileged state plays; every sentence is ours, none is CALVIN's. Scripted, not human.
-
-# %%
-from repro.sims.tabletop import dataset
-
-if not calvin_root:
-    dataset.ensure(work / "calvin", settings, seed)
-root = calvin_root or work / "calvin"
+# A scripted expert with privileged state plays; every sentence is ours, none is CALVIN's. Scripted play, not human play.
 
 # %%
 from repro.data.calvin import Calvin
+from repro.sims.tabletop import dataset
 
-calvin = Calvin(root)
+root = calvin_root or dataset.ensure(work / "calvin", settings, seed)
 for split in ("training", "validation"):
-    print(calvin.split(split).describe(), "\n")
+    print(Calvin(root).split(split).describe(), "\n")
 
 # %% [markdown]
 # ## Into the store
-# One episode per annotation. Damaged frames are skipped, counted and named; wrong structure is refused.
+# One episode per annotation. A damaged frame is left out, counted and named; a wrong structure is refused.
 
 # %%
 from repro.data.calvin import ensure_store
 
-stores = {split: ensure_store(root, split, work / "store" / split, workers=settings.workers) for split in ("training", "validation")}
+stores = {split: ensure_store(root, split, work / "store" / split, settings.workers) for split in ("training", "validation")}
 
 # %% tags=["nbval-check-output"]
 for split, store in stores.items():
-    frames = sum(episode.length for episode in store.episodes)
-    tasks = len({episode.task_id for episode in store.episodes})
-    print(f"{split:11} {len(store.episodes):5} episodes  {frames:6} frames  {tasks:3} tasks  scenes {sorted({e.scene for e in store.episodes})}")
+    tasks, scenes = {e.task_id for e in store.episodes}, sorted({e.scene for e in store.episodes})
+    print(f"{split:11} {len(store):5} episodes {store.frames:7} frames {len(tasks):3} tasks, scenes {', '.join(scenes)}")
 
 # %% [markdown]
 # ## Look at the episodes
 
 # %%
-from repro.gaze.quality import contact_sheet
+from repro import pictures
 
-episodes = [stores["training"].read(i) for i in range(0, len(stores["training"].episodes), max(1, len(stores["training"].episodes) // 4))][:4]
-picks = [(e, int(share * (len(e.columns["action"]) - 1))) for e in episodes for share in (0, 0.33, 0.66, 1)]
-sheet = contact_sheet([e.columns["observation.images.static"][t] for e, t in picks], labels=[f"{e.task[:34]}\nframe {t}" for e, t in picks])
+store = stores["training"]
+picks = [store.read(i) for i in range(0, len(store), max(1, len(store) // 4))][:4]
+frames = [(e, int(share * (len(e.columns["action"]) - 1))) for e in picks for share in (0, 0.33, 0.66, 1)]
+images = [e.columns["observation.images.static"][t] for e, t in frames]
+pictures.keep(pictures.sheet(images, [f"{e.task}\nframe {t}" for e, t in frames]), work / "figures" / "episodes.png")
 
 # %% [markdown]
 # ## The actions
-# Relative, in [-1, 1] (0.02 m and 0.05 rad per unit); gripper -1 close, +1 open.
+# Relative, in [-1, 1]: 0.02 m and 0.05 rad per unit; gripper -1 close, +1 open.
 
 # %%
-import matplotlib.pyplot as plt
-import numpy as np
+figure = pictures.histograms(store.column("action"), ["x", "y", "z", "roll", "pitch", "yaw", "gripper"], "action unit")
+pictures.keep(figure, work / "figures" / "actions.png")
 
-actions = np.concatenate([stores["training"].read(e.index, columns=["action"]).columns["action"] for e in stores["training"].episodes[:200]])
-figure, axes = plt.subplots(1, 7, figsize=(14, 2.2), sharey=True)
-for axis, values, name in zip(axes, actions.T, ("x", "y", "z", "roll", "pitch", "yaw", "gripper"), strict=True):
-    axis.hist(values, bins=41, range=(-1.025, 1.025), color="0.35")
-    axis.set(title=name, xlabel="action unit", yscale="log")
-axes[0].set_ylabel(f"frames (n = {len(actions)})")
+# %% tags=["nbval-check-output"]
+for name in ("action", "observation.state"):
+    print(f"{name:18} mean", [round(float(x), 3) for x in store.stats[name]["mean"][:7]])

@@ -21,56 +21,60 @@ seed = 0
 
 # %%
 from repro import machine, profiles
-from repro.data.episodes import Store
 
 settings = profiles.get(profile)
 work = machine.work(profile)
-stores = {split: Store(work / "store" / split) for split in ("training", "validation")}
 settings
 
 # %% [markdown]
-# ## Instruction -> phrase
+# ## From the instruction to a phrase
 
 # %% tags=["nbval-check-output"]
 from repro.gaze.phrase import parse
-from repro.sims.tabletop import language
+from repro.sims.tabletop.language import VALIDATION
 
-for task in list(language.VALIDATION)[::5]:
-    phrase = parse(language.VALIDATION[task])
-    print(f"{language.VALIDATION[task]:55.55} -> {phrase.target} | {phrase.item} | {phrase.destination}")
+for task in list(VALIDATION)[::4]:
+    phrase = parse(VALIDATION[task])
+    print(f"{VALIDATION[task]:58.58} -> {phrase.target}" + (f" {phrase.relation} {phrase.destination}" if phrase.destination else ""))
 
 # %% [markdown]
 # ## Boxes into the store
-# `gaze.box`, `gaze.score` and `gaze.source` become columns of every step.
+# `gaze.box`, `gaze.score` and `gaze.source` become columns of every step. Where no simulator box was recorded, `colour` looks instead.
 
 # %% tags=["nbval-check-output"]
+from repro.data.episodes import Store
 from repro.gaze.crops import annotate
 
-for split in stores:
-    print(split, annotate(work / "store" / split, detector="truth"))
+stores = {split: Store(work / "store" / split) for split in ("training", "validation")}
+for split, store in stores.items():
+    report = annotate(store.folder, "truth" if "info.boxes" in store.columns else "colour")
+    print(f"{split:11} {report['detector']}: {report['frames']} frames, sources {report['sources']}, unnamed {report['unnamed']}")
 
 # %% [markdown]
 # ## The weights-free detector against the truth
-# Detection rate at IoU 0.5 with its 95 % interval, centre error, jump rate. This is the floor for GroundingDINO.
+# Share of frames with IoU >= 0.5 and its 95 % interval (frames of one episode are not independent: it is too narrow), by task.
 
 # %% tags=["nbval-check-output"]
-from repro.gaze.quality import score_store
+from repro.gaze import quality
 
-quality = score_store(Store(work / "store" / "validation"), detector="colour", every=5)
-quality.table()
+scored = quality.score(Store(work / "store" / "validation"), "colour", every=5)
+print(scored.table())
 
 # %%
-quality.sheet()
+from repro import pictures
+
+pictures.keep(scored.sheet(12), work / "figures" / "gaze_colour.png")
 
 # %% [markdown]
-# ## What the reconstruction target will be: the crop
+# ## What the model will have to reconstruct
+# Above: the frame with its gaze region. Below: the crop, which takes the static camera's place on the reconstruction target.
 
 # %%
+from repro.attention import boxed
 from repro.gaze.crops import crop
-from repro.gaze.quality import contact_sheet
 
 store = Store(work / "store" / "training")
-episodes = [store.read(i) for i in range(0, len(store.episodes), max(1, len(store.episodes) // 8))][:8]
-middles = [{key: column[len(column) // 3] for key, column in e.columns.items()} for e in episodes]
-crops = [crop(m["observation.images.static"], m["gaze.box"], size=(64, 64)) for m in middles]
-sheet = contact_sheet(crops, labels=[e.task[:34] for e in episodes])
+steps = [store.read(i).columns for i in range(0, len(store), max(1, len(store) // 6))][:6]
+shots = [(c["observation.images.static"][len(c["action"]) // 3], c["gaze.box"][len(c["action"]) // 3]) for c in steps]
+images = [boxed(image, box) for image, box in shots] + [crop(image, box, size=(100, 100)) for image, box in shots]
+pictures.keep(pictures.sheet(images, ["gaze region"] * 6 + ["crop"] * 6, columns=6), work / "figures" / "gaze_crops.png")

@@ -9,14 +9,17 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from repro import results
+from repro import attention, pictures, results
 from repro.data.episodes import Store
 from repro.evaluation import chains, floors, offline
+from repro.models.reconvla import ReconVLA
 from repro.profiles import Profile
 from repro.sims.tabletop import language, tasks
 from repro.sims.tabletop.expert import Expert
 from repro.sims.tabletop.world import PlayTable
+from repro.training import checkpoint, launch
 
 VARIANTS = {  # name -> what it changes in the preset
     "baseline": {"recon": False},
@@ -27,19 +30,31 @@ VARIANTS = {  # name -> what it changes in the preset
 RENDERER = "play table (OpenCV)"
 
 
-def job(settings: Profile, work: Path, variant: str, seed: int) -> dict:
-    """The config of one training run, as `repro train` takes it."""
-    return {
-        "name": variant,
-        "store": str(work / "store" / "training"),
-        "folder": str(work / "train" / f"{variant}-{seed}"),
-        "model": {"preset": settings.preset, **VARIANTS[variant]},
-        "train": {
-            "seed": seed, "steps": settings.train_steps, "batch_size": settings.batch_size, "accumulate": settings.accumulate,
-            "learning_rate": settings.learning_rate, "budget_minutes": settings.budget_minutes,
-            "checkpoint_minutes": settings.checkpoint_minutes,
-        },
-    }  # fmt: skip
+def job(settings: Profile, work: Path, variant: str, seed: int) -> Path:
+    """The config file of one training run, as `repro train` takes it."""
+    clock = {"budget_minutes": settings.budget_minutes, "checkpoint_minutes": settings.checkpoint_minutes}
+    return launch.write_config(
+        work / "train" / f"{variant}.json", name=variant, store=work / "store" / "training", folder=work / "train" / variant,
+        model={"preset": settings.preset, **VARIANTS[variant]},
+        train={"seed": seed, "steps": settings.train_steps, "batch_size": settings.batch_size, "accumulate": settings.accumulate,
+               "learning_rate": settings.learning_rate, **clock})  # fmt: skip
+
+
+def load(work: Path) -> dict[str, ReconVLA]:
+    """The trained variants from their last checkpoints; `trained` on each says how far it got and where."""
+    models = {}
+    for variant in VARIANTS:
+        path = checkpoint.need(work / "train" / variant)
+        about = checkpoint.about(path)
+        models[variant] = ReconVLA.load(path)
+        models[variant].trained = {key: about[key] for key in ("step", "train", "clockwork", "data", "commit") if key in about}
+    return models
+
+
+def parameters(models: dict[str, ReconVLA]) -> list[tuple[str, str, int]]:
+    """(variant, part, number of parameters) of every part of every model."""
+    return [(name, part, sum(p.numel() for p in module.parameters()))
+            for name, model in models.items() for part, module in model.named_children()]
 
 
 def is_embedded(work: Path) -> bool:
@@ -51,7 +66,8 @@ def start_states(settings: Profile, seed: int) -> dict[str, list]:
     """What is evaluated: chains of five, and single tasks from states in which they are possible. Held out by their seeds."""
     names = tasks.check_tasks(settings.tasks)
     rng = np.random.default_rng([seed, 2027])
-    single = [({**tasks.symbolic_for(task, rng), "seed": int(rng.integers(2**31))}, (task,)) for task in names for _ in range(settings.evaluate_single)]
+    single = [({**tasks.symbolic_for(task, rng), "seed": int(rng.integers(2**31))}, (task,))
+              for task in names for _ in range(settings.evaluate_single)]
     return {"single tasks": single, "chains of 5": tasks.chains(settings.evaluate_chains, 5, seed=7_000 + seed, tasks=settings.tasks)}
 
 
@@ -82,6 +98,7 @@ def roll_out(settings: Profile, work: Path, scored: dict[str, object], seed: int
     training = Store(work / "store" / "training")
     trained_on = "".join(sorted({info.scene for info in training.episodes}))
     for benchmark, starts in start_states(settings, seed).items():
+        tried = len({task for _, chain in starts for task in chain})
         for name, policy in scored.items():
             begun = time.monotonic()
             in_process = isinstance(policy, floors.ExpertPolicy) or settings.workers < 2
@@ -89,8 +106,8 @@ def roll_out(settings: Profile, work: Path, scored: dict[str, object], seed: int
             outcomes = chains.evaluate(policy, partial(PlayTable, scene), starts, folder, simulators=settings.simulators, name=name,
                                        workers=0 if in_process else 2, fresh=True, log=log)
             record = results.record(
-                "reconvla", name, benchmark=f"play table {trained_on}->{scene}, {len(set(t for _, ts in starts for t in ts))} tasks, {benchmark}",
-                data=training.meta.get("name", "play table"), data_hash=training.hash,
+                "reconvla", name, benchmark=f"play table {trained_on}->{scene}, {tried} tasks, {benchmark}",
+                data=training.meta["name"], data_hash=training.hash,
                 config={"profile": settings.name, "policy": about(policy), "max_steps": 360}, seed=seed, metrics=chains.summarise(outcomes, seed),
                 minutes=(time.monotonic() - begun) / 60, simulator="tabletop", renderer=RENDERER, not_comparable_with=["reconvla"])  # fmt: skip
             results.save(record, work / "runs")
@@ -107,7 +124,7 @@ def score_offline(settings: Profile, work: Path, models: dict[str, object], seed
         begun = time.monotonic()
         metrics = offline.action_error(policy, validation, every, shuffle_instructions="shuffled" in name)
         record = results.record(
-            "reconvla", name, benchmark=f"offline action error, {validation.meta.get('name', 'validation')}", data=training.meta.get("name", ""),
+            "reconvla", name, benchmark=f"offline action error, {validation.meta['name']}", data=training.meta["name"],
             data_hash=training.hash, config={"profile": settings.name, "policy": about(policy), "every": every}, seed=seed, metrics=metrics,
             minutes=(time.monotonic() - begun) / 60, simulator="none (offline)", renderer="none", not_comparable_with=["reconvla"])  # fmt: skip
         results.save(record, work / "runs")
@@ -124,3 +141,69 @@ def about(policy) -> dict:
     return {"floor": getattr(policy, "name", type(policy).__name__), **({"of": about(inner)} if inner is not None else {})}
 
 
+
+
+# ---- pictures and attention --------------------------------------------------------------------------------------------------------
+
+def reconstructions(model: ReconVLA, work: Path, count: int = 6, seed: int = 0):
+    """Figure: for `count` held-out frames the target and what the denoiser draws from noise (static part above, wrist below)."""
+    store = Store(work / "store" / "validation")
+    frames = attention_frames(store, count)
+    targets = np.stack([model.prepare(frame)["target"] for frame in frames])
+    torch.manual_seed(seed)
+    drawn = model.reconstruct(frames, [frame["task"] for frame in frames])
+    labels = [f"target: {frame['task']}" for frame in frames] + ["drawn from noise"] * len(frames)
+    return pictures.sheet([*targets, *drawn], labels, columns=len(frames), size=2.0)
+
+
+def attention_frames(store: Store, count: int) -> list[dict]:
+    """About `count` frames with a true gaze box, spread evenly over the episodes: the step's columns, `task` and `episode`."""
+    each, found = max(1, count // max(1, len(store))), []
+    for info in store.episodes[:: max(1, len(store) // count)]:
+        columns = store.read(info.index).columns
+        sure = [t for t in range(info.length) if columns["gaze.source"][t] != "fallback"]
+        for t in [sure[int(i)] for i in np.linspace(0, len(sure) - 1, min(each, len(sure))).round()] if sure else []:
+            found.append({**{key: column[t] for key, column in columns.items()}, "task": info.task, "episode": info.index})
+    return found
+
+
+def attention_of(model: ReconVLA, frames: list[dict], batch: int = 32) -> np.ndarray:
+    """(N, static rows, columns): the static camera's part of the last layer's attention, mean over heads and action tokens."""
+    parts = [frames[i : i + batch] for i in range(0, len(frames), batch)]
+    return np.concatenate([attention.static_maps(model, part, [frame["task"] for frame in part]) for part in parts])
+
+
+def record_attention(settings: Profile, work: Path, models: dict, maps: dict[str, np.ndarray], frames: list[dict], seed: int) -> list[dict]:
+    """One run record per model: attention inside the gaze box, with its floors. Saved."""
+    training, validation = (Store(work / "store" / split) for split in ("training", "validation"))
+    boxes, episodes = np.stack([frame["gaze.box"] for frame in frames]), np.array([frame["episode"] for frame in frames])
+    found = []
+    for name, static in maps.items():
+        begun = time.monotonic()
+        record = results.record(
+            "reconvla", name, benchmark=f"attention, held-out episodes of {validation.meta['name']}", data=training.meta["name"],
+            data_hash=training.hash, config={"profile": settings.name, "policy": about(models[name]), "reduced": attention.caption()}, seed=seed,
+            metrics=attention.measure_all(static, boxes, episodes, seed=seed), minutes=(time.monotonic() - begun) / 60,
+            simulator="none (recorded frames)", renderer="none", not_comparable_with=["reconvla"])  # fmt: skip
+        results.save(record, work / "runs")
+        found.append(record)
+    return found
+
+
+def film(model: ReconVLA, settings: Profile, seed: int, count: int = 8):
+    """Figure: one single-task rollout of the model on the play table, `count` pictures from start to end."""
+    state, (task,) = start_states(settings, seed)["single tasks"][0]
+    table = PlayTable(settings.evaluation_scene)
+    observation, shots = table.reset(state), []
+    for step in range(0, 360, model.config.chunk):
+        shots.append((step, observation["observation.images.static"]))
+        if table.done(task):
+            break
+        for action in model.act([observation], [language.VALIDATION[task]])[0]:
+            table.step(action, render=False)
+            if table.done(task):
+                break
+        observation = table.observe()
+    picks = [shots[i] for i in np.linspace(0, len(shots) - 1, min(count, len(shots))).round().astype(int)]
+    end = "achieved" if table.done(task) else "not achieved"
+    return pictures.sheet([image for _, image in picks], [f"step {step}" for step, _ in picks], columns=4, title=f"{language.VALIDATION[task]}: {end}")

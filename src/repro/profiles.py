@@ -48,8 +48,8 @@ SMOKE = Profile(
 
 CPU = replace(
     SMOKE, name="cpu", where="any CPU, under 2 h on 2 cores: tiny models that really act",
-    scenes=("A", "B", "C", "D"), tasks=None, episodes_per_task=20, validation_episodes_per_task=2,
-    train_steps=6000, batch_size=64, budget_minutes=25, evaluate_chains=100, evaluate_single=10, simulators=32, attention_frames=200,
+    tasks=None, episodes_per_task=30, validation_episodes_per_task=2,
+    train_steps=3000, batch_size=32, budget_minutes=12, evaluate_chains=50, evaluate_single=3, simulators=32, attention_frames=200,
 )  # fmt: skip
 
 T4 = replace(

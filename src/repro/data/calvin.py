@@ -1,6 +1,6 @@
 """CALVIN in: read the official layout (real downloads, the play table's, calvin_sim) and write a store.
 
-    python -m repro.data.calvin import ../shared/data/calvin_sim data/calvin_sim --split training
+    python -m repro.data.calvin import downloads/task_D_D store/training --split training
     python -m repro.data.calvin extract --ann_path .../auto_lang_ann.npy --npz_src_dir .../training --root_folder extracted
     python -m repro.data.calvin crop --root_folder extracted --npz_src_dir .../training --detector colour
     python -m repro.data.calvin json --root_folder extracted --output calvin_train.json
@@ -11,6 +11,7 @@ The three blocks in `scene_obs` are in the scene's own order; everything that le
 """
 
 import hashlib
+import json
 import multiprocessing
 import re
 import struct
@@ -462,8 +463,10 @@ def import_calvin(
     source = Calvin(root).split(split, scene)
     notes, damage, dropped = source.annotations, Damage(source.frames), []
     where = (source.folder, source.digits, source.shapes)
+    about = Path(root) / "about.json"  # the play table says here what it is; a CALVIN download has none
+    about = json.loads(about.read_text()) if about.is_file() else {"name": Path(root).name, "simulator": "calvin_env"}
     meta = {
-        "source": "CALVIN layout", "split": split, "robot_type": "franka", "scene_known_by": source.scene_known_by, "blocks": list(BLOCKS),
+        "source": "CALVIN layout", "name": about["name"], "simulator": about["simulator"], "split": split, "robot_type": "franka", "scene_known_by": source.scene_known_by, "blocks": list(BLOCKS),
         "action": ACTION_UNITS, "source_statistics": source.statistics, "source_fingerprint": source.fingerprint(),
     }  # fmt: skip
     with StoreWriter(out, FPS, meta, replace) as writer:

@@ -6,12 +6,16 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from repro.gaze.detectors import colour
+from repro.gaze.phrase import parse
+from repro.machine import UserError
 from repro.results import wilson
 
 DASHES, PREDICTED = (0, (3, 2)), "#ffd60a"
@@ -127,3 +131,67 @@ def _wrap(label: str, width: int = 34) -> str:
     cut = width if cut <= 0 else cut
     rest = label[cut:].strip()
     return f"{label[:cut]}\n{rest if len(rest) <= width else rest[: width - 1] + '…'}"
+
+
+# ---- a store's detector against its true boxes ------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Scored:
+    """A detector's boxes on frames of a store, beside the simulator's; lists of one entry a frame."""
+
+    detector: str
+    predicted: np.ndarray  # (N, 4)
+    truth: np.ndarray  # (N, 4), NaN where the target is hidden
+    sources: list[str]
+    tasks: list[str]
+    instructions: list[str]
+    episodes: np.ndarray
+    images: list[np.ndarray]
+
+    def quality(self, task: str | None = None) -> dict:
+        """`detection_quality` of the frames of one task, or of all."""
+        pick = np.array([task in (None, t) for t in self.tasks])
+        chosen = [s for s, p in zip(self.sources, pick, strict=True) if p]
+        visible = ~np.isnan(self.truth[pick]).any(1)
+        return detection_quality(self.predicted[pick], np.nan_to_num(self.truth[pick]), chosen, visible, self.episodes[pick])
+
+    def table(self) -> str:
+        """Markdown: one row a task, and all."""
+        lines = ["| task | frames | detected [95 %] | precision | centre error, px | jump rate | sources |", "|---|---|---|---|---|---|---|"]
+        cell = lambda value, form: "-" if value is None else format(value, form)
+        for task in [*sorted(set(self.tasks)), None]:
+            q = self.quality(task)
+            sources = ", ".join(f"{name} {n}" for name, n in sorted(q["sources"].items()))
+            lines.append(f"| {task or '**all**'} | {q['n']} | {cell(q['detection_rate'], '.2f')} [{q['low']:.2f}, {q['high']:.2f}] | "
+                         f"{cell(q['precision'], '.2f')} | {cell(q['centre_error'], '.1f')} | {cell(q['jump_rate'], '.2f')} | {sources} |")
+        return "\n".join(lines)
+
+    def sheet(self, count: int = 12) -> Figure:
+        """Frames spread over the episodes, each with its verdict."""
+        picks = np.linspace(0, len(self.tasks) - 1, min(count, len(self.tasks))).round().astype(int)
+        return contact_sheet([self.images[i] for i in picks], self.predicted[picks], self.truth[picks], [self.instructions[i] for i in picks],
+                             [self.sources[i] for i in picks], title=f"detector {self.detector}")
+
+
+def score(store, detector: str = "colour", every: int = 5) -> Scored:
+    """Run a detector on every `every`-th frame of a store that `crops.annotate` has given its true boxes.
+
+    The truth is `gaze.box` where its source is truth or state; elsewhere the target is hidden.
+    """
+    if detector != "colour":
+        raise UserError(f"there is no detector {detector!r} to score", expected="colour")
+    if "gaze.box" not in store.columns:
+        raise UserError(f"{store.folder} has no gaze boxes", expected="column gaze.box", next_step="annotate it first (crops.annotate)")
+    found = {name: [] for name in ("predicted", "truth", "sources", "tasks", "instructions", "episodes", "images")}
+    for info in store.episodes:
+        columns = store.read(info.index, ["observation.images.static", "gaze.box", "gaze.source"]).columns
+        phrase = parse(info.task)
+        for t in range(0, info.length, every):
+            image = columns["observation.images.static"][t]
+            gaze = colour(image, phrase)
+            known = columns["gaze.source"][t] in ("truth", "state")
+            values = (gaze.box, columns["gaze.box"][t] if known else np.full(4, np.nan), gaze.source, info.task_id, info.task, info.index, image)
+            for name, value in zip(found, values, strict=True):
+                found[name].append(value)
+    arrays = {name: np.array(found.pop(name)) for name in ("predicted", "truth", "episodes")}
+    return Scored(detector, **arrays, **found)

@@ -52,6 +52,7 @@ class ReconVLAConfig:
     layers: int = 3
     heads: int = 4
     intermediate: int = 256
+    init: float = 0.09              # standard deviation of first weights: 1 / sqrt(hidden); Qwen2's 0.02 is made for widths in the thousands
     chunk: int = 5                  # actions per query
     action_dim: int = 7
     state_dim: int = 15
@@ -121,7 +122,7 @@ class ReconVLA(nn.Module):
         self.proprio = nn.Sequential(nn.Linear(c.state_dim, d), nn.GELU(), nn.Linear(d, d)) if c.proprio == "linear" else None
         self.decoder = Qwen2ForCausalLM(Qwen2Config(
             vocab_size=self.tokens.vocab_size, hidden_size=d, intermediate_size=c.intermediate, num_hidden_layers=c.layers,
-            num_attention_heads=c.heads, num_key_value_heads=c.heads, max_position_embeddings=1024, tie_word_embeddings=True,
+            num_attention_heads=c.heads, num_key_value_heads=c.heads, max_position_embeddings=1024, tie_word_embeddings=True, initializer_range=c.init,
             bos_token_id=None, eos_token_id=None, attn_implementation="sdpa"))
         if c.ordered_bins:
             with torch.no_grad():  # slots run from the highest value (id first) down
@@ -264,6 +265,20 @@ class ReconVLA(nn.Module):
         self.train(was_training)
         ids = self.tokens.first + torch.stack(chosen, dim=1).cpu().numpy()
         return self.tokens.decode(ids).reshape(len(observations), c.chunk, c.action_dim)
+
+    @torch.inference_mode()
+    def reconstruct(self, observations: list[dict], instructions: list[str], steps: int = 100) -> UInt8[np.ndarray, "b th tw 3"]:
+        """What the denoiser draws from noise, given the decoder's states at the image tokens: a look at training, not part of acting."""
+        if self.denoiser is None:
+            raise UserError("this model has no denoiser to draw with", expected="a model trained with recon=True")
+        was_training = self.training
+        self.eval()
+        canvas = torch.from_numpy(np.stack([self.canvas(observation) for observation in observations])).to(self.device)
+        state = np.stack([observation["observation.state"] for observation in observations])
+        hidden = self.decoder.model(inputs_embeds=self.prompt(canvas, state, instructions), use_cache=False).last_hidden_state
+        drawn = self.pixels(self.denoiser.sample(hidden[:, self.image_positions], steps, clip=1.0))
+        self.train(was_training)
+        return drawn.cpu().numpy()
 
     # ---- on disk ------------------------------------------------------------------------------------------------
     def save(self, folder: Path | str) -> None:

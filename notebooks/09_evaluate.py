@@ -1,0 +1,77 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 09 · Evaluate
+# Closed loop under CALVIN's rules: chains of five tasks, 360 steps a task, success checked at every step, stop at the first failure,
+# no robot reset between tasks. Also single tasks. Floors stand beside every score: blind, shuffled instruction, blanked images, replay
+# of one demonstration, random, constant; the scripted expert is the ceiling. On recorded data without a simulator only the offline
+# action error can be had, and the table says so.
+
+# %% tags=["parameters"]
+profile = "smoke"  # smoke | cpu | t4 | paper
+seed = 0
+
+# %%
+from repro import machine, profiles
+
+settings = profiles.get(profile)
+work = machine.work(profile)
+settings
+
+# %%
+from repro import experiments
+
+models = experiments.load(work)
+embedded = experiments.is_embedded(work)
+print("play table: rollouts and offline error" if embedded else "recorded data: NO simulator, offline action error only")
+
+# %% [markdown]
+# ## Offline: how far from the recorded actions?
+# A low error is not success; a blind policy with a lower one can act worse.
+
+# %%
+from repro import results
+
+offline = experiments.score_offline(settings, work, models, seed)
+print(results.markdown(*results.other_table(offline)))
+
+# %% [markdown]
+# ## Closed loop
+
+# %%
+scored = experiments.policies(settings, models, work, seed) if embedded else {}
+rolled_out = experiments.roll_out(settings, work, scored, seed) if embedded else []
+
+# %%
+for benchmark in sorted({record["benchmark"] for record in rolled_out}):
+    print(benchmark, "(not comparable with the paper)")
+    print(results.markdown(*results.chain_table([r for r in rolled_out if r["benchmark"] == benchmark])), "\n")
+
+# %% [markdown]
+# Floors that do not depend on any weights are compared when this notebook is validated.
+
+# %% tags=["nbval-check-output"]
+for record in rolled_out:
+    if record["variant"] in ("constant action", "scripted expert (ceiling)"):
+        first = next(iter(record["metrics"]))
+        print(f"{record['benchmark']:48} {record['variant']:28} {first} {record['metrics'][first]['value']:.3f} n = {record['metrics'][first]['n']}")
+
+# %% [markdown]
+# ## One rollout, as it was
+
+# %%
+from repro import pictures
+
+if embedded:
+    figure = experiments.film(models["gaze"], settings, seed)
+    display(pictures.keep(figure, work / "figures" / "rollout.png"))

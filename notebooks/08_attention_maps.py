@@ -42,7 +42,8 @@ from repro import attention, pictures
 
 maps = {name: experiments.attention_of(models[name], frames) for name in ("baseline", "whole", "gaze")}
 picks = range(0, len(frames), max(1, len(frames) // 3))[:3]
-rows = [(frames[i]["task"], frames[i]["observation.images.static"], {n: m[i] for n, m in maps.items()}, frames[i]["gaze.box"]) for i in picks]
+shown = lambda i: {name: found[i] for name, found in maps.items()}
+rows = [(frames[i]["task"], frames[i]["observation.images.static"], shown(i), frames[i]["gaze.box"]) for i in picks]
 pictures.keep(attention.compare(rows), work / "figures" / "attention.png")
 
 # %% [markdown]

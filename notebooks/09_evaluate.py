@@ -62,9 +62,9 @@ for benchmark in sorted({record["benchmark"] for record in rolled_out}):
 
 # %% tags=["nbval-check-output"]
 for record in rolled_out:
-    if record["variant"] in ("constant action", "scripted expert (ceiling)"):
-        first = next(iter(record["metrics"]))
-        print(f"{record['benchmark']:48} {record['variant']:28} {first} {record['metrics'][first]['value']:.3f} n = {record['metrics'][first]['n']}")
+    name, (first, metric) = record["variant"], next(iter(record["metrics"].items()))
+    if name in ("constant action", "scripted expert (ceiling)"):
+        print(f"{record['benchmark']:46} {name:26} {first} {metric['value']:.3f} n = {metric['n']}")
 
 # %% [markdown]
 # ## One rollout, as it was

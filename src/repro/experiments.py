@@ -105,11 +105,11 @@ def roll_out(settings: Profile, work: Path, scored: dict[str, object], seed: int
             folder = work / "outcomes" / benchmark.replace(" ", "_") / name.replace(" ", "_").replace(",", "")
             outcomes = chains.evaluate(policy, partial(PlayTable, scene), starts, folder, simulators=settings.simulators, name=name,
                                        workers=0 if in_process else 2, fresh=True, log=log)
+            config = {"profile": settings.name, "policy": about(policy), "max_steps": 360}
             record = results.record(
                 "reconvla", name, benchmark=f"play table {trained_on}->{scene}, {tried} tasks, {benchmark}",
-                data=training.meta["name"], data_hash=training.hash,
-                config={"profile": settings.name, "policy": about(policy), "max_steps": 360}, seed=seed, metrics=chains.summarise(outcomes, seed),
-                minutes=(time.monotonic() - begun) / 60, simulator="tabletop", renderer=RENDERER, not_comparable_with=["reconvla"])  # fmt: skip
+                data=training.meta["name"], data_hash=training.hash, config=config, seed=seed, metrics=chains.summarise(outcomes, seed),
+                minutes=(time.monotonic() - begun) / 60, simulator="tabletop", renderer=RENDERER, not_comparable_with=["reconvla"])
             results.save(record, work / "runs")
             found.append(record)
     return found
@@ -125,8 +125,9 @@ def score_offline(settings: Profile, work: Path, models: dict[str, object], seed
         metrics = offline.action_error(policy, validation, every, shuffle_instructions="shuffled" in name)
         record = results.record(
             "reconvla", name, benchmark=f"offline action error, {validation.meta['name']}", data=training.meta["name"],
-            data_hash=training.hash, config={"profile": settings.name, "policy": about(policy), "every": every}, seed=seed, metrics=metrics,
-            minutes=(time.monotonic() - begun) / 60, simulator="none (offline)", renderer="none", not_comparable_with=["reconvla"])  # fmt: skip
+            data_hash=training.hash, config={"profile": settings.name, "policy": about(policy), "every": every}, seed=seed,
+            metrics=metrics, minutes=(time.monotonic() - begun) / 60, simulator="none (offline)", renderer="none",
+            not_comparable_with=["reconvla"])
         results.save(record, work / "runs")
         found.append(record)
     return found
@@ -182,9 +183,9 @@ def record_attention(settings: Profile, work: Path, models: dict, maps: dict[str
         begun = time.monotonic()
         record = results.record(
             "reconvla", name, benchmark=f"attention, held-out episodes of {validation.meta['name']}", data=training.meta["name"],
-            data_hash=training.hash, config={"profile": settings.name, "policy": about(models[name]), "reduced": attention.caption()}, seed=seed,
-            metrics=attention.measure_all(static, boxes, episodes, seed=seed), minutes=(time.monotonic() - begun) / 60,
-            simulator="none (recorded frames)", renderer="none", not_comparable_with=["reconvla"])  # fmt: skip
+            data_hash=training.hash, config={"profile": settings.name, "policy": about(models[name]), "reduced": attention.caption()},
+            seed=seed, metrics=attention.measure_all(static, boxes, episodes, seed=seed), minutes=(time.monotonic() - begun) / 60,
+            simulator="none (recorded frames)", renderer="none", not_comparable_with=["reconvla"])
         results.save(record, work / "runs")
         found.append(record)
     return found
@@ -206,4 +207,5 @@ def film(model: ReconVLA, settings: Profile, seed: int, count: int = 8):
         observation = table.observe()
     picks = [shots[i] for i in np.linspace(0, len(shots) - 1, min(count, len(shots))).round().astype(int)]
     end = "achieved" if table.done(task) else "not achieved"
-    return pictures.sheet([image for _, image in picks], [f"step {step}" for step, _ in picks], columns=4, title=f"{language.VALIDATION[task]}: {end}")
+    title = f"{language.VALIDATION[task]}: {end}"
+    return pictures.sheet([image for _, image in picks], [f"step {step}" for step, _ in picks], columns=4, title=title)

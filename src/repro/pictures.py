@@ -5,6 +5,7 @@
 
 import io
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,12 +17,13 @@ def sheet(images: Sequence[np.ndarray], labels: Sequence[str], columns: int = 4,
     """A grid of uint8 RGB pictures (any sizes), each under its label; `size` inches a picture."""
     columns = max(1, min(columns, len(images)))
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(size * columns, (size + 0.45) * rows + (0.3 if title else 0)), layout="constrained", dpi=110)
+    figure = Figure(figsize=(size * columns, (size + 0.45) * rows + (0.3 if title else 0)), layout="constrained", dpi=100)
     for axis in np.atleast_1d(figure.subplots(rows, columns)).reshape(-1):
         axis.set_axis_off()
     for axis, image, label in zip(figure.axes, images, labels, strict=False):
         axis.imshow(image, interpolation="nearest")
-        axis.set_title(label, fontsize=8, wrap=True)
+        lines = [line for part in label.split("\n") for line in textwrap.wrap(part, max(8, int(13 * size))) or [""]]
+        axis.set_title("\n".join(lines), fontsize=8)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure

@@ -41,20 +41,21 @@ class Profile:
 
 SMOKE = Profile(
     name="smoke", where="any CPU, minutes: proves every step",
-    scenes=("D",), evaluation_scene="D", tasks=EIGHT_TASKS, episodes_per_task=6, validation_episodes_per_task=2,
-    preset="tiny", train_steps=120, batch_size=16, accumulate=1, learning_rate=1e-3, budget_minutes=3, checkpoint_minutes=120,
-    evaluate_chains=8, evaluate_single=2, simulators=8, attention_frames=16, workers=2,
+    scenes=("D",), evaluation_scene="D", tasks=EIGHT_TASKS, episodes_per_task=4, validation_episodes_per_task=1,
+    preset="tiny", train_steps=60, batch_size=16, accumulate=1, learning_rate=3e-3, budget_minutes=3, checkpoint_minutes=120,
+    evaluate_chains=4, evaluate_single=1, simulators=8, attention_frames=16, workers=2,
 )  # fmt: skip
 
 CPU = replace(
-    SMOKE, name="cpu", where="any CPU, under 2 h on 2 cores: tiny models that really act",
-    tasks=None, episodes_per_task=30, validation_episodes_per_task=2,
-    train_steps=3000, batch_size=32, budget_minutes=12, evaluate_chains=50, evaluate_single=3, simulators=32, attention_frames=200,
+    SMOKE, name="cpu", where="any CPU, under 2 h on 2 cores: tiny models that act, if not well",
+    episodes_per_task=40, validation_episodes_per_task=3,
+    train_steps=1800, batch_size=32, learning_rate=3e-3, budget_minutes=40,
+    evaluate_chains=40, evaluate_single=10, simulators=32, attention_frames=120,
 )  # fmt: skip
 
 T4 = replace(
     CPU, name="t4", where="Kaggle, 2 x T4, one session of 11 h, resumes in the next",
-    scenes=("A", "B", "C"), episodes_per_task=100, validation_episodes_per_task=5,
+    scenes=("A", "B", "C"), tasks=None, episodes_per_task=100, validation_episodes_per_task=5,
     train_steps=20_000, batch_size=2, accumulate=8, learning_rate=2e-4, budget_minutes=660,
     evaluate_chains=200, evaluate_single=25, attention_frames=500, workers=4,
 )  # fmt: skip

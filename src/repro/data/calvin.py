@@ -466,7 +466,8 @@ def import_calvin(
     about = Path(root) / "about.json"  # the play table says here what it is; a CALVIN download has none
     about = json.loads(about.read_text()) if about.is_file() else {"name": Path(root).name, "simulator": "calvin_env"}
     meta = {
-        "source": "CALVIN layout", "name": about["name"], "simulator": about["simulator"], "split": split, "robot_type": "franka", "scene_known_by": source.scene_known_by, "blocks": list(BLOCKS),
+        "source": "CALVIN layout", "name": about["name"], "simulator": about["simulator"], "split": split,
+        "robot_type": "franka", "scene_known_by": source.scene_known_by, "blocks": list(BLOCKS),
         "action": ACTION_UNITS, "source_statistics": source.statistics, "source_fingerprint": source.fingerprint(),
     }  # fmt: skip
     with StoreWriter(out, FPS, meta, replace) as writer:

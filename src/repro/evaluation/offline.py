@@ -41,7 +41,8 @@ def action_error(policy, store: Store, every: int = 5, shuffle_instructions: boo
     for position, info in enumerate(store.episodes):
         episode = store.read(info.index)
         starts = np.arange(0, info.length, every)
-        observations = [{key: column[start] for key, column in episode.columns.items() if key.startswith("observation")} for start in starts]
+        seen = {key: column for key, column in episode.columns.items() if key.startswith("observation")}
+        observations = [{key: column[start] for key, column in seen.items()} for start in starts]
         sentence = _other(sentences, position) if shuffle_instructions else info.task
         predicted = policy.act(observations, [sentence] * len(starts))
         truth = recorded_chunks(episode.columns["action"], starts, predicted.shape[1])

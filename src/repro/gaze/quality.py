@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from repro.gaze.detectors import colour
+from repro.gaze import detectors
 from repro.gaze.phrase import parse
 from repro.machine import UserError
 from repro.results import wilson
@@ -157,7 +157,7 @@ class Scored:
 
     def table(self) -> str:
         """Markdown: one row a task, and all."""
-        lines = ["| task | frames | detected [95 %] | precision | centre error, px | jump rate | sources |", "|---|---|---|---|---|---|---|"]
+        lines = ["| task | frames | detected [95 %] | precision | centre error, px | jump rate | sources |", "|---" * 7 + "|"]
         cell = lambda value, form: "-" if value is None else format(value, form)
         for task in [*sorted(set(self.tasks)), None]:
             q = self.quality(task)
@@ -169,8 +169,8 @@ class Scored:
     def sheet(self, count: int = 12) -> Figure:
         """Frames spread over the episodes, each with its verdict."""
         picks = np.linspace(0, len(self.tasks) - 1, min(count, len(self.tasks))).round().astype(int)
-        return contact_sheet([self.images[i] for i in picks], self.predicted[picks], self.truth[picks], [self.instructions[i] for i in picks],
-                             [self.sources[i] for i in picks], title=f"detector {self.detector}")
+        return contact_sheet([self.images[i] for i in picks], self.predicted[picks], self.truth[picks],
+                             [self.instructions[i] for i in picks], [self.sources[i] for i in picks], title=f"detector {self.detector}")
 
 
 def score(store, detector: str = "colour", every: int = 5) -> Scored:
@@ -188,9 +188,10 @@ def score(store, detector: str = "colour", every: int = 5) -> Scored:
         phrase = parse(info.task)
         for t in range(0, info.length, every):
             image = columns["observation.images.static"][t]
-            gaze = colour(image, phrase)
+            gaze = detectors.colour(image, phrase)
             known = columns["gaze.source"][t] in ("truth", "state")
-            values = (gaze.box, columns["gaze.box"][t] if known else np.full(4, np.nan), gaze.source, info.task_id, info.task, info.index, image)
+            box = columns["gaze.box"][t] if known else np.full(4, np.nan)
+            values = (gaze.box, box, gaze.source, info.task_id, info.task, info.index, image)
             for name, value in zip(found, values, strict=True):
                 found[name].append(value)
     arrays = {name: np.array(found.pop(name)) for name in ("predicted", "truth", "episodes")}

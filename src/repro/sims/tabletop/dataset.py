@@ -68,7 +68,7 @@ def plan(split: str, scene: str, tasks: tuple[str, ...], per_task: int, seed: in
 
 
 def play(recording: Plan) -> dict:
-    """Play one recording without pictures: robot_obs (T, 15), scene_obs (T, 24), gripper (T,), notes (one per task). Tries again on a failure."""
+    """Play one recording blind: robot_obs (T, 15), scene_obs (T, 24), gripper (T,), one note a task. Tries again on a failure."""
     table = PlayTable(recording.scene)
     for attempt in range(20):
         rng = np.random.default_rng([*recording.seed, attempt])
@@ -194,7 +194,8 @@ def _write_split(folder: Path, split: str, plans: list[Plan], seed: int, run, lo
     lengths = np.array([len(p["robot_obs"]) for p in played])
     firsts = FIRST_FRAME[split] + np.concatenate([[0], np.cumsum(lengths)[:-1]])
     log(f"{split}: {len(plans)} recordings of {lengths.sum()} frames; drawing them")
-    tables = [line for lines in run(_draw, [(str(folder), p.scene, int(f), r) for p, f, r in zip(plans, firsts, played, strict=True)]) for line in lines]
+    jobs = [(str(folder), p.scene, int(first), recording) for p, first, recording in zip(plans, firsts, played, strict=True)]
+    tables = [line for lines in run(_draw, jobs) for line in lines]
     np.save(folder / "ep_start_end_ids.npy", np.column_stack([firsts, firsts + lengths - 1]).astype(np.int64))
     np.save(folder / "ep_lens.npy", lengths.astype(np.int64))
     ranges = {}
@@ -223,7 +224,7 @@ def _sentences(split: str, plans: list[Plan], played: list[dict], firsts: np.nda
                 "task": note["task"], "instruction": sentence, "scene": f"calvin_scene_{p.scene}", "targets": note["targets"],
                 "goal_items": note["goal_items"], "seed": p.seed[-1],
             })  # fmt: skip
-    return notes
+    return json.loads(json.dumps(notes))  # equal strings become separate ones: the pickle's bytes then depend on their text alone
 
 
 def _statistics(path: Path, played: list[dict]) -> None:
@@ -254,8 +255,10 @@ def _boxes(path: Path, notes: list[dict], tables: list, first: int) -> None:
 def ensure(root: Path | str, settings, seed: int = 0, log=print) -> Path:
     """The data set that a profile asks for: the one at `root` if it was made with the same numbers, else written anew."""
     root = Path(root)
-    wanted = {"scenes": list(settings.scenes), "tasks": list(check_tasks(settings.tasks)), "episodes_per_task": settings.episodes_per_task,
-              "validation_per_task": settings.validation_episodes_per_task, "validation_scene": settings.evaluation_scene, "seed": seed}  # fmt: skip
+    wanted = {
+        "scenes": list(settings.scenes), "tasks": list(check_tasks(settings.tasks)), "episodes_per_task": settings.episodes_per_task,
+        "validation_per_task": settings.validation_episodes_per_task, "validation_scene": settings.evaluation_scene, "seed": seed,
+    }  # fmt: skip
     asked = root / "asked.json"
     if asked.is_file() and json.loads(asked.read_text()) == wanted:
         return root

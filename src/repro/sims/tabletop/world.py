@@ -12,7 +12,7 @@ import numpy as np
 from ...machine import UserError
 from . import scenes, tasks
 from .scenes import BLOCKS, JOINTS, SCENES
-from .solids import TOUCH, UPRIGHT, Solid, apply, euler, penetration, rotation, undo, upright, wrap
+from .solids import TOUCH, Solid, apply, euler, penetration, rotation, undo, upright, wrap
 
 POSITION_STEP, ROTATION_STEP, WIDTH_STEP = 0.02, 0.05, 0.02  # metres, rad and metres of opening per step at full command
 PIECE = 0.006  # longest movement between two contact checks: under half of the thinnest part

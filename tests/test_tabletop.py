@@ -1,0 +1,247 @@
+"""The play table: honest contact, exact states, the 34 tasks, and the CALVIN layout it writes. Run: pytest tests/test_tabletop.py"""
+
+import hashlib
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from repro.data.calvin import Calvin
+from repro.machine import UserError
+from repro.sims.tabletop import dataset, scenes, tasks
+from repro.sims.tabletop.expert import Expert
+from repro.sims.tabletop.world import PlayTable
+
+REST = [0.0] * 6
+
+
+def start(task: str, scene: str = "D", seed: int = 0) -> PlayTable:
+    rng = np.random.default_rng([seed, tasks.TASKS.index(task)])
+    table = PlayTable(scene)
+    table.reset(tasks.initial_state(scene, tasks.symbolic_for(task, rng), rng, vary_robot=True), render=False)
+    return table
+
+
+def solve(table: PlayTable, task: str, seed: int = 0) -> int | None:
+    """Steps the expert needs, None if 360 are not enough."""
+    table.start_task()
+    expert = Expert(table, task, np.random.default_rng(seed))
+    for step in range(360):
+        table.step(expert.act(), render=False)
+        if table.done(task):
+            return step + 1
+    return None
+
+
+@pytest.mark.parametrize("scene", "ABCD")
+def test_expert_solves_every_task(scene):
+    failed = [task for task in tasks.TASKS if solve(start(task, scene, seed=11), task) is None]
+    assert not failed
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("scene", "ABCD")
+def test_expert_solves_every_task_from_many_starts(scene):
+    runs = [(task, seed) for task in tasks.TASKS for seed in range(10)]
+    failed = [run for run in runs if solve(start(run[0], scene, seed=run[1]), run[0], run[1]) is None]
+    assert len(failed) <= 0.01 * len(runs), failed
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_nothing_is_achieved_at_the_start_or_by_waiting(task):
+    table = start(task)
+    table.start_task()
+    assert not table.done(task)
+    for gripper in (1.0, -1.0):
+        for _ in range(8):
+            table.step([*REST, gripper if table.held is None else -1.0], render=False)
+    assert not table.done(task)
+
+
+def near(task: str, table: PlayTable) -> tuple:
+    """A point beside, not touching, what the task is about."""
+    name = tasks.block_of(task)
+    if name:
+        x, y, z, _ = table.blocks[scenes.BLOCKS.index(name)]
+        return x, y, z + 0.075
+    if "drawer" in task:
+        return table.scene.drawer_x, -0.36 - table.joint["drawer"] * (task == "close_drawer"), 0.36
+    if "slider" in task:
+        return table.scene.door_right_x - table.joint["slider"], -0.03, 0.53
+    if "led" in task:
+        return (*table.scene.button_xy, scenes.BUTTON_Z + 0.025)
+    return table.scene.switch_x, -0.05, 0.53
+
+
+@pytest.mark.parametrize("task", ["open_drawer", "move_slider_left", "move_slider_right", "turn_on_led", "turn_on_lightbulb",
+                                  "lift_red_block_table", "push_blue_block_left", "rotate_pink_block_right"])  # fmt: skip
+def test_closing_the_fingers_in_the_air_achieves_nothing(task):
+    """Go near what the task is about, close the fingers there, and then move as the task would ask."""
+    for move in ((0, 0, 1), (0, -1, 0), (-1, 0, 0), (1, 0, 0), (0, 0, 0)):
+        table = start(task)
+        table.start_task()
+        before = table.info()
+        for _ in range(60):
+            target = near(task, table)
+            step = (np.array(target) - table.pose[:3]) / 0.02
+            step[2] = step[2] if abs(step[:2]).max() < 0.5 else max(0.0, (0.66 - table.pose[2]) / 0.02)
+            table.step([*np.clip(step, -1, 1), 0, 0, 0, 1], render=False)
+        for _ in range(6):
+            table.step([*REST, -1], render=False)
+        for _ in range(15 if any(move) else 0):
+            away = move if move != (0, -1, 0) or "drawer" not in task else (0, -1, 0.2)
+            table.step([*np.multiply(away, 0.3), 0, 0, 0, -1], render=False)
+            if task.startswith("move_slider") or task == "turn_on_lightbulb":
+                break  # sideways from there the hand would honestly meet the thing
+        assert table.held is None and not table.done(task)
+        assert table.info()["joints"]["drawer"] == before["joints"]["drawer"]
+
+
+def test_a_block_is_grasped_only_between_both_pads_and_falls_when_released():
+    table = start("lift_red_block_table")
+    assert solve(table, "lift_red_block_table") is not None and table.held == 0
+    lifted = table.blocks[0][2]
+    for _ in range(12):
+        table.step([*REST, 1], render=False)
+    assert table.held is None and table.blocks[0][2] < lifted - 0.05 and "robot" not in table.info()["blocks"]["red_block"]["contacts"]
+
+
+def test_the_hand_cannot_pass_through_the_table():
+    table = PlayTable("D")
+    for _ in range(60):
+        table.step([0, 0.6, -1, 0, 0, 0, -1], render=False)
+    assert table.pose[2] > scenes.TABLE_Z
+
+
+def test_actions_are_relative_and_clipped_to_two_centimetres():
+    table = PlayTable("D")
+    before = np.array(table.pose)
+    table.step([5, 0, 0.5, 0, 0, 1, 1], render=False)
+    moved = np.array(table.pose) - before
+    np.testing.assert_allclose(moved[[0, 1, 2, 5]], [0.02, 0, 0.01, 0.05], atol=1e-9)
+
+
+@pytest.mark.parametrize("action", [[0] * 6, [math.nan] + [0] * 6])
+def test_a_bad_action_is_an_error(action):
+    with pytest.raises(UserError, match="bad play table action"):
+        PlayTable("D").step(action)
+
+
+def test_state_restores_to_the_bit():
+    table = start("place_in_drawer")
+    expert = Expert(table, "place_in_drawer", np.random.default_rng(0))
+    table.start_task()
+    actions = []
+    for step in range(40):
+        if step == 10:
+            saved = table.state()
+        actions.append(expert.act())
+        table.step(actions[-1], render=False)
+    other = PlayTable("D", seed=5)
+    other.reset(json.loads(json.dumps({k: v.tolist() if hasattr(v, "tolist") else v for k, v in saved.items()})), render=False)
+    for action in actions[10:]:
+        other.step(action, render=False)
+    for key in ("robot_obs", "scene_obs"):
+        np.testing.assert_array_equal(other.state()[key], table.state()[key])
+
+
+HASH = """
+import hashlib, numpy as np
+from repro.sims.tabletop.world import PlayTable
+table, digest = PlayTable("B", seed=3), hashlib.sha256()
+for action in np.random.default_rng(0).uniform(-1, 1, (40, 7)):
+    seen = table.step(action)
+    for key in sorted(seen):
+        digest.update(seen[key].tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_same_bits_in_two_processes():
+    runs = [subprocess.run([sys.executable, "-c", HASH], capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert runs[0] == runs[1] and len(runs[0].strip()) == 64
+
+
+def test_observation_has_calvins_layout_with_blocks_in_one_order():
+    table = PlayTable("A", seed=1)
+    seen = table.observe()
+    assert seen["observation.images.static"].shape == (200, 200, 3) and seen["observation.images.wrist"].shape == (84, 84, 3)
+    assert seen["observation.state"].shape == (15,) and seen["observation.environment_state"].shape == (24,)
+    raw = table.scene_obs()[6:].reshape(3, 6)
+    pink = table.scene.block_order.index("pink_block")
+    assert pink == 0  # scene A lists pink first; the observation always lists red, blue, pink
+    np.testing.assert_allclose(seen["observation.environment_state"][18:21], raw[pink, :3], atol=1e-6)
+
+
+def test_chains_are_legal_and_of_distinct_categories():
+    for state, chain in tasks.chains(50, 5, seed=4):
+        assert len({tasks.CATEGORY[task] for task in chain}) == 5
+        for task in chain:
+            state = tasks.outcome(task, state)
+            assert state is not None
+
+
+def test_chains_of_few_tasks_and_impossible_ones():
+    few = ("open_drawer", "close_drawer", "turn_on_led")
+    assert all(set(chain) <= set(few) for _, chain in tasks.chains(5, 3, tasks=few))
+    with pytest.raises(UserError, match="no chains of 5"):
+        tasks.chains(1, 5, tasks=few)
+    with pytest.raises(UserError, match="unknown play table task"):
+        tasks.chains(1, 2, tasks=("open_the_window", "turn_on_led"))
+
+
+# --- the data set -----------------------------------------------------------------------------------------------------------
+
+SMALL = {"tasks": ("open_drawer", "lift_red_block_table", "place_in_drawer", "turn_on_led"), "episodes_per_task": 2,
+         "validation_per_task": 1, "log": lambda line: None}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return dataset.write(tmp_path_factory.mktemp("play") / "calvin", scenes=("A", "D"), workers=1, **SMALL)
+
+
+def test_the_data_set_reads_back_as_calvin(written):
+    training, validation = (Calvin(written).split(name) for name in ("training", "validation"))
+    assert len(training.annotations) == 2 * 2 * 4 and len(validation.annotations) == 4
+    assert {note.scene for note in training.annotations} == {"A", "D"} and {note.scene for note in validation.annotations} == {"D"}
+    sentences = {note.instruction.lower() for note in training.annotations}
+    assert not sentences & {note.instruction.lower() for note in validation.annotations}
+    boxes = json.loads((written / "training" / "boxes.json").read_text())
+    assert set(boxes["rgb_static"]) == {path.stem.removeprefix("episode_") for path in (written / "training").glob("episode_*.npz")}
+    assert {e["task"]: e["targets"] for e in boxes["episodes"]}["turn_on_led"] == ["button"]
+    assert {e["task"]: e["goal_items"] for e in boxes["episodes"]}["place_in_drawer"] == ["drawer"]
+
+
+def test_recorded_actions_follow_calvins_definition(written):
+    """rel_actions are differences of recorded poses, and the play table executes them to the next recorded state."""
+    note = next(n for n in Calvin(written).split("training").annotations if n.scene == "D" and n.task_id == "lift_red_block_table")
+    frames = [np.load(written / "training" / f"episode_{i:07d}.npz") for i in range(note.start, note.end + 1)]
+    for one, two in zip(frames, frames[1:], strict=False):
+        np.testing.assert_allclose(one["actions"][:6], two["robot_obs"][:6])
+        np.testing.assert_allclose(one["rel_actions"][:3], np.clip((two["robot_obs"][:3] - one["robot_obs"][:3]) / 0.02, -1, 1))
+        assert one["actions"].dtype == np.float64 and one["rel_actions"][6] == two["robot_obs"][14]
+
+
+def test_the_bits_do_not_depend_on_the_number_of_workers(written, tmp_path):
+    again = dataset.write(tmp_path / "calvin", scenes=("A", "D"), workers=2, **SMALL)
+    digest = lambda root: hashlib.sha256(b"".join(path.read_bytes() for path in sorted(root.rglob("*")) if path.suffix in (".npy", ".json"))
+                                         + b"".join(np.load(p)["rgb_static"].tobytes() for p in sorted(root.rglob("*.npz")))).hexdigest()
+    assert digest(again) == digest(written)
+
+
+def test_a_data_set_is_whole_or_absent(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "_boxes", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError):
+        dataset.write(tmp_path / "calvin", workers=1, **{**SMALL, "tasks": ("turn_on_led",)})
+    assert not (tmp_path / "calvin").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"scenes": ("E",)}, {"scenes": ()}, {"episodes_per_task": 0}, {"tasks": ("fly",)}])
+def test_bad_arguments_write_nothing(tmp_path, wrong):
+    with pytest.raises(UserError):
+        dataset.write(tmp_path / "calvin", **{**SMALL, **wrong})
+    assert not list(tmp_path.iterdir())

@@ -93,7 +93,8 @@ class Script:
             elif self.task == "push_into_drawer":
                 yield from self.into_drawer()
             elif verb == "push":
-                yield from self.push(BLOCKS.index(block_of(self.task)), (1 if self.task.endswith("right") else -1) * self.rng.uniform(0.125, 0.15))
+                way = 1 if self.task.endswith("right") else -1
+                yield from self.push(BLOCKS.index(block_of(self.task)), way * self.rng.uniform(0.125, 0.15))
             else:
                 yield from self.grasp_task(verb)
             for _ in range(6):
@@ -146,7 +147,8 @@ class Script:
         if self.xyz[2] < 0.62:
             yield from self.go((self.xyz[0], self.xyz[1], 0.64), near=0.02)
 
-    def above(self, xyz, yaw: float | None = YAW, pitch: float = 0.0, grip: float | None = None, clearance: float = 0.07) -> Iterator[np.ndarray]:
+    def above(self, xyz, yaw: float | None = YAW, pitch: float = 0.0, grip: float | None = None,
+              clearance: float = 0.07) -> Iterator[np.ndarray]:  # fmt: skip
         """Travel high to over `xyz`, then down to `clearance` above it."""
         if math.dist(self.xyz[:2], xyz[:2]) > 0.03:
             yield from self.go((xyz[0], xyz[1], max(self.high, xyz[2] + clearance)), yaw, pitch, grip, near=0.025)
@@ -299,7 +301,8 @@ class Script:
             x = self.scene.cabinet_x[0] + half if covered_right else self.scene.cabinet_x[1] - half
             there = [self.block(j)[0] for j in range(3) if self.table.support[j] == "cabinet_floor"]
             spots = x + self.rng.uniform(-1, 1, 20) * (half - 0.07)
-            x = max(spots, key=lambda spot: min([0.11, *(abs(spot - other) for other in there)]))  # the first that is clear, or the clearest
+            room = lambda spot: min([0.11, *(abs(spot - other) for other in there)])
+            x = max(spots, key=room)  # the first that is clear, or the clearest
             y = 0.13 + self.rng.uniform(-0.015, 0.015)
             yield from self.lower((x, y, scenes.CABINET_FLOOR_Z + 0.02), yaw)
 
@@ -335,8 +338,8 @@ class Script:
         if self.rng.random() < 0.15:
             yield from self.grasp(i)
             yield from self.go((*self.xyz[:2], 0.60), grip=CLOSE, near=0.02)
-            out = self.table.joint["drawer"]
-            yield from self.lower((self.scene.drawer_x + self.rng.uniform(-0.05, 0.05), scenes.TABLE_Y[0] - out / 2, scenes.DRAWER_FLOOR_Z + 0.02))
+            y = scenes.TABLE_Y[0] - self.table.joint["drawer"] / 2
+            yield from self.lower((self.scene.drawer_x + self.rng.uniform(-0.05, 0.05), y, scenes.DRAWER_FLOOR_Z + 0.02))
             return
         off = self.scene.drawer_x + self.rng.uniform(-0.04, 0.04) - self.block(i)[0]
         if abs(self.scene.drawer_x - self.block(i)[0]) > 0.055:

@@ -80,7 +80,7 @@ def test_profiles_differ_in_size_only_and_a_wrong_name_is_helped():
         for field in dataclasses.fields(profile):
             value = getattr(profile, field.name)
             assert not isinstance(value, int | float) or value > 0, f"{name}.{field.name} = {value}"
-    assert len(profiles.get("smoke").tasks) == 8 and profiles.get("cpu").tasks is None
+    assert len(profiles.get("smoke").tasks) == 8 and profiles.get("t4").tasks is None
     with pytest.raises(UserError, match=r"no profile 'smok'(.|\n)*did you mean 'smoke'\?"):
         profiles.get("smok")
 

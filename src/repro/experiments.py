@@ -20,6 +20,7 @@ from repro.sims.tabletop import language, tasks
 from repro.sims.tabletop.expert import Expert
 from repro.sims.tabletop.world import PlayTable
 from repro.training import checkpoint, launch
+from repro.training.loop import read_metrics
 
 VARIANTS = {  # name -> what it changes in the preset
     "baseline": {"recon": False},
@@ -41,12 +42,13 @@ def job(settings: Profile, work: Path, variant: str, seed: int) -> Path:
 
 
 def load(work: Path) -> dict[str, ReconVLA]:
-    """The trained variants from their last checkpoints; `trained` on each says how far it got and where."""
+    """The trained variants from their last checkpoints; `trained` on each says how far it got, on what, `minutes` how long it took."""
     models = {}
     for variant in VARIANTS:
         path = checkpoint.need(work / "train" / variant)
         about = checkpoint.about(path)
         models[variant] = ReconVLA.load(path)
+        models[variant].minutes = read_metrics(work / "train" / variant / "metrics.jsonl")[-1]["seconds"] / 60
         models[variant].trained = {key: about[key] for key in ("step", "train", "clockwork", "data", "commit") if key in about}
     return models
 
@@ -109,7 +111,7 @@ def roll_out(settings: Profile, work: Path, scored: dict[str, object], seed: int
             record = results.record(
                 "reconvla", name, benchmark=f"play table {trained_on}->{scene}, {tried} tasks, {benchmark}",
                 data=training.meta["name"], data_hash=training.hash, config=config, seed=seed, metrics=chains.summarise(outcomes, seed),
-                minutes=(time.monotonic() - begun) / 60, simulator="tabletop", renderer=RENDERER, not_comparable_with=["reconvla"])
+                minutes=minutes(policy, begun), simulator="tabletop", renderer=RENDERER, not_comparable_with=["reconvla"])
             results.save(record, work / "runs")
             found.append(record)
     return found
@@ -126,11 +128,16 @@ def score_offline(settings: Profile, work: Path, models: dict[str, object], seed
         record = results.record(
             "reconvla", name, benchmark=f"offline action error, {validation.meta['name']}", data=training.meta["name"],
             data_hash=training.hash, config={"profile": settings.name, "policy": about(policy), "every": every}, seed=seed,
-            metrics=metrics, minutes=(time.monotonic() - begun) / 60, simulator="none (offline)", renderer="none",
+            metrics=metrics, minutes=minutes(policy, begun), simulator="none (offline)", renderer="none",
             not_comparable_with=["reconvla"])
         results.save(record, work / "runs")
         found.append(record)
     return found
+
+
+def minutes(policy, begun: float) -> float:
+    """Wall clock of a record: training, where the policy was trained, and evaluation since `begun`."""
+    return getattr(policy, "minutes", 0.0) + (time.monotonic() - begun) / 60
 
 
 def about(policy) -> dict:
@@ -184,7 +191,7 @@ def record_attention(settings: Profile, work: Path, models: dict, maps: dict[str
         record = results.record(
             "reconvla", name, benchmark=f"attention, held-out episodes of {validation.meta['name']}", data=training.meta["name"],
             data_hash=training.hash, config={"profile": settings.name, "policy": about(models[name]), "reduced": attention.caption()},
-            seed=seed, metrics=attention.measure_all(static, boxes, episodes, seed=seed), minutes=(time.monotonic() - begun) / 60,
+            seed=seed, metrics=attention.measure_all(static, boxes, episodes, seed=seed), minutes=minutes(models[name], begun),
             simulator="none (recorded frames)", renderer="none", not_comparable_with=["reconvla"])
         results.save(record, work / "runs")
         found.append(record)

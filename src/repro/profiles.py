@@ -47,10 +47,10 @@ SMOKE = Profile(
 )  # fmt: skip
 
 CPU = replace(
-    SMOKE, name="cpu", where="any CPU, under 2 h on 2 cores: tiny models that act, if not well",
+    SMOKE, name="cpu", where="any CPU, under an hour on 2 cores: tiny models, trained until they begin to act",
     episodes_per_task=40, validation_episodes_per_task=3,
-    train_steps=1800, batch_size=32, learning_rate=3e-3, budget_minutes=40,
-    evaluate_chains=40, evaluate_single=10, simulators=32, attention_frames=120,
+    train_steps=1000, batch_size=32, learning_rate=3e-3, budget_minutes=40,
+    evaluate_chains=24, evaluate_single=8, simulators=32, attention_frames=120,
 )  # fmt: skip
 
 T4 = replace(

@@ -55,7 +55,9 @@ rolled_out = experiments.roll_out(settings, work, scored, seed) if embedded else
 # %%
 for benchmark in sorted({record["benchmark"] for record in rolled_out}):
     print(benchmark, "(not comparable with the paper)")
-    print(results.markdown(*results.chain_table([r for r in rolled_out if r["benchmark"] == benchmark])), "\n")
+    group = [record for record in rolled_out if record["benchmark"] == benchmark]
+    print(results.markdown(*results.chain_table(group)), "\n")
+    print(results.markdown(*results.task_table(group)), "\n")
 
 # %% [markdown]
 # Floors that do not depend on any weights are compared when this notebook is validated.

@@ -252,10 +252,24 @@ def paper_table(found: dict, records: list[dict], table: int) -> tuple[list[str]
 
 
 def other_table(records: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows): every metric that is no chain rate, one a line; `task/...` rates included."""
-    rows = [[r["variant"], name, shown(name, m), str(m["n"])] for r in records for name, m in r["metrics"].items()
-            if not _is_rate(name) and name != "average length"]
-    return ["variant", "measure", "value [95 % interval]", "n"], rows
+    """(header, rows): every metric that is no chain rate or task, one a row, one record a column; n in the row's name."""
+    named = lambda name: not _is_rate(name) and name != "average length" and not name.startswith("task/")
+    return _by_record(records, [name for name in dict.fromkeys(n for r in records for n in r["metrics"]) if named(name)], "measure", shown)
+
+
+def task_table(records: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows): success per attempt of each task as "solved/tried", one record a column."""
+    names = sorted({name for r in records for name in r["metrics"] if name.startswith("task/")})
+    return _by_record(records, names, "task", lambda name, m: f"{round(m['value'] * m['n'])}/{m['n']}")
+
+
+def _by_record(records: list[dict], names: list[str], what: str, cell) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for name in names:
+        counts = {r["metrics"][name]["n"] for r in records if name in r["metrics"]}
+        label = name.removeprefix("task/") + (f" (n = {counts.pop()})" if len(counts) == 1 and what == "measure" else "")
+        rows.append([label, *(cell(name, r["metrics"][name]) if name in r["metrics"] else "-" for r in records)])
+    return [what, *(r["variant"] for r in records)], rows
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -324,8 +338,9 @@ def blocks(records: list[dict], papers: list[dict]) -> list[tuple]:
         if _rate_names(group):
             title = benchmark + (" (not comparable with the paper)" if stands_in else "")
             out += [("table", *chain_table(group)), ("figure", f"chains: {benchmark}", _png(figure(group, title)))]
-        if other_table(group)[1]:
-            out.append(("table", *other_table(group)))
+        for made in (other_table(group), task_table(group)):
+            if made[1]:
+                out.append(("table", *made))
     rows = [[r["id"], f"{r['data']} {r['data_hash'][:12]}", r["hardware"], f"{r['minutes']:.1f}", r["commit"], r["created"]]
             for r in records]
     return [*out, ("heading", "Run records"), ("table", ["record", "data", "hardware", "minutes", "commit", "created"], rows)]

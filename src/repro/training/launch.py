@@ -107,6 +107,8 @@ def jobs(configs: list[Path | str], slots: int | None = None, log: Callable[[str
     for slot in range(slots):
         free.put(slot)
 
+    running: list[subprocess.Popen] = []
+
     def run(path: Path) -> str | None:
         slot = free.get()
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -118,6 +120,7 @@ def jobs(configs: list[Path | str], slots: int | None = None, log: Callable[[str
         try:
             process = subprocess.Popen([sys.executable, "-m", "repro", "train", str(path)], env=environment, text=True,
                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            running.append(process)
             for line in process.stdout:
                 last.append(line.rstrip())
                 log(f"[{path.stem}] {line.rstrip()}")
@@ -127,7 +130,13 @@ def jobs(configs: list[Path | str], slots: int | None = None, log: Callable[[str
         return None if code == 0 else f"{path.stem} (exit code {code}):\n    " + "\n    ".join(last)
 
     with ThreadPoolExecutor(slots) as pool:
-        failed = [problem for problem in pool.map(run, [Path(path) for path in configs]) if problem]
+        try:
+            failed = [problem for problem in pool.map(run, [Path(path) for path in configs]) if problem]
+        except BaseException:  # an interrupted notebook leaves no training behind that nobody watches; checkpoints stay
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in running:
+                process.terminate()
+            raise
     if failed:
         raise UserError(f"{len(failed)} of {len(configs)} training jobs failed", found="\n  ".join(failed), next_step=(
             "mend what the last lines say and start again: finished jobs are skipped, the others go on from their checkpoints"))

@@ -103,8 +103,9 @@ def main() -> None:
     options = parser.parse_args()
     cv2.setNumThreads(1)
     recorded = {scene: expert_actions(scene) for scene in "ABCD"}
-    found = {f"steps/s {name}": {scene: round(float(np.median([rate(r, scene, render) for _ in range(3)]))) for scene, r in recorded.items()}
-             for name, render in (("state only", False), ("both cameras", True))}  # fmt: skip
+    found = {}
+    for name, render in (("state only", False), ("both cameras", True)):
+        found[f"steps/s, {name}"] = {s: round(float(np.median([rate(r, s, render) for _ in range(3)]))) for s, r in recorded.items()}
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         found["same bits in two processes"] = all(len(set(pool.map(digest, [scene] * 2))) == 1 for scene in "ABCD")
         runs = list(pool.map(one_task, [(s, t, k) for s in "ABCD" for t in tasks.TASKS for k in range(options.seeds)], chunksize=20))

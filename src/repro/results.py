@@ -272,6 +272,45 @@ def _by_record(records: list[dict], names: list[str], what: str, cell) -> tuple[
     return [what, *(r["variant"] for r in records)], rows
 
 
+def summary(records: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows): one row a variant over all benchmarks of a profile, the columns that a first look needs."""
+    wanted = [("single tasks", "1/1", "single tasks %"), ("chains of 5", "1/5", "chains: first task %"),
+              ("chains of 5", "average length", "chains: average length"), ("offline", "motion error", "offline motion error"),
+              ("attention", "attention mass, gaze box minus another episode's box", "attention gain in the gaze box")]
+    cells, counts = {}, {}
+    for r in sorted(records, key=lambda r: "single tasks" not in r["benchmark"]):  # their order of variants
+        for i, (kind, metric, _) in enumerate(wanted):
+            if kind in r["benchmark"] and metric in r["metrics"]:
+                cells.setdefault(r["variant"], ["-"] * len(wanted))[i] = shown(metric, r["metrics"][metric])
+                counts.setdefault(i, set()).add(r["metrics"][metric]["n"])
+    titles = [f"{title} (n = {', '.join(map(str, sorted(counts[i])))})" for i, (_, _, title) in enumerate(wanted) if i in counts]
+    rows = [[variant, *(cell for i, cell in enumerate(row) if i in counts)] for variant, row in cells.items()]
+    return ["variant", *titles], rows
+
+
+def readme_section(folder: str | Path) -> str:
+    """What README says of the results in `folder`: the summary, and success by task."""
+    records = load_all(Path(folder) / "runs")
+    single = [r for r in records if "single tasks" in r["benchmark"]]
+    where = sorted({f"{r['data']}, evaluated in {r['benchmark']}" for r in single})
+    hardware, packages = sorted({r["hardware"] for r in single}), sorted({f"torch {r['packages'].get('torch', '?')}" for r in single})
+    return (f"Profile `{Path(folder).name}`: {'; '.join(where)}. {'; '.join(hardware)}, {', '.join(packages)}; commit "
+            f"{', '.join(sorted({r['commit'] for r in single}))}; training and evaluation of one variant at most "
+            f"{max(r['minutes'] for r in single):.0f} min. **Not comparable with the paper.**\n\n{markdown(*summary(records))}\n\n"
+            f"Single tasks, solved / tried:\n\n{markdown(*task_table(single))}\n")
+
+
+START = "<!-- results: written by `python -m repro.results --readme results/cpu`, checked by tests/test_readme.py -->"
+END = "<!-- end of results -->"
+
+
+def write_readme(readme: str | Path, folder: str | Path) -> None:
+    """Put `readme_section(folder)` between the two marks of the README."""
+    text = Path(readme).read_text()
+    before, rest = text.split(START)
+    Path(readme).write_text(f"{before}{START}\n{readme_section(folder)}{END}{rest.split(END)[1]}")
+
+
 def markdown(header: list[str], rows: list[list[str]]) -> str:
     """A GitHub table."""
     lines = [header, ["---"] * len(header), *rows]
@@ -389,4 +428,7 @@ def report(folder: str | Path, papers: list[str | Path] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    print(report(sys.argv[1]))
+    if sys.argv[1] == "--readme":
+        write_readme("README.md", sys.argv[2])
+    else:
+        print(report(sys.argv[1]))

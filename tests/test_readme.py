@@ -1,0 +1,36 @@
+"""README says what the records say, and points at files that exist. Run: pytest tests/test_readme.py"""
+
+import re
+from pathlib import Path
+
+from repro import results
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_results_are_the_records():
+    section = README.split(results.START)[1].split(results.END)[0].strip()
+    assert section == results.readme_section(ROOT / "results" / "cpu").strip()
+    assert "not comparable" in README.lower() and "| scripted expert (ceiling) |" in section and "| blind |" in section
+
+
+def test_every_link_and_picture_exists():
+    targets = [t for t in re.findall(r"\]\(([^)#]+)\)", README) if not t.startswith("http")]
+    assert len(targets) > 5
+    assert [t for t in targets if not (ROOT / t).exists()] == []
+
+
+def test_every_file_that_is_named_exists():
+    named = re.findall(r"`((?:papers|results/cpu|src|benchmarks|tests)/[\w./-]*)`", README)
+    assert [n for n in named if not (ROOT / n).exists()] == []
+
+
+def test_every_notebook_is_listed():
+    for path in (ROOT / "notebooks").glob("*.py"):
+        assert f"`{path.stem}`" in README
+
+
+def test_no_committed_record_is_of_an_edited_tree():
+    for path in (ROOT / "results").glob("*/runs/*.json"):
+        assert "+changes" not in results.load(path)["commit"], path

@@ -14,13 +14,14 @@ from repro.machine import UserError
 from repro.models.action_tokens import ActionTokens, normalise_state
 from repro.models.denoiser import Denoiser, cosine_alphas, grid_positions
 from repro.models.reconvla import PRESETS, ReconVLA, ReconVLAConfig
-from repro.models.towers import compose
+from repro.models.towers import Keypoints, compose
 from repro.models.words import Words, vocabulary
 
 INSTRUCTIONS = ["lift the red block", "lift the blue block", "open the drawer"]
 STATS = {"observation.state": {"mean": [0.1] * 15, "std": [0.5] * 15}}
-SMALL = ReconVLAConfig(words=vocabulary(INSTRUCTIONS), height=96, width=48, static_rows=48, channels=8, keypoints=4, hidden=32, layers=2,
-                       heads=2, intermediate=48, denoiser_width=32, denoiser_depth=1, denoiser_heads=2, draws=2)  # fmt: skip
+SMALL = ReconVLAConfig(words=vocabulary(INSTRUCTIONS), height=96, width=48, static_rows=48, channels=8, keypoints=4, asked_keypoints=2,
+                       hidden=32, layers=2, heads=2, intermediate=48, denoiser_width=32, denoiser_depth=1,
+                       denoiser_heads=2, draws=2)  # fmt: skip
 
 
 def model(config=SMALL, seed=0, **changes):
@@ -201,7 +202,8 @@ def test_words_are_fixed_in_length_and_unseen_words_share_a_few_ids():
 # ---- ReconVLA ----------------------------------------------------------------------------------------------------------------
 
 
-AS_PAPER = {name: getattr(PRESETS["plain"], name) for name in ("keypoints", "ordered_bins", "soft_bins", "proprio", "word_dropout", "action_dropout")}
+DEPARTURES = ("keypoints", "ordered_bins", "soft_bins", "proprio", "word_dropout", "action_dropout")
+AS_PAPER = {name: getattr(PRESETS["plain"], name) for name in DEPARTURES}
 
 
 @pytest.mark.parametrize("changes", [{}, {"target": "whole"}, {"recon": False}, {"recon": False, "blind": True}, AS_PAPER,
@@ -227,9 +229,9 @@ def test_acting_is_the_greedy_reading_of_the_training_forward():
     observations = [observation(i) for i in range(3)]
     actions = net.act(observations, INSTRUCTIONS)
     data = batch(net) | {"action": actions}
-    prompt = net.prompt(torch.from_numpy(data["canvas"]), data["state"], INSTRUCTIONS)
+    prompt, where = net.prompt(torch.from_numpy(data["canvas"]), data["state"], INSTRUCTIONS)
     ids = torch.from_numpy(net.tokens.encode(actions.reshape(3, -1)))
-    hidden = net.decoder.model(inputs_embeds=torch.cat([prompt, F.embedding(ids[:, :-1], net.embedding)], 1)).last_hidden_state
+    hidden = net.decoder.model(inputs_embeds=torch.cat([prompt, F.embedding(ids[:, :-1], net.embedding) + where], 1)).last_hidden_state
     logits = hidden[:, prompt.shape[1] - 1:] @ net.embedding[net.tokens.first:].T
     again = net.tokens.decode(net.tokens.first + logits.argmax(-1).numpy()).reshape(actions.shape)
     assert (again == actions).mean() > 0.98  # cached and uncached sums differ in the last bits
@@ -306,3 +308,48 @@ def test_config_and_statistics_are_checked():
         ReconVLA(replace(SMALL, words=()), STATS)
     with pytest.raises(UserError, match="another size"):
         ReconVLA(SMALL, {"observation.state": {"mean": [0.0] * 8, "std": [1.0] * 8}})
+
+
+def test_keypoints_find_a_spot_in_either_camera_and_the_instruction_moves_the_asked_ones():
+    torch.manual_seed(0)
+    keypoints = Keypoints(channels=2, fixed=1, asked=1, static_rows=5, width=8, state_dim=15)
+    with torch.no_grad():
+        keypoints.maps.weight.fill_(0.0)
+        keypoints.maps.weight[0, 0] = 9.0
+    features = torch.zeros(1, 2, 9, 5)
+    features[0, 0, 0, 4] = features[0, 0, 8, 2] = 5.0  # static: top right; wrist (rows 5..8): bottom middle
+    points = keypoints.points(features, torch.randn(1, 8))[0]
+    assert torch.allclose(points[[0, 2]], torch.tensor([[1.0, -1.0], [0.0, 1.0]]), atol=1e-3)
+    features = torch.randn(1, 2, 9, 5)
+    one, two = (keypoints.points(features, text)[0] for text in (torch.randn(1, 8), torch.randn(1, 8)))
+    assert torch.equal(one[[0, 2]], two[[0, 2]]) and not torch.allclose(one[[1, 3]], two[[1, 3]])
+
+
+def test_reconstructions_are_pictures_laid_out_like_the_target():
+    net = model()
+    drawn = net.reconstruct([observation(i) for i in range(2)], INSTRUCTIONS[:2], steps=3)
+    assert drawn.shape == (2, *batch(net)["target"].shape[1:]) and drawn.dtype == np.uint8
+    with pytest.raises(UserError, match="no reconstruction head"):
+        model(recon=False).reconstruct([observation()], INSTRUCTIONS[:1])
+
+
+def test_the_blind_policy_misses_what_the_seeing_one_hits():
+    """A white square's place is the action: after some seconds of training the error of the seeing model is far below the blind one's."""
+    rng, errors = np.random.default_rng(0), {}
+    places = rng.integers(0, 5, (96, 2))
+    canvas = np.full((96, 96, 48, 3), 90, np.uint8)
+    for picture, (x, y) in zip(canvas, places, strict=True):
+        picture[9 * y: 9 * y + 8, 9 * x: 9 * x + 8] = 255
+    action = np.repeat((places[:, None] - 2) / 2.5, 2, axis=1).astype(np.float32)  # (96, 2, 2)
+    data = {"canvas": canvas, "state": rng.normal(size=(96, 15)), "action": action, "instruction": ["lift the red block"] * 96}
+    for blind in (False, True):
+        net = model(recon=False, blind=blind, chunk=2, action_dim=2, layers=1)
+        optimizer = torch.optim.Adam(net.parameters(), lr=4e-3)
+        for i in range(100):
+            rows = np.random.default_rng(i).permutation(96)[:32]
+            part = {key: [value[j] for j in rows] if key == "instruction" else value[rows] for key, value in data.items()}
+            optimizer.zero_grad()
+            net.loss(part)["loss"].backward()
+            optimizer.step()
+        errors[blind] = net.eval().loss(data)["l1"].item()
+    assert errors[False] < 0.5 * errors[True]

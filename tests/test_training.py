@@ -232,10 +232,10 @@ from repro.training import checkpoint
 for line in sys.stdin:                       # one line, one process that does nothing but save, from this step on
     child = os.fork()
     if child:
-        print("pid", child, flush=True)
         os.waitpid(child, 0)
         print("dead", flush=True)
         continue
+    print("pid", os.getpid(), flush=True)    # by the child itself: always before its first "saved"
     folder, step = Path(sys.argv[1]), int(line)
     while True:
         step += 1
@@ -253,9 +253,11 @@ def killed_saves(folder, kills, seed=0):
     for _ in range(kills):
         parent.stdin.write(f"{step}\n")
         parent.stdin.flush()
-        child, announced = int(parent.stdout.readline().split()[1]), int(parent.stdout.readline().split()[1])
+        (named, child), (said, announced) = (parent.stdout.readline().split() for _ in range(2))
+        assert (named, said) == ("pid", "saved")  # nothing is killed on a guess
+        announced = int(announced)
         time.sleep(float(rng.uniform(0, 0.05)))
-        os.kill(child, signal.SIGKILL)
+        os.kill(int(child), signal.SIGKILL)
         while (said := parent.stdout.readline().split()) != ["dead"]:
             announced = int(said[1])
         inside += bool(list(folder.glob("*.part")))

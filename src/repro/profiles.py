@@ -49,7 +49,7 @@ SMOKE = Profile(
 CPU = replace(
     SMOKE, name="cpu", where="any CPU, under an hour on 2 cores: tiny models, trained until they begin to act",
     episodes_per_task=40, validation_episodes_per_task=3,
-    train_steps=1000, batch_size=32, learning_rate=3e-3, budget_minutes=40,
+    train_steps=1400, batch_size=16, learning_rate=3e-3, budget_minutes=40,
     evaluate_chains=24, evaluate_single=8, simulators=32, attention_frames=120,
 )  # fmt: skip
 

@@ -30,7 +30,7 @@ from repro.machine import UserError
 from repro.models.action_tokens import BIN_VALUES, BINS, ActionTokens, normalise_state
 from repro.models.denoiser import Denoiser
 from repro.models.towers import Keypoints, TinyTower, compose, resize
-from repro.models.words import UNKNOWN, Words
+from repro.models.words import PAD, UNKNOWN, Words
 
 BIN_SCALE = 0.1  # standard deviation of ordered bins; with the decoder's 0.02 the loss stands still for the first hundreds of steps
 
@@ -47,19 +47,20 @@ class ReconVLAConfig:
     static_rows: int = 96           # of the canvas' rows; a multiple of 16
     resample: str = "area"          # or "lanczos", as upstream
     channels: int = 24              # of the tower's first convolution
-    keypoints: int = 32             # per camera; 0 = off, as in the paper
+    keypoints: int = 32             # per camera, added to every action position; 0 = none at all, as in the paper
+    asked_keypoints: int = 16       # further ones per camera, on maps that the instruction picks
     hidden: int = 128               # decoder
     layers: int = 3
     heads: int = 4
     intermediate: int = 256
-    init: float = 0.09              # standard deviation of first weights: 1 / sqrt(hidden); Qwen2's 0.02 is made for widths in the thousands
+    init: float = 0.09              # deviation of first weights: 1 / sqrt(hidden); Qwen2's 0.02 suits widths in the thousands
     chunk: int = 5                  # actions per query
     action_dim: int = 7
     state_dim: int = 15
     proprio: str = "linear"         # "tokens": 15 action-slot tokens, as in the paper; "linear": one continuous token
     ordered_bins: bool = True       # action embeddings start as Fourier features of their value; False: random
     soft_bins: float = 2.0          # width (in bins) of the Gaussian target over bins; 0: one-hot, as in the paper
-    action_dropout: float = 0.5     # share of action tokens hidden from later ones in training: without, a chunk is copied, not seen
+    action_dropout: float = 0.0     # share of action tokens hidden from later ones in training: without, a chunk is copied, not seen
     recon: bool = True              # False: the paper's baseline
     target: str = "gaze"            # "gaze": crop above wrist image; "whole": the canvas itself
     recon_weight: float = 1.0       # lambda
@@ -91,7 +92,8 @@ class ReconVLAConfig:
 
 PRESETS = {
     "tiny": ReconVLAConfig(),
-    "plain": ReconVLAConfig(keypoints=0, ordered_bins=False, soft_bins=0.0, proprio="tokens", word_dropout=0.0, action_dropout=0.0, draws=4),
+    "plain": ReconVLAConfig(keypoints=0, ordered_bins=False, soft_bins=0.0, proprio="tokens", word_dropout=0.0, action_dropout=0.0,
+                            draws=4),
 }
 
 
@@ -118,12 +120,13 @@ class ReconVLA(nn.Module):
         c, d = config, config.hidden
         self.vision_tower = TinyTower(c.height, c.width, c.channels, d)
         self.mm_projector = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, d))  # mlp2x_gelu
-        self.keypoints = Keypoints(2 * c.channels, c.keypoints, c.static_rows // TinyTower.map_stride, d) if c.keypoints else None
+        map_rows = c.static_rows // TinyTower.map_stride
+        self.keypoints = Keypoints(2 * c.channels, c.keypoints, c.asked_keypoints, map_rows, d, c.state_dim) if c.keypoints else None
         self.proprio = nn.Sequential(nn.Linear(c.state_dim, d), nn.GELU(), nn.Linear(d, d)) if c.proprio == "linear" else None
         self.decoder = Qwen2ForCausalLM(Qwen2Config(
             vocab_size=self.tokens.vocab_size, hidden_size=d, intermediate_size=c.intermediate, num_hidden_layers=c.layers,
-            num_attention_heads=c.heads, num_key_value_heads=c.heads, max_position_embeddings=1024, tie_word_embeddings=True, initializer_range=c.init,
-            bos_token_id=None, eos_token_id=None, attn_implementation="sdpa"))
+            num_attention_heads=c.heads, num_key_value_heads=c.heads, max_position_embeddings=1024, tie_word_embeddings=True,
+            initializer_range=c.init, bos_token_id=None, eos_token_id=None, attn_implementation="sdpa"))
         if c.ordered_bins:
             with torch.no_grad():  # slots run from the highest value (id first) down
                 self.embedding[self.tokens.first:] = BIN_SCALE * fourier(BIN_VALUES[::-1].copy(), d)
@@ -184,8 +187,12 @@ class ReconVLA(nn.Module):
         """Where the grid's tokens lie in the sequence, row by row."""
         return slice(self.config.text_length, self.config.text_length + self.config.grid[0] * self.config.grid[1])
 
-    def prompt(self, canvas: UInt8[Tensor, "b h w 3"], state: Float[np.ndarray, "b s"], instructions: list[str]) -> Float[Tensor, "b l d"]:
-        """Embeddings of everything before the first action token; the last of them is <act>."""
+    def prompt(self, canvas: UInt8[Tensor, "b h w 3"], state: Float[np.ndarray, "b s"], instructions: list[str]
+               ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b 1 d"]]:
+        """Embeddings of everything before the first action token (the last is <act>), and what is added to each action token.
+
+        The second is the keypoints' vector, already added to <act>; zero without keypoints.
+        """
         words = torch.from_numpy(self.text.encode(instructions)).to(self.device)
         if self.training and self.config.word_dropout:
             hidden = (torch.rand(words.shape, device=self.device) < self.config.word_dropout) & (words > UNKNOWN)
@@ -193,16 +200,17 @@ class ReconVLA(nn.Module):
         text = F.embedding(words, self.embedding)
         pixels = canvas.permute(0, 3, 1, 2).float() / 127.5 - 1
         image, features = self.vision_tower(pixels * 0 if self.config.blind else pixels)
-        parts = [text, self.mm_projector(image)]
-        if self.keypoints is not None:
-            parts.append(self.keypoints(features))
         normal = normalise_state(np.asarray(state, np.float32), self.state_mean, self.state_std)
+        numbers = torch.from_numpy(normal).to(self.device)
         if self.proprio is not None:
-            proprio = self.proprio(torch.from_numpy(normal).to(self.device))[:, None]
+            proprio = self.proprio(numbers)[:, None]
         else:
             proprio = F.embedding(torch.from_numpy(self.tokens.encode(normal)).to(self.device), self.embedding)
-        act = self.embedding[self.act_id].expand(len(words), 1, -1)
-        return torch.cat([*parts, text, proprio, act], dim=1)
+        where = torch.zeros_like(text[:, :1])
+        if self.keypoints is not None:
+            there = (words != PAD)[..., None]
+            where = self.keypoints(features, (text * there).sum(1) / there.sum(1).clamp(min=1), numbers)[:, None]
+        return torch.cat([text, self.mm_projector(image), text, proprio, self.embedding[self.act_id] + where], dim=1), where
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         """`loss`, under the name that DistributedDataParallel calls."""
@@ -217,12 +225,12 @@ class ReconVLA(nn.Module):
         """
         ids = self.tokens.encode(batch["action"].reshape(len(batch["action"]), -1))
         labels = torch.from_numpy(ids).to(self.device)
-        prompt = self.prompt(torch.as_tensor(batch["canvas"]).to(self.device), batch["state"], list(batch["instruction"]))
+        prompt, where = self.prompt(torch.as_tensor(batch["canvas"]).to(self.device), batch["state"], list(batch["instruction"]))
         shown = labels[:, :-1]
         if self.training and self.config.action_dropout:
             hidden = torch.rand(shown.shape, device=self.device) < self.config.action_dropout
             shown = torch.where(hidden, torch.full_like(shown, self.act_id), shown)
-        sequence = torch.cat([prompt, F.embedding(shown, self.embedding)], dim=1)
+        sequence = torch.cat([prompt, F.embedding(shown, self.embedding) + where], dim=1)
         hidden = self.decoder.model(inputs_embeds=sequence, use_cache=False).last_hidden_state
         logits = (hidden[:, prompt.shape[1] - 1:] @ self.embedding.T).float()
         out = {"action": self.cross_entropy(logits, labels)}
@@ -249,36 +257,36 @@ class ReconVLA(nn.Module):
         return -(weight * F.log_softmax(logits, dim=-1)[..., self.tokens.first:]).sum(-1).mean()
 
     # ---- acting -------------------------------------------------------------------------------------------------
+    def _prompt_of(self, observations: list[dict], instructions: list[str]) -> tuple[Tensor, Tensor]:
+        canvas = torch.from_numpy(np.stack([self.canvas(observation) for observation in observations])).to(self.device)
+        return self.prompt(canvas, np.stack([observation["observation.state"] for observation in observations]), instructions)
+
     @torch.inference_mode()
     def act(self, observations: list[dict], instructions: list[str]) -> Float[np.ndarray, "b k a"]:
         """Greedy actions in [-1, 1] for a batch of raw observations: the best of the 256 action slots at each position."""
         was_training, c = self.training, self.config
         self.eval()
-        canvas = torch.from_numpy(np.stack([self.canvas(observation) for observation in observations])).to(self.device)
-        state = np.stack([observation["observation.state"] for observation in observations])
-        inputs, cache, chosen = self.prompt(canvas, state, instructions), DynamicCache(config=self.decoder.config), []
-        slots = self.embedding[self.tokens.first:]
+        inputs, where = self._prompt_of(observations, instructions)
+        cache, chosen, slots = DynamicCache(config=self.decoder.config), [], self.embedding[self.tokens.first:]
         for _ in range(c.chunk * c.action_dim):
             hidden = self.decoder.model(inputs_embeds=inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
             chosen.append((hidden @ slots.T).argmax(-1))
-            inputs = F.embedding(chosen[-1], slots)[:, None]
+            inputs = F.embedding(chosen[-1], slots)[:, None] + where
         self.train(was_training)
         ids = self.tokens.first + torch.stack(chosen, dim=1).cpu().numpy()
         return self.tokens.decode(ids).reshape(len(observations), c.chunk, c.action_dim)
 
     @torch.inference_mode()
-    def reconstruct(self, observations: list[dict], instructions: list[str], steps: int = 100) -> UInt8[np.ndarray, "b th tw 3"]:
-        """What the denoiser draws from noise, given the decoder's states at the image tokens: a look at training, not part of acting."""
+    def reconstruct(self, observations: list[dict], instructions: list[str], steps: int = 50) -> UInt8[np.ndarray, "b th tw 3"]:
+        """What the denoiser draws from noise at the image tokens: pictures laid out like the target. To look at; acting does not use it."""
         if self.denoiser is None:
-            raise UserError("this model has no denoiser to draw with", expected="a model trained with recon=True")
+            raise UserError("this model has no reconstruction head", expected="a model trained with recon=True")
         was_training = self.training
         self.eval()
-        canvas = torch.from_numpy(np.stack([self.canvas(observation) for observation in observations])).to(self.device)
-        state = np.stack([observation["observation.state"] for observation in observations])
-        hidden = self.decoder.model(inputs_embeds=self.prompt(canvas, state, instructions), use_cache=False).last_hidden_state
-        drawn = self.pixels(self.denoiser.sample(hidden[:, self.image_positions], steps, clip=1.0))
+        hidden = self.decoder.model(inputs_embeds=self._prompt_of(observations, instructions)[0], use_cache=False).last_hidden_state
+        drawn = self.denoiser.sample(hidden[:, self.image_positions], steps, clip=1.0)
         self.train(was_training)
-        return drawn.cpu().numpy()
+        return self.pixels(drawn).cpu().numpy()
 
     # ---- on disk ------------------------------------------------------------------------------------------------
     def save(self, folder: Path | str) -> None:

@@ -60,30 +60,38 @@ class TinyTower(nn.Module):
 
 
 class Keypoints(nn.Module):
-    """Soft-argmax points of each camera's part of the canvas -> tokens (departure from the paper, for tiny models).
+    """Where things are, as one vector: soft-argmax points of both cameras, fused with instruction and state (tiny models only).
 
-    A small model trained on plain tokens learns the proprioception and ignores the image (measured: 0 of 20 episodes);
-    explicit image coordinates made it look. Points come in `count` per camera; each point is one token's share.
+    A departure from the paper. A small decoder trained on plain tokens for minutes learns the proprioception and ignores the image;
+    explicit image coordinates make it look. Of each camera's points `fixed` come from learned maps and `asked` from maps that the
+    instruction picks. The softmax must start sharp: started flat, every point is the centre of every image, and the loss stands
+    still (measured on coloured squares, 470 steps of 16: error of the aim 0.40 flat, 0.09 sharp).
     """
 
-    def __init__(self, channels: int, count: int, static_rows: int, token_dim: int):
+    def __init__(self, channels: int, fixed: int, asked: int, static_rows: int, width: int, state_dim: int):
         super().__init__()
         self.static_rows = static_rows  # of the feature map
-        self.maps = nn.Conv2d(channels, count, 1)
-        self.sharpness = nn.Parameter(torch.zeros(2 * count))
-        self.project = nn.Sequential(nn.Linear(4 * count, token_dim), nn.GELU(), nn.Linear(token_dim, token_dim))
+        self.maps = nn.Conv2d(channels, fixed, 1)
+        self.ask = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, asked * channels))
+        self.sharpness = nn.Parameter(torch.cat([torch.full((fixed,), 8.0), torch.full((asked,), 4.0)]).log())
+        self.fuse = nn.Sequential(nn.Linear(4 * (fixed + asked) + width + state_dim, 2 * width), nn.GELU(),
+                                  nn.Linear(2 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
-    def points(self, features: Float[Tensor, "b c mh mw"]) -> Float[Tensor, "b k 2"]:
+    def points(self, features: Float[Tensor, "b c mh mw"], text: Float[Tensor, "b d"]) -> Float[Tensor, "b k 2"]:
         """Expected (x, y) in [-1, 1] under each map's softmax: first the static camera's points, then the wrist's."""
-        maps, found = self.maps(features), []
-        sharpness = self.sharpness.exp().chunk(2)
-        for part, scale in zip((maps[:, :, : self.static_rows], maps[:, :, self.static_rows:]), sharpness, strict=True):
-            B, K, H, W = part.shape
-            weight = F.softmax(part.flatten(2) * scale[:, None], dim=2).view(B, K, H, W)
-            x = (weight.sum(2) * torch.linspace(-1, 1, W, device=part.device)).sum(-1)
-            y = (weight.sum(3) * torch.linspace(-1, 1, H, device=part.device)).sum(-1)
+        B, C = features.shape[:2]
+        asked = torch.einsum("bkc,bcyx->bkyx", self.ask(text).view(B, -1, C), features) * C**-0.5
+        maps = torch.cat([self.maps(features), asked], dim=1) * self.sharpness.exp()[:, None, None]
+        found = []
+        for part in (maps[:, :, : self.static_rows], maps[:, :, self.static_rows:]):
+            weight = F.softmax(part.flatten(2), dim=2).view(part.shape)
+            x = (weight.sum(2) * torch.linspace(-1, 1, part.shape[3], device=part.device)).sum(-1)
+            y = (weight.sum(3) * torch.linspace(-1, 1, part.shape[2], device=part.device)).sum(-1)
             found.append(torch.stack([x, y], dim=-1))
         return torch.cat(found, dim=1)
 
-    def forward(self, features: Float[Tensor, "b c mh mw"]) -> Float[Tensor, "b n d"]:
-        return self.project(self.points(features).flatten(1))[:, None]
+    def forward(self, features: Float[Tensor, "b c mh mw"], text: Float[Tensor, "b d"], state: Float[Tensor, "b s"]
+                ) -> Float[Tensor, "b d"]:
+        """`text`: mean word embedding; `state`: normalised proprioception."""
+        text = F.layer_norm(text, text.shape[-1:])
+        return self.fuse(torch.cat([self.points(features, text).flatten(1), text, state], dim=1))

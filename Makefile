@@ -13,7 +13,7 @@ NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-sanitiz
 FIND_PYTHON = for p in $(PYTHON) $(PYTHONS); do "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; p=; done; \
 	[ -n "$$p" ] || { echo "no Python 3.11 or later found: install one (Debian, Ubuntu: apt-get install python3; macOS: brew install python@3.11)"; exit 1; }
 # Notebooks re-run in a work folder of their own, which is removed afterwards; the closing line of pytest is the last one.
-PYTEST = export REPRO_WORK=$$(mktemp -d); trap 'rm -rf "$$REPRO_WORK"' EXIT; export TQDM_DISABLE=1; $(1)/bin/python -m pytest -p no:cacheprovider
+PYTEST = export REPRO_WORK=$$(mktemp -d); trap 'rm -rf "$$REPRO_WORK"' EXIT; export TQDM_DISABLE=1 OMP_WAIT_POLICY=PASSIVE; $(1)/bin/python -m pytest -p no:cacheprovider
 
 .PHONY: run test test-full test-kaggle test-other-pythons bench setup clean
 .DEFAULT_GOAL := run

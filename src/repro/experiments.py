@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from repro import attention, pictures, results
+from repro import attention, machine, pictures, results
 from repro.data.episodes import Store
 from repro.evaluation import chains, floors, offline
 from repro.models.reconvla import ReconVLA
@@ -97,6 +97,7 @@ def policies(settings: Profile, models: dict[str, object], work: Path, seed: int
 def roll_out(settings: Profile, work: Path, scored: dict[str, object], seed: int, log=print) -> list[dict]:
     """Evaluate every policy on the same start states of the play table; one run record per policy and benchmark, saved."""
     scene, found = settings.evaluation_scene, []
+    torch.set_num_threads(max(1, machine.cores() - settings.workers))  # the simulators' processes need the other cores
     training = Store(work / "store" / "training")
     trained_on = "".join(sorted({info.scene for info in training.episodes}))
     for benchmark, starts in start_states(settings, seed).items():

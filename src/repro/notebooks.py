@@ -249,7 +249,8 @@ def kernel_manager() -> type:
             return KernelSpec(argv=argv, display_name="Python 3", language="python")
 
         async def start_kernel(self, **options):
-            await super().start_kernel(env={**os.environ, "TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}, **options)
+            environment = {"TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # no spinning threads
+            await super().start_kernel(env={**environment, **os.environ}, **options)
 
     return ThisInterpreter
 

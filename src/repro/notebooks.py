@@ -249,7 +249,8 @@ def kernel_manager() -> type:
             return KernelSpec(argv=argv, display_name="Python 3", language="python")
 
         async def start_kernel(self, **options):
-            environment = {"TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # no spinning threads
+            environment = {"TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "PYTHONWARNINGS": "ignore:IProgress not found",
+                           "OMP_WAIT_POLICY": "PASSIVE"}  # threads that wait do not spin
             await super().start_kernel(env={**environment, **os.environ}, **options)
 
     return ThisInterpreter

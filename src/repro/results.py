@@ -326,6 +326,7 @@ def figure(records: list[dict], title: str = ""):
     key = "average length" if len(names) > 1 else names[0]
     fig = Figure(figsize=(10 if len(names) > 1 else 6, 1.6 + 0.42 * max(len(records), 4)), layout="constrained", dpi=130)
     axes = fig.subplots(1, 2 if len(names) > 1 else 1, squeeze=False)[0]
+    nothing = []
     for i, r in enumerate(records):
         dash = ("-", "--", ":", "-.")[i % 4]
         style = {"color": colormaps["cividis"](0.8 * (i % 5) / 4), "marker": "osD^vPX*"[i % 8], "linestyle": dash, "capsize": 3}
@@ -333,7 +334,9 @@ def figure(records: list[dict], title: str = ""):
             mine = [(k, r["metrics"][k]) for k in keys if k in r["metrics"]]
             values = np.array([m["value"] for _, m in mine])
             errors = np.abs(np.array([[m["low"], m["high"]] for _, m in mine]).T - values)
-            if ax is axes[-1]:
+            if ax is not axes[-1] and not values.any():
+                nothing.append(r["variant"])  # at 0 for every length: its interval stands in the other panel
+            elif ax is axes[-1]:
                 ax.errorbar(values, [i] * len(mine), xerr=errors, **{**style, "linestyle": "none"})
             else:
                 ax.errorbar([int(k.split("/")[0]) + 0.05 * (i - len(records) / 2) for k, _ in mine], values, yerr=errors, **style)
@@ -343,6 +346,8 @@ def figure(records: list[dict], title: str = ""):
     if len(names) > 1:
         axes[0].set(xlabel="tasks solved in a row, at least", ylabel="share of chains", ylim=(-0.03, 1.03),
                     xticks=range(1, len(names) + 1))
+    if nothing:
+        axes[0].text(0.5, 0.05, f"{len(nothing)} of {len(records)} at 0 throughout", transform=axes[0].transAxes, ha="center", fontsize=9)
     for ax in axes:
         ax.grid(color="0.9")
         ax.set_axisbelow(True)

@@ -58,7 +58,7 @@ def main():
     one, slow = timed(model, plan, 1, 0, a.max_steps)
     differ = [o.chain for o, p in zip(one, many, strict=True) if (o.success, o.steps) != (p.success, p.steps)]
     found = {"chains": len(plan), "length": a.length, "max_steps": a.max_steps, "simulators": a.simulators, "workers": a.workers,
-             "model": a.model or "random weights",
+             "model": "/".join(Path(a.model).parts[-2:]) if a.model else "random weights",
              "threads": a.threads, "batched_chains_per_s": len(plan) / fast, "single_chains_per_s": len(plan) / slow,
              "ratio": slow / fast, "equal_share": 1 - len(differ) / len(plan), "differing_chains": differ,
              "tasks_solved": sum(o.length for o in one)}

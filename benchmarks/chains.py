@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from repro.evaluation.chains import evaluate
+from repro.sims.base import tabletop
 from repro.sims.tabletop.language import TRAIN, VALIDATION
 from repro.sims.tabletop.tasks import chains
-from repro.sims.tabletop.world import PlayTable
 
 
 def policy(folder: str | None, threads: int):
@@ -35,9 +35,9 @@ def policy(folder: str | None, threads: int):
 def timed(model, plan, simulators: int, workers: int, max_steps: int):
     """(outcomes, seconds) with this many simulators; the first query is made before the clock starts."""
     with tempfile.TemporaryDirectory() as folder:
-        evaluate(model, PlayTable, plan[:simulators], Path(folder) / "warm", 5, simulators, VALIDATION, log=lambda line: None)
+        evaluate(model, tabletop(), plan[:simulators], Path(folder) / "warm", 5, simulators, VALIDATION, log=lambda line: None)
         started = time.perf_counter()
-        outcomes = evaluate(model, PlayTable, plan, Path(folder) / "timed", max_steps, simulators, VALIDATION, workers=workers,
+        outcomes = evaluate(model, tabletop(), plan, Path(folder) / "timed", max_steps, simulators, VALIDATION, workers=workers,
                             log=lambda line: None)
         return outcomes, time.perf_counter() - started
 

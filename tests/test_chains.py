@@ -1,48 +1,17 @@
 """Closed-loop evaluation on a fake simulator. Run: pytest tests/test_chains.py"""
 
 import json
-import os
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from walkers import AXES, TASKS, Walker, launch
 
 from repro.evaluation import chains as C
 from repro.evaluation import floors as F
 from repro.machine import UserError
 
-TASKS = ("east", "west", "north", "south", "up")
 SENTENCES = {task: f"go {task}" for task in TASKS}
-AXES = {"east": (0, 1), "west": (0, -1), "north": (1, 1), "south": (1, -1), "up": (2, 1)}
-
-
-class Walker:
-    """A point that walks; a task is to be 3 units further along its axis than at the task's start. Counts what it is asked to do."""
-
-    def __init__(self):
-        self.resets = self.renders = self.steps = 0
-
-    def reset(self, state, render=True):
-        self.resets += 1
-        self.at = np.array(state["at"], float)
-        self.start_task()
-        return self.observe() if render else None
-
-    def start_task(self):
-        self.begin = self.at.copy()
-
-    def observe(self):
-        self.renders += 1
-        return {"observation.images.static": np.full((2, 2, 3), 200, np.uint8), "observation.state": np.float32(self.at)}
-
-    def step(self, action, render=True):
-        assert render is False, "evaluation renders on demand only"
-        self.steps += 1
-        self.at += action[:3]
-
-    def done(self, task):
-        axis, sign = AXES[task]
-        return sign * (self.at - self.begin)[axis] > 2.999
 
 
 @dataclass(frozen=True)
@@ -102,26 +71,14 @@ def test_batched_equals_one_by_one(tmp_path, policy):
     assert one == many and len({o.length for o in one} | {o.steps for o in one}) > 1
 
 
-class Fragile(Walker):
-    def step(self, action, render=True):
-        super().step(action, render)
-        if self.steps > 20:
-            raise UserError("the table broke", found=self.steps)
-
-
-class Dying(Walker):
-    def step(self, action, render=True):
-        os._exit(3)
-
-
 def test_worker_processes_give_the_same_outcomes(tmp_path):
     here = run(F.RandomPolicy(3), tmp_path / "here", n=5, max_steps=40)
-    assert run(F.RandomPolicy(3), tmp_path / "there", n=5, max_steps=40, simulators=3, workers=2) == here
+    there = run(F.RandomPolicy(3), tmp_path / "there", n=5, max_steps=40, simulators=3, workers=2, make=launch("Walker"))
+    assert there == here
     with pytest.raises(UserError, match="the table broke"):
-        run(F.RandomPolicy(3), tmp_path / "fragile", n=2, make=Fragile, workers=1)
-    with pytest.raises(UserError, match="process died") as caught:
-        run(F.RandomPolicy(3), tmp_path / "dying", n=2, make=Dying, workers=1)
-    assert "exit code 3" in str(caught.value)
+        run(F.RandomPolicy(3), tmp_path / "fragile", n=2, make=launch("Fragile"), workers=1)
+    with pytest.raises(UserError, match="how to start a simulator"):
+        run(F.RandomPolicy(3), tmp_path / "callable", n=2, workers=1)
 
 
 def test_one_call_a_round(tmp_path):
@@ -236,19 +193,12 @@ def test_blank_hides_the_picture_only():
     assert (before["observation.images.static"] == 9).all()
 
 
-def test_expert_is_made_anew_for_each_task(tmp_path):
-    made = []
-
-    class Expert:
-        def __init__(self, world, task, rng):
-            made.append((task, rng.integers(1 << 30)))
-            self.action = np.float32([AXES[task][1] * (i == AXES[task][0]) for i in range(7)])
-
-        def act(self):
-            return self.action
-
-    outcomes = run(F.ExpertPolicy(Expert), tmp_path, n=2, simulators=2)
-    assert [o.length for o in outcomes] == [5, 5] and len(made) == len(set(made)) == 10
+@pytest.mark.parametrize("workers", [0, 2])
+def test_expert_is_made_anew_for_each_task(tmp_path, workers):
+    outcomes = run(F.ExpertPolicy(7), tmp_path, n=3, simulators=2, workers=workers, make=launch("Walker"))
+    assert [o.length for o in outcomes] == [5, 5, 5] and {n for o in outcomes for n in o.steps} <= {3, 4, 5, 6}
+    # its rng is seeded by (seed, chain, position): the wait it draws before it moves differs between the tasks, not between the runs
+    assert len({o.steps for o in outcomes}) > 1 and outcomes == run(F.ExpertPolicy(7), tmp_path / "one", n=3, simulators=1)
 
 
 def outcome(chain, *success):

@@ -106,6 +106,26 @@ def publish(profile: str) -> None:
     to_results(profile, echo=_echo)
 
 
+@cli.group()
+def sims() -> None:
+    """The real simulators, each in an environment of its own."""
+
+
+@sims.command("setup")
+@click.argument("name", metavar="calvin|libero")
+@click.option("--python", help="The Python to use (default: 3.11 where there is one).")
+def sims_setup(name: str, python: str | None) -> None:
+    """Make the environment of CALVIN's or LIBERO's simulator, and say what else is needed."""
+    from repro.sims import environments
+
+    environments.setup(name, python, click.echo)
+    if name == "calvin":
+        try:
+            click.echo(f"calvin: checkout {environments.calvin_root()}")
+        except UserError as error:
+            click.echo(f"calvin: still to do\n{error}")
+
+
 @cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def calvin(arguments: tuple[str, ...]) -> None:

@@ -5,7 +5,6 @@ the gaze region. A fourth model is trained blind, as the floor of a policy that 
 """
 
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,8 @@ from repro.data.episodes import Store
 from repro.evaluation import chains, floors, offline
 from repro.models.reconvla import ReconVLA
 from repro.profiles import Profile
+from repro.sims.base import tabletop
 from repro.sims.tabletop import language, tasks
-from repro.sims.tabletop.expert import Expert
 from repro.sims.tabletop.world import PlayTable
 from repro.training import checkpoint, launch
 from repro.training.loop import read_metrics
@@ -90,7 +89,7 @@ def policies(settings: Profile, models: dict[str, object], work: Path, seed: int
         "replay of one demonstration": floors.Replay(demonstrations(work)),
         "random actions": floors.RandomPolicy(seed),
         "constant action": floors.ConstantPolicy(),
-        "scripted expert (ceiling)": floors.ExpertPolicy(Expert, seed),
+        "scripted expert (ceiling)": floors.ExpertPolicy(seed),
     }
 
 
@@ -104,10 +103,9 @@ def roll_out(settings: Profile, work: Path, scored: dict[str, object], seed: int
         tried = len({task for _, chain in starts for task in chain})
         for name, policy in scored.items():
             begun = time.monotonic()
-            in_process = isinstance(policy, floors.ExpertPolicy) or settings.workers < 2
             folder = work / "outcomes" / benchmark.replace(" ", "_") / name.replace(" ", "_").replace(",", "")
-            outcomes = chains.evaluate(policy, partial(PlayTable, scene), starts, folder, simulators=settings.simulators, name=name,
-                                       workers=0 if in_process else 2, fresh=True, log=log)
+            outcomes = chains.evaluate(policy, tabletop(scene), starts, folder, simulators=settings.simulators, name=name,
+                                       workers=2 * (settings.workers > 1), fresh=True, log=log)
             config = {"profile": settings.name, "policy": about(policy), "max_steps": 360}
             record = results.record(
                 "reconvla", name, benchmark=f"play table {trained_on}->{scene}, {tried} tasks, {benchmark}",

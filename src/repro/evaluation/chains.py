@@ -19,9 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from repro.evaluation.simulators import Group, Process
 from repro.machine import UserError
 from repro.results import bootstrap, wilson
+from repro.sims.base import Launch
+from repro.sims.rollouts import Group
+from repro.sims.worker import Remote
 
 
 @dataclass(frozen=True)
@@ -40,18 +42,18 @@ class Outcome:
         return sum(self.success)
 
 
-def evaluate(policy, make_simulator: Callable[[], object], chains: list, folder: str | Path, max_steps: int = 360, simulators: int = 32,
+def evaluate(policy, simulator: Launch | Callable[[], object], chains: list, folder: str | Path, max_steps: int = 360, simulators: int = 32,
              instructions: dict[str, str] | None = None, execute: int | None = None, name: str | None = None, fresh: bool = False,
-             workers: int = 0, log: Callable[[str], None] = print) -> list[Outcome]:
+             workers: int = 0, patience: float = 180.0, log: Callable[[str], None] = print) -> list[Outcome]:
     """Outcomes of `policy` on `chains`, in their order.
 
-    policy: `act(observations: list[dict], instructions: list[str]) -> (B, K, 7)` in [-1, 1]; `sees = False` on it asks for no pictures.
-    make_simulator: gives one simulator (reset, step, done, start_task, observe); called at most `simulators` times.
-    chains: (initial state, tasks) pairs, all of one length. execute: how many actions of a chunk are run (None: all).
-    folder: holds `evaluation.json` (what is evaluated) and `outcomes.jsonl`; a rerun continues, another evaluation there is refused
-    unless `fresh`. instructions: task -> sentence (default: the play table's validation wordings).
-    workers: processes that share the simulators; 0 steps them in this one. More than 0 needs a `make_simulator` that can be pickled
-    (a class, a functools.partial) and can't serve the expert, which looks into the simulator.
+    policy: `act(observations: list[dict], instructions: list[str]) -> (B, K, 7)` in [-1, 1]; `sees = False` on it asks for no pictures,
+    `privileged = True` stands for the simulator's own expert. simulator: how one is started (`sims.base.Launch`), or, without workers, a
+    callable that gives one. chains: (initial state, tasks) pairs, all of one length. execute: how many actions of a chunk are run (None:
+    all). folder: holds `evaluation.json` (what is evaluated) and `outcomes.jsonl`; a rerun continues, another evaluation there is refused
+    unless `fresh`. instructions: task -> sentence (default: the play table's validation wordings). simulators: stepped together.
+    workers: processes that share them, each with its simulator's own interpreter; 0: this process. A worker that dies or gives no answer
+    for `patience` seconds is replaced and its chains begin again from their start states.
     """
     if instructions is None:
         from repro.sims.tabletop.language import VALIDATION as instructions
@@ -66,8 +68,7 @@ def evaluate(policy, make_simulator: Callable[[], object], chains: list, folder:
     if outcomes and waiting:
         log(f"{name}: {len(outcomes)} of {len(chains)} chains are done already, continuing")
     started, before, renders = time.monotonic(), len(outcomes), getattr(policy, "sees", True)
-    make = Process if workers else Group
-    groups = [make(make_simulator, renders, max_steps) for _ in range(min(max(workers, 1), simulators) if waiting else 0)]
+    groups, simulators = _groups(simulator, renders, max_steps, simulators if waiting else 0, workers, patience, log)
     home, seen = {}, {}  # chain -> its group, chain -> what its policy sees
     try:
         while waiting or seen:
@@ -80,8 +81,8 @@ def evaluate(policy, make_simulator: Callable[[], object], chains: list, folder:
                 seen |= _everywhere(groups, "begin", fresh_chains)
             order = sorted(seen)
             sentences = [instructions[seen[i]["rollout"].task] for i in order]
-            actions = dict(zip(order, _ask(policy, name, [seen[i] for i in order], sentences), strict=True))
-            found = _everywhere(groups, "run", [{i: actions[i][:execute] for i in order if home[i] == g} for g in range(len(groups))])
+            chunks = dict(zip(order, _ask(policy, name, [seen[i] for i in order], sentences, execute), strict=True))
+            found = _everywhere(groups, "run", [{i: chunks[i] for i in order if home[i] == g} for g in range(len(groups))])
             seen = {i: answer for i, answer in found.items() if isinstance(answer, dict)}
             ended = [Outcome(i, name, tuple(chains[i][1]), *found[i]) for i in sorted(found.keys() - seen.keys())]
             _append(file, ended)
@@ -96,6 +97,25 @@ def evaluate(policy, make_simulator: Callable[[], object], chains: list, folder:
         for group in groups:
             group.close()
     return [outcomes[i] for i in range(len(chains))]
+
+
+def _groups(simulator, renders: bool, max_steps: int, simulators: int, workers: int, patience: float, log) -> tuple[list, int]:
+    """The processes that step simulators, or this one, and how many simulators there are in all."""
+    if not workers or not simulators:
+        make = simulator.build if isinstance(simulator, Launch) else simulator
+        return [Group(make, renders, max_steps)] * bool(simulators), simulators
+    if not isinstance(simulator, Launch):
+        raise UserError("worker processes need to be told how to start a simulator", "a repro.sims.base.Launch", simulator, "or workers=0")
+    simulators = min(simulators, workers) if simulator.one_a_process else simulators
+    groups = []
+    try:
+        for _ in range(min(workers, simulators)):
+            groups.append(Remote(simulator, renders, max_steps, patience, log))
+    except BaseException:
+        for group in groups:
+            group.close()
+        raise
+    return groups, simulators
 
 
 def _everywhere(groups: list, method: str, work: list[dict]) -> dict:
@@ -125,14 +145,16 @@ def _check_chains(chains: list, instructions: dict[str, str]) -> None:
         raise UserError("tasks without an instruction", "a sentence for each task", ", ".join(missing), "add them to `instructions`")
 
 
-def _ask(policy, name: str, observations: list[dict], sentences: list[str]) -> np.ndarray:
-    """One batched call, checked: a policy that answers nonsense fails here, not in the simulator."""
+def _ask(policy, name: str, observations: list[dict], sentences: list[str], execute: int | None) -> np.ndarray | list[int]:
+    """One batched call, checked: a policy that answers nonsense fails here, not in the simulator. Of the expert, its seed."""
+    if getattr(policy, "privileged", False):
+        return [policy.seed] * len(observations)
     actions = np.asarray(policy.act(observations, sentences), np.float32)
     if actions.ndim != 3 or actions.shape[0] != len(observations) or actions.shape[1] == 0 or actions.shape[2] != 7:
         raise UserError(f"policy {name} gave actions of a wrong shape", f"({len(observations)}, K, 7)", actions.shape, "see evaluate()")
     if not np.isfinite(actions).all():
         raise UserError(f"policy {name} gave actions that are not finite", "numbers in [-1, 1]", "NaN or infinite", "check its weights")
-    return actions
+    return actions[:, :execute]
 
 
 def _plain(value):

@@ -4,7 +4,6 @@ All have `act(observations, instructions) -> (B, K, 7)` as models do, and depend
 that outcomes do not depend on how many simulators run together.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,23 +96,11 @@ class ShuffledInstruction:
         return self.policy.act(observations, [other[sentence] for sentence in instructions])
 
 
-@dataclass
+@dataclass(frozen=True)
 class ExpertPolicy:
-    """The ceiling: the scripted expert, one action a call. `make(simulator, task, rng)` gives an object with `act() -> (7,)`."""
+    """The ceiling: the simulator's own scripted expert, which reads its true state. `evaluate` runs it beside the simulator."""
 
-    make: Callable
     seed: int = 0
     name: str = "scripted expert"
     sees = False
-
-    def __post_init__(self):
-        self._experts = {}  # chain -> (position, expert)
-
-    def act(self, observations: list[dict], instructions: list[str]) -> np.ndarray:
-        actions = []
-        for where in (o["rollout"] for o in observations):
-            if where.step == 0 or self._experts.get(where.chain, (None,))[0] != where.position:
-                rng = np.random.default_rng([self.seed, where.chain, where.position])
-                self._experts[where.chain] = where.position, self.make(where.simulator, where.task, rng)
-            actions.append(self._experts[where.chain][1].act())
-        return np.array(actions, np.float32)[:, None]
+    privileged = True

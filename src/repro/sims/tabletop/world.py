@@ -153,6 +153,16 @@ class PlayTable:
 
         return render.boxes(render.render(self.scene, self.robot_obs(), self.scene_obs(), cameras=("static",))["static_ids"])
 
+    def expert(self, task: str, rng: np.random.Generator):
+        """The scripted expert, which looks into the table."""
+        from .expert import Expert
+
+        return Expert(self, task, rng)
+
+    def about(self) -> dict:
+        """What a record must say of this simulator."""
+        return {"simulator": "tabletop", "scene": self.scene.name, "renderer": "play table (OpenCV)", "assets": "drawn by the library"}
+
     @property
     def bulb(self) -> bool:
         return self.joint["switch"] > scenes.SWITCH_TRAVEL / 2

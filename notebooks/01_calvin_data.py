@@ -33,9 +33,9 @@ settings
 
 # %%
 from repro.data.calvin import Calvin
-from repro.sims.tabletop import dataset
+from repro.sims import calvin_layout
 
-root = calvin_root or dataset.ensure(work / "calvin", settings, seed)
+root = calvin_root or calvin_layout.ensure(work / "calvin", settings, seed)
 for split in ("training", "validation"):
     print(Calvin(root).split(split).describe(), "\n")
 

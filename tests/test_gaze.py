@@ -14,7 +14,7 @@ from repro.gaze.quality import contact_sheet, detection_quality, iou
 from repro.machine import UserError
 from repro.sims.tabletop import render
 from repro.sims.tabletop.language import TRAIN, VALIDATION
-from repro.sims.tabletop.scenes import BLOCKS, ITEMS, SCENES
+from repro.sims.tabletop.scenes import BLOCKS, ITEMS, SCENES, item_boxes
 
 
 def meant(task: str) -> tuple[str | None, str | None]:
@@ -194,7 +194,7 @@ def test_colour_finds_blocks_on_the_play_table(scene):
         for block, x in enumerate(rng.permutation([-0.25, 0.02, 0.25])):
             world[6 + 6 * block : 12 + 6 * block] = x, rng.uniform(-0.18, -0.02), 0.46, 0, 0, rng.uniform(-2, 2)
         picture = render.render(SCENES[scene], robot, world, cameras=("static",))
-        boxes = render.boxes(picture["static_ids"])
+        boxes = item_boxes(picture["static_ids"])
         rows += [(colour(picture["static"], Phrase(b, b)), truth(boxes, Phrase(b, b), (200, 200))) for b in BLOCKS]
     report = shares(rows)
     assert report["detection_rate"] >= 0.93 and report["false_alarms"] == 0, report

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from repro.sims.tabletop import geometry, raster, render
-from repro.sims.tabletop.scenes import BLOCK_SIDE, BLOCKS, ITEMS, REST_POSE, SCENES
+from repro.sims.tabletop.scenes import BLOCK_SIDE, BLOCKS, ITEMS, REST_POSE, SCENES, item_boxes
 
 RED, BLUE, PINK = (0.05, -0.12, 0.46, 0, 0, 1.2), (0.20, -0.10, 0.46, 0, 0, 1.7), (-0.02, -0.04, 0.46, 0, 0, 0.4)
 PLACES = dict(red_block=RED, blue_block=BLUE, pink_block=PINK)
@@ -98,21 +98,21 @@ def test_nearer_things_hide_farther_ones():
 
 def test_boxes_are_the_projected_corners():
     scene, camera = SCENES["D"], render.static_camera()
-    boxes = render.boxes(render.render(scene, robot(-0.3, -0.2, 0.7, *REST_POSE[3:]), table(scene), ("static",))["static_ids"])
+    boxes = item_boxes(render.render(scene, robot(-0.3, -0.2, 0.7, *REST_POSE[3:]), table(scene), ("static",))["static_ids"])
     for name in BLOCKS:
         half = np.array([scene.block_length[name], BLOCK_SIDE, BLOCK_SIDE]) / 2
         corners = np.array([[i, j, k] for i in (-1, 1) for j in (-1, 1) for k in (-1, 1)]) * half
         uv, _ = camera.project(corners @ geometry.rotation(PLACES[name][3:]).T + PLACES[name][:3])
         assert np.abs(np.array(boxes[name]) - [*uv.min(0), *uv.max(0)]).max() < 2, name
-    assert render.boxes(np.zeros((4, 4), np.uint8)) == {}
+    assert item_boxes(np.zeros((4, 4), np.uint8)) == {}
     ids = np.zeros((6, 9), np.uint8)
     ids[2:4, 3:8] = 9
-    assert render.boxes(ids) == {ITEMS[8]: [3, 2, 8, 4]}
+    assert item_boxes(ids) == {ITEMS[8]: [3, 2, 8, 4]}
 
 
 def test_joints_move_their_items():
     scene = SCENES["D"]
-    base, moved = (render.boxes(render.render(scene, robot(), table(scene, **state), ("static",))["static_ids"])
+    base, moved = (item_boxes(render.render(scene, robot(), table(scene, **state), ("static",))["static_ids"])
                    for state in (dict(), dict(slider=0.2, drawer=0.2, switch=0.088)))
     assert moved["drawer"][3] > base["drawer"][3] + 20  # towards the camera is down
     assert moved["slider"][0] < base["slider"][0] - 20
@@ -137,7 +137,7 @@ def test_wrist_camera_follows_the_hand():
         grip = geometry.rotation(pose[3:]) @ geometry.rotation((np.pi, 0, np.pi / 2)).T  # the block turns with the hand
         yaw, pitch, roll = np.arctan2(grip[1, 0], grip[0, 0]), np.arcsin(-grip[2, 0]), np.arctan2(grip[2, 1], grip[2, 2])
         ids = render.render(scene, robot(*pose), table(scene, red_block=(*pose[:3], roll, pitch, yaw)), ("wrist",))["wrist_ids"]
-        boxes.append(render.boxes(ids)["red_block"])
+        boxes.append(item_boxes(ids)["red_block"])
     assert np.ptp(boxes, axis=0).max() <= 1  # a held block stands still in the picture
     x0, y0, x1, y1 = boxes[0]
     assert x0 < 42 < x1 and y0 < 21 < y1
@@ -181,7 +181,7 @@ def test_blocks_stand_where_the_real_simulator_shows_them(test_data):
         step = np.load(folder / f"episode_{frame:07d}.npz")
         pictures = render.render(SCENES["D"], step["robot_obs"], step["scene_obs"])
         for view, key in (("static", "static"), ("wrist", "gripper")):
-            ours, theirs = render.boxes(pictures[f"{view}_ids"]), truth[f"rgb_{key}"][f"{frame:07d}"]
+            ours, theirs = item_boxes(pictures[f"{view}_ids"]), truth[f"rgb_{key}"][f"{frame:07d}"]
             for name in set(BLOCKS) & set(ours) & set(theirs):
                 a, b = np.array(ours[name]), np.array(theirs[name])
                 if truth[f"pixels_{key}"][f"{frame:07d}"][name] < 120 or b.min() == 0 or b.max() == len(pictures[view]):

@@ -11,7 +11,8 @@ import pytest
 
 from repro.data.calvin import Calvin
 from repro.machine import UserError
-from repro.sims.tabletop import dataset, scenes, tasks
+from repro.sims import calvin_layout as dataset
+from repro.sims.tabletop import scenes, tasks
 from repro.sims.tabletop.expert import Expert
 from repro.sims.tabletop.world import PlayTable
 

@@ -126,6 +126,33 @@ def sims_setup(name: str, python: str | None) -> None:
             click.echo(f"calvin: still to do\n{error}")
 
 
+@cli.group()
+def demos() -> None:
+    """Write demonstrations of the scripted experts in the official formats. Scripted, not human: the data say so."""
+
+
+@demos.command("calvin")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--scenes", default="D", show_default=True, help="Of training/, e.g. ABC.")
+@click.option("--validation-scene", default="D", show_default=True)
+@click.option("--tasks", help="Names, comma-separated (default: all 34).")
+@click.option("--per-task", default=20, show_default=True, help="Episodes of each task in each training scene.")
+@click.option("--validation-per-task", default=2, show_default=True)
+@click.option("--renderer", default="tiny", show_default=True, help="tiny (CPU) | egl; train and test with one.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--workers", default=2, show_default=True)
+def demos_calvin(folder: Path, scenes: str, validation_scene: str, tasks: str | None, per_task: int, validation_per_task: int,
+                 renderer: str, seed: int, workers: int) -> None:
+    """CALVIN's own simulator, CALVIN's layout, with true boxes."""
+    from repro.sims import calvin_layout, environments
+
+    launch = lambda scene: environments.launch("calvin", scene=scene, renderer=renderer)
+    launch(validation_scene)  # what is missing is said before anything is written
+    calvin_layout.write(folder, tuple(scenes), tuple(tasks.split(",")) if tasks else None, per_task, validation_per_task, validation_scene,
+                        seed, workers, launch, click.echo)
+    click.echo(f"written: {folder}; next: repro calvin import {folder} STORE --split training")
+
+
 @cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def calvin(arguments: tuple[str, ...]) -> None:

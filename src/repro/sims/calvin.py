@@ -12,6 +12,7 @@ Runs in a worker process (`repro.sims.worker`) whose interpreter has pybullet; n
 import hashlib
 import importlib.metadata
 import logging
+import math
 import os
 import sys
 from pathlib import Path
@@ -19,11 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from repro.machine import UserError
+from repro.sims.tabletop.scenes import BLOCKS, ITEMS, item_boxes
 
 COMMIT = "797142c588c21e76717268b7b430958dbd13bf48"
 DIGEST = "e31696ea4d86684d"  # of the files the simulator is made of, see `digest`
 CLONE = f"git clone https://github.com/mees/calvin_env && git -C calvin_env checkout {COMMIT[:10]}; then set CALVIN_ROOT to that folder"
-BLOCKS = ("red_block", "blue_block", "pink_block")
 LINKS = {"button_link": "button", "switch_link": "switch", "slide_link": "slider", "drawer_link": "drawer", "led_link": "led",
          "light_link": "lightbulb"}  # link of the table -> item
 
@@ -77,11 +78,13 @@ class Calvin:
         self.env, self.oracle = self._make()
         Calvin._taken = True
         self.cameras, self.env.cameras = {camera.name: camera for camera in self.env.cameras}, []
-        self.names = {o.uid: o.name for o in self.env.scene.movable_objects}  # block_red -> uid; per scene in another order
+        self.block_order = tuple(f"{o.name.removeprefix('block_')}_block" for o in self.env.scene.movable_objects)
         self.table = next(o for o in self.env.scene.fixed_objects if o.name == "table").uid
         bullet, cid = self.env.p, self.env.cid
         self.links = {bullet.getJointInfo(self.table, i, physicsClientId=cid)[12].decode(): i
                       for i in range(bullet.getNumJoints(self.table, physicsClientId=cid))}  # link name -> index
+        self.items = {block: (o.uid, None) for block, o in zip(self.block_order, self.env.scene.movable_objects, strict=True)}
+        self.items |= {item: (self.table, self.links[name]) for name, item in LINKS.items()}
         self.start = None
 
     def _make(self):
@@ -150,29 +153,83 @@ class Calvin:
     def observe(self) -> dict:
         """Both cameras, 200x200 and 84x84, robot_obs (15,), and environment_state (24,) with blocks as red, blue, pink."""
         robot, scene = (self.env.get_state_obs()[key] for key in ("robot_obs", "scene_obs"))
-        order = [[o.name for o in self.env.scene.movable_objects].index(f"block_{b.split('_')[0]}") for b in BLOCKS]
-        picture = {name: np.ascontiguousarray(camera.render()[0], np.uint8) for name, camera in self.cameras.items()}
+        order, picture = [self.block_order.index(block) for block in BLOCKS], self.frame()
         return {
             "observation.images.static": picture["static"],
-            "observation.images.wrist": picture["gripper"],
+            "observation.images.wrist": picture["wrist"],
             "observation.state": robot.astype(np.float32),
             "observation.environment_state": np.concatenate([scene[:6], scene[6:].reshape(3, 6)[order].ravel()]).astype(np.float32),
         }
 
+    def frame(self) -> dict[str, np.ndarray]:
+        """Per camera (static, wrist) the picture uint8 (H, W, 3) and "<camera>_ids" uint8 (H, W): which of `scenes.ITEMS` is seen, from 1;
+        0 is anything else. The renderer makes both in one go; CALVIN's cameras throw the second away."""
+        import pybullet as bullet
+
+        found = {}
+        for name, ours in (("static", "static"), ("gripper", "wrist")):
+            seen, real = {}, bullet.getCameraImage
+
+            def keep(*args, seen=seen, real=real, **named):
+                seen["ids"] = real(*args, flags=bullet.ER_SEGMENTATION_MASK_OBJECT_AND_LINKINDEX, **named)
+                return seen["ids"]
+
+            bullet.getCameraImage = keep  # the camera's own code makes the picture
+            try:
+                found[ours] = np.ascontiguousarray(self.cameras[name].render()[0], np.uint8)
+            finally:
+                bullet.getCameraImage = real
+            raw = np.reshape(seen["ids"][4], found[ours].shape[:2])
+            body, link, ids = np.where(raw < 0, -1, raw & (2**24 - 1)), (raw >> 24) - 1, np.zeros(raw.shape, np.uint8)
+            for item, (uid, part) in self.items.items():
+                ids[(body == uid) & ((link == part) | (part is None))] = 1 + ITEMS.index(item)
+            found[f"{ours}_ids"] = ids
+        return found
+
     def boxes(self) -> dict[str, list[int]]:
         """{item: [x0, y0, x1, y1]} of the visible pixels in the static image, from the renderer's own segmentation."""
-        camera, bullet = self.cameras["static"], self.env.p
-        ids = bullet.getCameraImage(camera.width, camera.height, camera.viewMatrix, camera.projectionMatrix,
-                                    flags=bullet.ER_SEGMENTATION_MASK_OBJECT_AND_LINKINDEX, physicsClientId=self.env.cid)[4]
-        ids = np.reshape(ids, (camera.height, camera.width))
-        body, link, found = np.where(ids < 0, -1, ids & (2**24 - 1)), (ids >> 24) - 1, {}
-        names = {name.replace("block_", "") + "_block": body == uid for uid, name in self.names.items()}
-        names |= {item: (body == self.table) & (link == self.links[name]) for name, item in LINKS.items()}
-        for item, mask in names.items():
-            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            if len(rows):
-                found[item] = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
-        return found
+        return item_boxes(self.frame()["static_ids"])
+
+    def sample(self, symbolic: dict, rng: np.random.Generator) -> dict:
+        """A start state for a demonstration: blocks spread over the scene's own surfaces (official evaluations use two slots), yaw 90 +-
+        22.5 degrees, arm joints within 0.08 rad of rest. `symbolic` as in `tabletop.tasks`, without a block in the hand."""
+        scene, bullet, cid = self.env.scene, self.env.p, self.env.cid
+        limits = {door.name: bullet.getJointInfo(self.table, door.joint_index, physicsClientId=cid)[8:10] for door in scene.doors}
+        slide, drawer = 0.28 if self.scene in "AD" else limits["base__slide"][1], 0.22
+        values = [slide * (symbolic["slider"] == "left"), drawer * (symbolic["drawer"] == "open"), 0, 0.088 * symbolic["lightbulb"],
+                  symbolic["lightbulb"], symbolic["led"]]
+        at, yaw = self._places(symbolic, values[1], rng), math.pi / 2 + rng.uniform(-math.pi / 8, math.pi / 8, 3)
+        for name in self.block_order:
+            i = BLOCKS.index(name)
+            values += [*at[i], 0, 0, yaw[i]]
+        joints = np.array(self.env.robot.initial_joint_positions) + rng.normal(0, 0.04, 7).clip(-0.08, 0.08)
+        self.reset({"robot_obs": np.array([*[0] * 6, 0.08, *joints, 1]), "scene_obs": np.array(values, np.float64)}, render=False)
+        for _ in range(20):
+            self.step(np.array([0, 0, 0, 0, 0, 0, 1.0]), render=False)  # until the blocks rest: the oracle asks what they touch at the start
+        return self.state()
+
+    def _places(self, symbolic: dict, drawer: float, rng: np.random.Generator) -> list:
+        """Centres of the three blocks, apart from each other and from the button."""
+        bullet, cid, surfaces = self.env.p, self.env.cid, self.env.scene.surfaces
+        low, high = bullet.getAABB(self.table, self.links["drawer_link"], physicsClientId=cid)
+        button = np.mean(bullet.getAABB(self.table, self.links["button_link"], physicsClientId=cid), 0)
+        for _ in range(2000):
+            at = []
+            for block in BLOCKS:
+                place = {"under": "table", "stacked": "table"}.get(symbolic[block], symbolic[block])
+                if place == "drawer":
+                    at.append([(low[0] + high[0]) / 2 + rng.uniform(-0.05, 0.05), rng.uniform(-0.15, -0.10) - drawer, 0.37])
+                else:
+                    at.append(rng.uniform(*surfaces[place]) + (0, 0, 0.001))
+            for top, block in enumerate(BLOCKS):
+                if symbolic[block] == "stacked":
+                    below = next(i for i, other in enumerate(BLOCKS) if symbolic[other] == "under")
+                    at[top] = [at[below][0], at[below][1], at[below][2] + 0.042]
+            flat = [p for block, p in zip(BLOCKS, at, strict=True) if symbolic[block] != "stacked"]
+            if all(math.dist(p[:2], q[:2]) > 0.11 for i, p in enumerate(flat) for q in flat[:i]) and all(
+                    math.dist(p[:2], button[:2]) > 0.09 for p in flat):
+                return at
+        raise UserError("no room for the blocks", found=symbolic, next_step="another symbolic state")
 
     def state(self) -> dict:
         """robot_obs and scene_obs, float64, as CALVIN's frames hold them. (Velocities are not in them: a reset starts at rest.)"""

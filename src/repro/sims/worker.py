@@ -9,6 +9,7 @@ prints goes to the worker's log, never into the pipe. A worker that dies, hangs 
 log; `Remote` starts it anew and repeats its chains from their start states.
 """
 
+import importlib
 import json
 import os
 import select
@@ -117,6 +118,11 @@ class Host:
         if "rng" in named:
             named = {**named, "rng": np.random.default_rng(named["rng"])}
         return getattr(self.simulator, name)(*arguments, **named)
+
+    def apply(self, function: str, arguments: list):
+        """A function "module:name" of the simulator and arguments."""
+        module, _, name = function.partition(":")
+        return getattr(importlib.import_module(module), name)(self.simulator, *arguments)
 
     def chains(self, renders: bool, max_steps: int) -> None:
         """Begin an evaluation; the first chain uses the simulator that is there."""

@@ -18,7 +18,7 @@ from . import geometry as g
 from . import looks
 from . import scenes as s
 from .raster import NEAR, SUBPIXEL, Camera, World, rasterise
-from .scenes import BLOCKS, ITEMS, Scene
+from .scenes import BLOCKS, Scene
 
 STATIC_SIZE, WRIST_SIZE = 200, 84
 # CALVIN's static camera (calvin_env, static camera configuration): 10 degrees, rolled so that the table's edge lies level.
@@ -76,16 +76,6 @@ def render(scene: Scene, robot_obs: np.ndarray, scene_obs: np.ndarray, cameras=(
         _shadows(layer, model, camera, world.corner)
         pictures[name], pictures[f"{name}_ids"] = cv2.cvtColor(layer.rgba, cv2.COLOR_RGBA2RGB), layer.tag & 15
     return pictures
-
-
-def boxes(ids: np.ndarray) -> dict[str, list[int]]:
-    """Visible boxes of a picture's ids (H, W): item -> [x0, y0, x1, y1] in pixels, x1 and y1 exclusive. Hidden items are absent."""
-    found = {}
-    for i, item in enumerate(ITEMS, 1):
-        x, y, w, h = cv2.boundingRect(cv2.inRange(ids, i, i))
-        if w:
-            found[item] = [x, y, x + w, y + h]
-    return found
 
 
 class _Layer(NamedTuple):

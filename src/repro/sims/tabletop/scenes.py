@@ -9,6 +9,8 @@ in block sizes, in colours, and in the order in which `scene_obs` lists the bloc
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 BLOCKS = ("red_block", "blue_block", "pink_block")
 # Everything that can be looked at, in the order of the per-pixel item ids (id = index + 1; 0 is everything else).
 ITEMS = (*BLOCKS, "drawer", "slider", "button", "switch", "led", "lightbulb")
@@ -171,3 +173,12 @@ def moving(scene: Scene, joint: str) -> dict[str, Box]:
         return {"lever": (scene.switch_x - bx / 2, scene.switch_x + bx / 2, y - by / 2, y + by / 2, z - bz / 2, z + bz / 2)}
     x, y = scene.button_xy
     return {"button": (x - BUTTON_RADIUS, x + BUTTON_RADIUS, y - BUTTON_RADIUS, y + BUTTON_RADIUS, BUTTON_Z - BUTTON_TRAVEL, BUTTON_Z)}
+
+
+def item_boxes(ids: np.ndarray) -> dict[str, list[int]]:
+    """Visible boxes of a picture's ids (H, W): item -> [x0, y0, x1, y1] in pixels, x1 and y1 exclusive. Hidden items are absent."""
+    found = {}
+    for number in np.unique(ids[ids > 0]).tolist():
+        rows, columns = np.flatnonzero((ids == number).any(1)), np.flatnonzero((ids == number).any(0))
+        found[ITEMS[number - 1]] = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+    return found

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...machine import UserError
 from . import scenes, tasks
-from .scenes import BLOCKS, JOINTS, SCENES
+from .scenes import BLOCKS, JOINTS, SCENES, item_boxes
 from .solids import TOUCH, Solid, apply, euler, penetration, rotation, undo, upright, wrap
 
 POSITION_STEP, ROTATION_STEP, WIDTH_STEP = 0.02, 0.05, 0.02  # metres, rad and metres of opening per step at full command
@@ -149,15 +149,30 @@ class PlayTable:
 
     def boxes(self) -> dict[str, list[int]]:
         """{item: [x0, y0, x1, y1]} of the visible pixels in the static image, x1 and y1 exclusive."""
-        from . import render
+        from .render import render
 
-        return render.boxes(render.render(self.scene, self.robot_obs(), self.scene_obs(), cameras=("static",))["static_ids"])
+        return item_boxes(render(self.scene, self.robot_obs(), self.scene_obs(), cameras=("static",))["static_ids"])
 
     def expert(self, task: str, rng: np.random.Generator):
         """The scripted expert, which looks into the table."""
         from .expert import Expert
 
         return Expert(self, task, rng)
+
+    def sample(self, symbolic: dict, rng: np.random.Generator) -> dict:
+        """A start state for a demonstration, see `tasks.initial_state`."""
+        return tasks.initial_state(self.scene.name, symbolic, rng, vary_robot=True)
+
+    def frame(self) -> dict[str, np.ndarray]:
+        """Both pictures and the item seen at each pixel, see `render.render`."""
+        from .render import render
+
+        return render(self.scene, self.robot_obs(), self.scene_obs())
+
+    @property
+    def block_order(self) -> tuple[str, str, str]:
+        """In which `scene_obs` lists the blocks."""
+        return self.scene.block_order
 
     def about(self) -> dict:
         """What a record must say of this simulator."""

@@ -1,12 +1,12 @@
-"""Scripted play on the embedded table, written in CALVIN's own layout.
+"""Scripted play in CALVIN's own layout, on the embedded play table or in CALVIN's own simulator.
 
     write("work/calvin", scenes=("D",), tasks=None, episodes_per_task=20, validation_per_task=2, seed=0)
 
 gives `training/` and `validation/` with episode_XXXXXXX.npz, ep_start_end_ids.npy, ep_lens.npy, scene_info.npy, statistics.yaml,
 lang_annotations/auto_lang_ann.npy, and boxes.json (true boxes from the renderer's item ids). A recording is a piece of play: one
 to three tasks in a row, each annotated, neighbours sharing a frame. First every recording is played without pictures, in
-parallel; then frame numbers are known and the frames, a pure function of the recorded states, are drawn and written in parallel.
-The bits depend on the arguments alone, not on the number of workers. Scripted, not human, and a stand-in for CALVIN.
+parallel; then frame numbers are known and the frames are drawn and written in parallel. The bits depend on the arguments alone, not
+on the number of workers. Scripted, not human: about.json says so, and names simulator and renderer.
 """
 
 import json
@@ -15,41 +15,30 @@ import os
 import shutil
 import zipfile
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import yaml
 
-from ...machine import UserError
-from . import language
-from .expert import Expert
-from .render import boxes, render
-from .scenes import BLOCKS, ITEMS, SCENES
-from .tasks import block_of, check_tasks, initial_state, outcome, symbolic_for
-from .world import PlayTable
+from repro.machine import UserError
+from repro.sims import demos
+from repro.sims.base import Launch
+from repro.sims.demos import Plan
+from repro.sims.tabletop import language
+from repro.sims.tabletop.scenes import BLOCKS, ITEMS, SCENES, item_boxes
+from repro.sims.tabletop.tasks import check_tasks, outcome, symbolic_for
 
-MAX_STEPS = 360
-AFTER = 3  # frames recorded after the task is done
 TASKS_IN_A_ROW = 3
 FIRST_FRAME = {"training": 0, "validation": 5_000_000}
-GOALS = {"place_in_slider": ["slider"], "place_in_drawer": ["drawer"], "push_into_drawer": ["drawer"]}
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One recording to be played: a symbolic start state and the tasks in a row."""
-
-    scene: str
-    symbolic: dict
-    tasks: tuple[str, ...]
-    seed: tuple[int, ...]
-
-
-def plan(split: str, scene: str, tasks: tuple[str, ...], per_task: int, seed: int) -> list[Plan]:
-    """Recordings in which every task occurs `per_task` times; the next task in a row is one that has become possible."""
+def plan(split: str, scene: str, tasks: tuple[str, ...], per_task: int, seed: int, held: bool = True) -> list[Plan]:
+    """Recordings in which every task occurs `per_task` times; the next task in a row is one that has become possible. held: a recording
+    may start with a block in the hand; without, it starts on the table, and the row with its lift."""
     rng = np.random.default_rng([seed, len(split), ord(scene)])
     left, plans = Counter(dict.fromkeys(tasks, per_task)), []
     while +left:
@@ -57,6 +46,9 @@ def plan(split: str, scene: str, tasks: tuple[str, ...], per_task: int, seed: in
         task = wanted[rng.integers(len(wanted))]
         state = symbolic = symbolic_for(task, rng)
         row = []
+        carried = next((block for block in BLOCKS if symbolic[block] == "grasped"), None)
+        if carried and not held:
+            symbolic, row = {**symbolic, carried: "table"}, [f"lift_{carried}_table"]
         while task is not None:
             row.append(task)
             left[task] -= 1
@@ -67,62 +59,63 @@ def plan(split: str, scene: str, tasks: tuple[str, ...], per_task: int, seed: in
     return plans
 
 
-def play(recording: Plan) -> dict:
-    """Play one recording blind: robot_obs (T, 15), scene_obs (T, 24), gripper (T,), one note a task. Tries again on a failure."""
-    table = PlayTable(recording.scene)
-    for attempt in range(20):
-        rng = np.random.default_rng([*recording.seed, attempt])
-        table.reset(initial_state(recording.scene, recording.symbolic, rng, vary_robot=True), render=False)
-        robot, scene, notes = [table.robot_obs()], [table.scene_obs()], []
-        for task in recording.tasks:
-            note = _one_task(table, task, rng, robot, scene)
-            if note is None:
-                break
-            notes.append(note)
-        else:
-            robot, scene = np.array(robot), np.array(scene)
-            return {"robot_obs": robot, "scene_obs": scene, "gripper": np.append(robot[1:, 14], robot[-1, 14]), "notes": notes}
-    raise UserError(f"the expert cannot play {recording.tasks} in scene {recording.scene}", found="20 failures in a row",
-                    next_step="this is a defect of the expert: report it with the seed " + str(recording.seed))
+class _Table:
+    """The play table in a pool of this interpreter's processes."""
+
+    held, about = True, {"simulator": "tabletop", "renderer": "play table (OpenCV)"}
+
+    def __init__(self, map_):
+        self.play, self.draw = (lambda plans: map_(_play_here, plans)), (lambda jobs: map_(_draw_here, jobs))
 
 
-def _one_task(table: PlayTable, task: str, rng: np.random.Generator, robot: list, scene: list) -> dict | None:
-    """Play one task on from the present state; None if it was not achieved, or undone in the frames after."""
-    table.start_task()
-    expert, start, success = Expert(table, task, rng), len(robot) - 1, None
-    before, held = table.info(), table.held
-    for _ in range(MAX_STEPS):
-        table.step(expert.act(), render=False)
-        robot.append(table.robot_obs())
-        scene.append(table.scene_obs())
-        if success is None and table.done(task):
-            success = len(robot) - 1
-        if success is not None and len(robot) - 1 >= success + AFTER:
-            break
-    if success is None or not table.done(task):
-        return None
-    name = block_of(task)
-    moved = BLOCKS[held] if name is None and held is not None else name or _moved(before, table.info())
-    targets, goals = _about(task, moved, table)
-    return {"task": task, "start": start, "end": len(robot) - 1, "success": success, "targets": targets, "goal_items": goals}
+def _play_here(recording: Plan) -> dict:
+    from repro.sims.tabletop.world import PlayTable
+
+    return demos.play(PlayTable(recording.scene), recording)
 
 
-def _moved(before: dict, after: dict) -> str:
-    return max(BLOCKS, key=lambda b: np.linalg.norm(np.subtract(after["blocks"][b]["xyz"], before["blocks"][b]["xyz"])))
+def _draw_here(job: tuple) -> list[list[str]]:
+    """Pictures of the play table are a pure function of the recorded states: nothing is played again."""
+    from repro.sims.tabletop.render import render
+
+    folder, scene, first, played = job
+    return _frames(folder, first, played,
+                   (render(SCENES[scene], *state) for state in zip(played["robot_obs"], played["scene_obs"], strict=True)))
 
 
-def _about(task: str, moved: str, table: PlayTable) -> tuple[list[str], list[str]]:
-    """What the hand moves or touches, and what the action is for, as in the boxes.json of the CALVIN simulator's recordings."""
-    if task.startswith("turn_"):
-        return (["button"], ["led"]) if task.endswith("led") else (["switch"], ["lightbulb"])
-    if task in ("open_drawer", "close_drawer"):
-        return ["drawer"], []
-    if task.startswith("move_slider"):
-        return ["slider"], []
-    if task == "stack_block":
-        below = table.support[BLOCKS.index(moved)]
-        return [moved], [BLOCKS[below]] if isinstance(below, int) else []
-    return [moved], GOALS.get(task, [])
+class _Real:
+    """CALVIN's simulator in workers of its own interpreter, a scene each."""
+
+    held = False
+
+    def __init__(self, crew: demos.Crew, scene: str):
+        self.crew, self.about = crew, {"simulator": "calvin", **crew.about(scene)}
+
+    def play(self, plans):
+        return self.crew.map(lambda p: self.crew.run(p.scene, "repro.sims.demos:play_as", asdict(p)), plans)
+
+    def draw(self, jobs):
+        return self.crew.map(self._draw, jobs)
+
+    def _draw(self, job: tuple) -> list[list[str]]:
+        folder, scene, first, played = job
+        seen = self.crew.run(scene, "repro.sims.demos:drawn", {key: played[key] for key in ("start", "actions", "robot_obs")})
+        return _frames(folder, first, played, ({key: value[t] for key, value in seen.items()} for t in range(len(played["robot_obs"]))))
+
+
+@contextmanager
+def _players(launch: Callable[[str], Launch] | None, scene: str, workers: int, log):
+    """Who plays and draws: the play table's pool, or CALVIN's crew."""
+    if launch is None:
+        context = multiprocessing.get_context("spawn")
+        if workers < 2:
+            yield _Table(map)
+            return
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            yield _Table(pool.map)
+        return
+    with demos.Crew(launch, workers, log) as crew:
+        yield _Real(crew, scene)
 
 
 # --- frames ---------------------------------------------------------------------------------------------------------------
@@ -144,24 +137,25 @@ def _save(path: Path, **arrays: np.ndarray) -> None:
                 np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
 
 
-def _draw(job: tuple[str, str, int, dict]) -> list[tuple[str, str]]:
-    """Write the frames of one recording; the box tables of each frame as JSON, (boxes, pixels) of static and wrist camera."""
-    folder, scene, first, played = job
+def _frames(folder: str, first: int, played: dict, pictures) -> list[list[str]]:
+    """Write the frames of one recording; the box tables of each frame as JSON: boxes of static and wrist camera, pixels of both."""
     absolute, relative = actions(played["robot_obs"], played["gripper"])
     lines = []
-    for t, (robot, state) in enumerate(zip(played["robot_obs"], played["scene_obs"], strict=True)):
-        seen = render(SCENES[scene], robot, state)
-        _save(Path(folder) / f"episode_{first + t:07d}.npz", actions=absolute[t], rel_actions=relative[t], robot_obs=robot, scene_obs=state,
-              rgb_static=seen["static"], rgb_gripper=seen["wrist"])  # fmt: skip
+    for t, seen in enumerate(pictures):
+        _save(Path(folder) / f"episode_{first + t:07d}.npz", actions=absolute[t], rel_actions=relative[t], robot_obs=played["robot_obs"][t],
+              scene_obs=played["scene_obs"][t], rgb_static=seen["static"], rgb_gripper=seen["wrist"])  # fmt: skip
         ids = [seen[f"{camera}_ids"] for camera in ("static", "wrist")]
         counts = [{ITEMS[i - 1]: int(n) for i, n in enumerate(np.bincount(a.ravel(), minlength=len(ITEMS) + 1)) if i and n} for a in ids]
-        lines.append([json.dumps(found) for found in (*(boxes(a) for a in ids), *counts)])
+        lines.append([json.dumps(found) for found in (*(item_boxes(a) for a in ids), *counts)])
     return lines
 
 
 def write(root: Path | str, scenes=("D",), tasks=None, episodes_per_task: int = 10, validation_per_task: int = 2,
-          validation_scene: str | None = None, seed: int = 0, workers: int = 2, log=print) -> Path:  # fmt: skip
+          validation_scene: str | None = None, seed: int = 0, workers: int = 2, launch: Callable[[str], Launch] | None = None,
+          log=print) -> Path:  # fmt: skip
     """Write the data set at `root` (which must not exist), whole or not at all.
+
+    launch: how CALVIN's simulator is started, scene -> Launch; None: the play table.
 
     scenes: those of training/; validation_scene: that of validation/ (default: D where it is among `scenes`, or the last). tasks: names,
     None for all 34. Validation instructions are wordings that no training episode has.
@@ -176,26 +170,26 @@ def write(root: Path | str, scenes=("D",), tasks=None, episodes_per_task: int = 
     part = root.with_name(root.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     splits = {"training": tuple(scenes), "validation": (validation_scene or ("D" if "D" in scenes else scenes[-1]),)}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) if workers > 1 else nullcontext() as pool:
+    with _players(launch, splits["training"][0], workers, log) as players:
         for split, its_scenes in splits.items():
             count = episodes_per_task if split == "training" else validation_per_task
-            plans = [p for scene in its_scenes for p in plan(split, scene, tasks, count, seed)]
-            _write_split(part / split, split, plans, seed, pool.map if pool else map, log)
-    about = {"name": f"play table {''.join(sorted(scenes))}, {len(tasks)} tasks", "simulator": "tabletop", "seed": seed, "scripted": True}
+            plans = [p for scene in its_scenes for p in plan(split, scene, tasks, count, seed, players.held)]
+            _write_split(part / split, split, plans, seed, players, log)
+        kind = "play table" if launch is None else "CALVIN simulator, scripted"
+        about = {"name": f"{kind} {''.join(sorted(scenes))}, {len(tasks)} tasks", **players.about, "seed": seed, "scripted": True}
     (part / "about.json").write_text(json.dumps(about, indent=1) + "\n")
     os.replace(part, root)
     return root
 
 
-def _write_split(folder: Path, split: str, plans: list[Plan], seed: int, run, log) -> None:
+def _write_split(folder: Path, split: str, plans: list[Plan], seed: int, players, log) -> None:
     (folder / "lang_annotations").mkdir(parents=True)
-    played = list(run(play, plans))
+    played = list(players.play(plans))
     lengths = np.array([len(p["robot_obs"]) for p in played])
     firsts = FIRST_FRAME[split] + np.concatenate([[0], np.cumsum(lengths)[:-1]])
     log(f"{split}: {len(plans)} recordings of {lengths.sum()} frames; drawing them")
     jobs = [(str(folder), p.scene, int(first), recording) for p, first, recording in zip(plans, firsts, played, strict=True)]
-    tables = [line for lines in run(_draw, jobs) for line in lines]
+    tables = [line for lines in players.draw(jobs) for line in lines]
     np.save(folder / "ep_start_end_ids.npy", np.column_stack([firsts, firsts + lengths - 1]).astype(np.int64))
     np.save(folder / "ep_lens.npy", lengths.astype(np.int64))
     ranges = {}

@@ -1,0 +1,157 @@
+"""Demonstrations by the scripted experts, played in the simulators' own processes. Scripted, not human: every data set says so.
+
+A CALVIN-like recording is a piece of play: one to three tasks in a row. It is first played blind; its actions, played again from the
+same state, give the same bits, and then pictures are drawn (`redraw`), so that failed attempts cost no picture.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from repro.machine import UserError
+from repro.sims.base import Launch
+from repro.sims.tabletop.scenes import BLOCKS
+from repro.sims.tabletop.tasks import block_of
+from repro.sims.worker import Worker, WorkerLost
+
+MAX_STEPS, AFTER, ATTEMPTS = 360, 3, 20  # steps a task may take, frames recorded after it is done, tries of a recording
+GOALS = {"place_in_slider": ["slider"], "place_in_drawer": ["drawer"], "push_into_drawer": ["drawer"]}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One recording to be played: a symbolic start state and the tasks in a row."""
+
+    scene: str
+    symbolic: dict
+    tasks: tuple[str, ...]
+    seed: tuple[int, ...]
+
+
+def play(simulator, plan: Plan) -> dict:
+    """Play one recording blind: robot_obs (T, 15), scene_obs (T, 24), gripper (T,), start state, actions (T - 1, 7), one note a task."""
+    for attempt in range(ATTEMPTS):
+        rng = np.random.default_rng([*plan.seed, attempt])
+        start = simulator.sample(plan.symbolic, rng)
+        simulator.reset(start, render=False)
+        states, actions, notes = [simulator.state()], [], []
+        for task in plan.tasks:
+            note = _one_task(simulator, task, rng, states, actions)
+            if note is None:
+                break
+            notes.append(note)
+        else:
+            robot, scene = (np.array([state[key] for state in states]) for key in ("robot_obs", "scene_obs"))
+            return {"robot_obs": robot, "scene_obs": scene, "gripper": np.append(robot[1:, 14], robot[-1, 14]), "start": start,
+                    "actions": np.array(actions), "notes": notes}
+    raise UserError(f"the expert cannot play {plan.tasks} in scene {plan.scene}", found=f"{ATTEMPTS} failures in a row",
+                    next_step=f"this is a defect of the expert: report it with the seed {plan.seed}")
+
+
+def play_as(simulator, plan: dict) -> dict:
+    """`play` of a plan that came as a dictionary over the wire."""
+    return play(simulator, Plan(plan["scene"], plan["symbolic"], tuple(plan["tasks"]), tuple(plan["seed"])))
+
+
+def _one_task(simulator, task: str, rng: np.random.Generator, states: list, actions: list) -> dict | None:
+    """Play one task on from the present state; None if it was not achieved, or undone in the frames after."""
+    simulator.start_task()
+    expert, start, success = simulator.expert(task, rng), len(states) - 1, None
+    for _ in range(MAX_STEPS):
+        actions.append(np.asarray(expert.act(), np.float64))
+        simulator.step(actions[-1], render=False)
+        states.append(simulator.state())
+        if success is None and simulator.done(task):
+            success = len(states) - 1
+        if success is not None and len(states) - 1 >= success + AFTER:
+            break
+    if success is None or not simulator.done(task):
+        return None
+    before, after = (_blocks(states[i]["scene_obs"], simulator.block_order) for i in (start, -1))
+    moved = block_of(task) or max(BLOCKS, key=lambda block: np.linalg.norm(after[block] - before[block]))
+    targets, goals = _about(task, moved, after)
+    return {"task": task, "start": start, "end": len(states) - 1, "success": success, "targets": targets, "goal_items": goals}
+
+
+def _blocks(scene_obs: np.ndarray, order: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Centre (3,) of each block in metres."""
+    return {block: np.asarray(scene_obs[6 + 6 * i : 9 + 6 * i]) for i, block in enumerate(order)}
+
+
+def _about(task: str, moved: str, blocks: dict[str, np.ndarray]) -> tuple[list[str], list[str]]:
+    """What the hand moves or touches, and what the action is for, as in the boxes.json of the CALVIN simulator's recordings."""
+    if task.startswith("turn_"):
+        return (["button"], ["led"]) if task.endswith("led") else (["switch"], ["lightbulb"])
+    if task in ("open_drawer", "close_drawer"):
+        return ["drawer"], []
+    if task.startswith("move_slider"):
+        return ["slider"], []
+    if task == "stack_block":
+        others = [block for block in BLOCKS if block != moved]
+        return [moved], [min(others, key=lambda block: np.linalg.norm(blocks[block] - blocks[moved]))]
+    return [moved], GOALS.get(task, [])
+
+
+def redraw(simulator, played: dict):
+    """`simulator.frame()` of every step of a recording, by playing its actions again; a step that differs is a UserError."""
+    simulator.reset(played["start"], render=False)
+    for step, robot in enumerate(played["robot_obs"]):
+        if step:
+            simulator.step(played["actions"][step - 1], render=False)
+        if not (simulator.state()["robot_obs"] == robot).all():
+            raise UserError("a recording played again went another way", "the same bits", f"another robot_obs at step {step}",
+                            "this is a defect of the simulator's reset: report it")
+        yield simulator.frame()
+
+
+def drawn(simulator, played: dict) -> dict[str, np.ndarray]:
+    """All frames of a recording: "static", "wrist", "static_ids", "wrist_ids", each (T, H, W, ...) uint8."""
+    frames = list(redraw(simulator, played))
+    return {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
+
+
+class Crew:
+    """Workers of one simulator that share a list of jobs; a lost worker is replaced and its job done again."""
+
+    def __init__(self, launch: Callable[[str], Launch], workers: int, log=print):
+        self.launch, self.log, self.mine = launch, log, threading.local()
+        self.pool, self.all = ThreadPoolExecutor(workers), []
+
+    def run(self, key: str, function: str, *arguments, tries: int = 3):
+        """`function` ("module:name") of the simulator started by `launch(key)` and the arguments, in this thread's worker."""
+        for attempt in range(tries):
+            try:
+                if getattr(self.mine, "key", None) != key:
+                    self._start(key)
+                return self.mine.worker.ask_and_wait("apply", function, list(arguments))
+            except WorkerLost as error:
+                self.mine.key = None
+                if attempt + 1 == tries:
+                    raise UserError(f"the simulator's process was lost {tries} times on one recording", found=error) from error
+                self.log(f"{str(error).splitlines()[0]}; the recording is done again")
+
+    def _start(self, key: str) -> None:
+        if getattr(self.mine, "worker", None):
+            self.mine.worker.close()
+        self.mine.worker, self.mine.key = Worker(self.launch(key), patience=600), key
+        self.all.append(self.mine.worker)
+
+    def about(self, key: str) -> dict:
+        """What the simulator says of itself."""
+        with Worker(self.launch(key)) as worker:
+            return {name: worker.about[name] for name in ("renderer", "versions", "checkout", "assets") if name in worker.about}
+
+    def map(self, function: Callable, jobs: list):
+        """Results of `function(job)` in order, from the crew's threads."""
+        return self.pool.map(function, jobs)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.pool.shutdown(wait=not any(error), cancel_futures=True)
+        for worker in self.all:
+            worker.close()

@@ -32,7 +32,9 @@ ALLOWED = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class Unpickler(pickle.Unpickler):
+    """Reads numpy arrays, numbers, strings and containers of them; anything else a pickle asks for is refused by name."""
+
     def __init__(self, data: bytes, path: Path):
         super().__init__(io.BytesIO(data))
         self.path = path
@@ -40,10 +42,10 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str):
         if (module, name) not in ALLOWED:
             raise UserError(
-                f"{self.path} asks for `{module}.{name}`, which a CALVIN file does not need: it may try to run code, and was not loaded.",
+                f"{self.path} asks for `{module}.{name}`, which a data file does not need: it may try to run code, and was not loaded.",
                 expected="only numpy arrays, numbers, strings, lists, tuples and dictionaries",
                 found=f"{module}.{name}",
-                next_step="get the file again from where CALVIN is distributed; do not open it with allow_pickle=True",
+                next_step="get the file again from where it is distributed; do not open it with allow_pickle=True",
             )
         return ALLOWED[module, name]
 
@@ -60,7 +62,7 @@ def load(path: Path | str) -> np.ndarray:
         try:
             shape, fortran, dtype = READ_HEADER[np.lib.format.read_magic(file)](file)
             if dtype.hasobject:
-                values = _Unpickler(file.read(), path).load()
+                values = Unpickler(file.read(), path).load()
                 return values if isinstance(values, np.ndarray) else np.array(values, dtype=object)
             file.seek(0)
             return np.load(file, allow_pickle=False)

@@ -21,7 +21,9 @@ OPENCV, NUMPY = "opencv-python-headless==5.0.0.93", "numpy==2.4.6"
 PACKAGES = {  # simulator -> what is installed with its dependencies, and what without; known to work together on Python 3.11
     "calvin": ([NUMPY, OPENCV, "pybullet==3.2.7", "gym==0.26.2", "hydra-core==1.3.8", "omegaconf==2.3.1", "scipy==1.17.1",
                 "numpy-quaternion==2024.0.13", "GitPython==3.2.1"], []),
-    "libero": ([], []),
+    "libero": ([NUMPY, OPENCV, "mujoco==3.3.2", "easydict==1.14", "cloudpickle==3.1.2", "gymnasium==1.4.0", "PyYAML==6.0.3",
+                "matplotlib==3.11.2", "numba==0.68.1", "scipy==1.17.1", "pillow==13.0.0", "future==1.0.0", "termcolor==3.3.0",
+                "networkx==3.6.1", "PyOpenGL==3.1.10"], ["hf-libero==0.1.4", "robosuite==1.4.0", "bddl==1.0.1"]),
 }  # fmt: skip
 PYTHONS = ("3.11", "3.12", "3.13")  # pybullet has wheels for 3.11 alone; on others pip compiles it for a quarter of an hour
 LIBRARIES = {"libero": {"OSMesa": "libosmesa6", "EGL": "libegl1 libegl-mesa0 libgl1-mesa-dri"}, "calvin": {}}  # library -> Debian packages

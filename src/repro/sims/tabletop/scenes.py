@@ -175,10 +175,12 @@ def moving(scene: Scene, joint: str) -> dict[str, Box]:
     return {"button": (x - BUTTON_RADIUS, x + BUTTON_RADIUS, y - BUTTON_RADIUS, y + BUTTON_RADIUS, BUTTON_Z - BUTTON_TRAVEL, BUTTON_Z)}
 
 
+def extent(mask: np.ndarray) -> list[int]:
+    """Box [x0, y0, x1, y1] in pixels of the true pixels of a mask (H, W), x1 and y1 exclusive."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+
+
 def item_boxes(ids: np.ndarray) -> dict[str, list[int]]:
     """Visible boxes of a picture's ids (H, W): item -> [x0, y0, x1, y1] in pixels, x1 and y1 exclusive. Hidden items are absent."""
-    found = {}
-    for number in np.unique(ids[ids > 0]).tolist():
-        rows, columns = np.flatnonzero((ids == number).any(1)), np.flatnonzero((ids == number).any(0))
-        found[ITEMS[number - 1]] = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
-    return found
+    return {ITEMS[number - 1]: extent(ids == number) for number in np.unique(ids[ids > 0]).tolist()}

@@ -22,3 +22,24 @@ def test_data():
         return folder
 
     return find
+
+
+@pytest.fixture
+def real(test_data):
+    """`real("calvin", scene="D") -> Launch` of a real simulator; skips loudly where its environment, checkout or assets are absent."""
+    from repro.machine import UserError
+    from repro.sims import environments
+
+    def find(name: str, **options):
+        if name == "libero" and not os.environ.get("REPRO_LIBERO_ASSETS"):
+            options.setdefault("assets", str(test_data("libero_assets_lite")))
+        try:
+            launch = environments.launch(name, **options)
+        except UserError as error:
+            pytest.skip(f"SKIPPED LOUDLY: {error}")
+        lacking = environments.missing_libraries(name) if name == "libero" else {}
+        if "OSMesa" in lacking:
+            pytest.skip(f"SKIPPED LOUDLY: type: sudo apt-get install {lacking['OSMesa']}")
+        return launch
+
+    return find

@@ -119,7 +119,7 @@ class Libero:
             package_._assets_path_cache = str(self.assets)  # it ignores the config's key
             from libero.libero.envs.env_wrapper import ControlEnv
         except ImportError as error:
-            raise UserError("LIBERO cannot be imported", "the packages of repro sims setup libero", error, "repro sims setup libero") from error
+            raise UserError("LIBERO cannot be imported", "all of its packages", error, "repro sims setup libero") from error
         return ControlEnv
 
     # --- the simulator contract -------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ class Libero:
         sim.forward()
 
     def step(self, action, render: bool = True) -> dict | None:
-        """One OSC_POSE action (7,) at 20 Hz: 0.05 m and 0.5 rad per unit, clipped to [-1, 1]; gripper > 0 opens (LIBERO's own sign closes)."""
+        """One OSC_POSE action (7,) at 20 Hz: 0.05 m and 0.5 rad per unit, clipped to [-1, 1]; gripper > 0 opens (LIBERO's own: closes)."""
         action = np.asarray(action)
         if action.shape != (7,) or action.dtype.kind != "f" or not np.isfinite(action).all():
             raise UserError("bad LIBERO action", "7 finite floating-point numbers", f"{action.dtype} {action.shape} {action.tolist()}",

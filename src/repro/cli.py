@@ -24,13 +24,19 @@ def cli() -> None:
 @cli.command()
 @PROFILE
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, with the machine's description.")
-def doctor(profile: str, as_json: bool) -> None:
+@click.option("--sim", metavar="tabletop|calvin|libero", help="Examine this simulator instead: version, picture, settling, bits, speed.")
+def doctor(profile: str, as_json: bool, sim: str | None) -> None:
     """Is this machine ready? [OK], [WARN] or [FAIL], each with the next step. Exit code 1 on a FAIL."""
     from repro import doctor as examination
     from repro import profiles
 
     profiles.get(profile)
-    found = examination.checks(profile)
+    if sim:
+        from repro import sim_doctor
+
+        found = sim_doctor.checks(sim)
+    else:
+        found = examination.checks(profile)
     if as_json:
         click.echo(json.dumps(examination.as_json(found), indent=1))
     else:

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -143,8 +144,10 @@ class Libero:
         self.placed = {"suite": suite, "task": task, "init": int(state.get("init", 0)), "layout": layout, "seed": seed}
         if layout == "wide":
             self._spread(np.random.default_rng(seed))
+        before = {name: self.where(name) for name in self.world.objects_dict}
         for _ in range(SETTLE):
             self.seen = self.world.step(DUMMY)[0]
+        self.settled = {name: float(np.linalg.norm(self.where(name) - at)) for name, at in before.items()}
         return self.observe() if render else None
 
     def _build(self, suite: str, task: str) -> None:
@@ -276,9 +279,9 @@ class Libero:
         return {name: extent(np.isin(geoms, ids)) for name, ids in seen.items() if name and "Panda" not in name and "Mount" not in name}
 
     def state(self) -> dict:
-        """Where the episode began, the flattened MuJoCo state, the fixtures' positions, and the robot's state."""
+        """How the episode began, the flattened MuJoCo state, where the fixtures stand, and how far each object went while settling (m)."""
         fixtures = {name: self.where(name) for name in self.world.fixtures_dict}
-        return {**self.placed, "mujoco": np.array(self.world.sim.get_state().flatten()), "fixtures": fixtures}
+        return {**self.placed, "mujoco": np.array(self.world.sim.get_state().flatten()), "fixtures": fixtures, "settled": self.settled}
 
     def about(self) -> dict:
         """What a record must say of this simulator."""
@@ -291,6 +294,11 @@ class Libero:
                 "content": content, "renderer": f"MuJoCo, {self.renderer}", "orientation": self.orientation, "control_hz": 20,
                 "image_size": [self.sizes["static"]] * 2, "wrist_size": [self.sizes["wrist"]] * 2, "settle_steps": SETTLE,
                 "versions": {name: importlib.metadata.version(name) for name in packages}}
+
+    def missing_assets(self) -> list[str]:
+        """Files that the XML files in the asset folder name and that are not there."""
+        named = ((xml, node.get("file")) for xml in sorted(self.assets.rglob("*.xml")) for node in ElementTree.parse(xml).iter())
+        return [str((xml.parent / name).relative_to(self.assets)) for xml, name in named if name and not (xml.parent / name).exists()]
 
     def expert(self, task: str, rng: np.random.Generator):
         """The scripted expert, which reads the simulator's true state."""

@@ -33,7 +33,7 @@ def test_real_simulators_pass(real, name, monkeypatch):
 def test_mirrored_and_darker_pictures_are_caught(real, monkeypatch):
     launch = real("libero", suite="libero_object", image_size=256)
     for name, options, known in (("orientation", {"orientation": "rotated"}, 135.1), ("picture", {}, 99.3)):
-        monkeypatch.setattr(environments, "launch", lambda *_, options=options, **__: replace(launch, options={**launch.options, **options}))
+        monkeypatch.setattr(environments, "launch", lambda *_, chosen=options, **__: replace(launch, options=launch.options | chosen))
         monkeypatch.setitem(sim_doctor.FINGERPRINT, ("LIBERO", "MuJoCo, osmesa", "stand-in assets"), known)
         if name == "orientation":  # said to be upright, drawn rotated
             monkeypatch.setattr(sim_doctor.Worker, "about", property(lambda self: {**self._about, "orientation": "upright"},

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -301,7 +302,7 @@ def test_config_files_are_checked_before_anything_runs(tmp_path):
             launch.write_config(tmp_path / "job.json", **good, **wrong)
     assert not (tmp_path / "job.json").exists()
     path = launch.write_config(tmp_path / "job.json", **good, model={"preset": "tiny", "recon": False})
-    assert launch.model_config(json.loads(path.read_text())["model"], ["open the drawer"]).words == ("drawer", "open", "the")
+    assert launch.model_config(json.loads(path.read_text())["model"], [SimpleNamespace(task="open the drawer")]).words == ("drawer", "open", "the")
     with pytest.raises(UserError, match="there is no config"):
         launch.train_from_config(tmp_path / "missing.json")
 

@@ -205,7 +205,7 @@ class Calvin:
         joints = np.array(self.env.robot.initial_joint_positions) + rng.normal(0, 0.04, 7).clip(-0.08, 0.08)
         self.reset({"robot_obs": np.array([*[0] * 6, 0.08, *joints, 1]), "scene_obs": np.array(values, np.float64)}, render=False)
         for _ in range(20):
-            self.step(np.array([0, 0, 0, 0, 0, 0, 1.0]), render=False)  # until the blocks rest: the oracle asks what they touch at the start
+            self.step(np.array([0, 0, 0, 0, 0, 0, 1.0]), render=False)  # until the blocks rest: the oracle asks what they touch at first
         return self.state()
 
     def _places(self, symbolic: dict, drawer: float, rng: np.random.Generator) -> list:

@@ -309,11 +309,9 @@ class Script:
         if where == "plank" or y > -0.08 or (where == "drawer" and y > FRONT - 0.05):
             tilt = self.rng.uniform(0.75, 0.9) if where == "plank" else self.rng.uniform(0.45, 0.6)
         across = abs(math.sin(yaw - self.yaw(name))) > 0.5  # held by its ends
-        along = 0.0 if across else self.rng.uniform(-0.3, 0.3) * (length - 0.03)
-        off = np.array([along * math.cos(self.yaw(name)), along * math.sin(self.yaw(name)), self.rng.uniform(0.003, 0.008) + 0.004 * (tilt > 0)])
-        if where == "plank":
-            off[:2] = self.off_walls(name)
-        aim = lambda: self.at(name) + off
+        along, high = 0.0 if across else self.rng.uniform(-0.3, 0.3) * (length - 0.03), self.rng.uniform(0.003, 0.008) + 0.004 * (tilt > 0)
+        off = along * np.array([math.cos(self.yaw(name)), math.sin(self.yaw(name))]) if where != "plank" else self.off_walls(name)
+        aim = lambda: self.at(name) + (*off, high)
         yield from self.reach(aim, yaw, tilt, OPEN)
         for _ in range(9):
             if self.held() == name:
@@ -325,9 +323,11 @@ class Script:
         """Where (x, y) to take a block in the cabinet, from its middle: not deep inside, and the open fingers clear of walls and door."""
         x, y, _ = self.at(name)
         edges = sorted([*self.box("plank_link")[:, 0], *self.box("slide_link")[:, 0]])
-        left, right = max(e for e in edges if e < x or e == edges[0]), min(e for e in edges if e > x or e == edges[-1])
+        left = max(edge for edge in edges if edge < x or edge == edges[0])
+        right = min(edge for edge in edges if edge > x or edge == edges[-1])
         free = np.clip(x, min(left + 0.07, (left + right) / 2), max(right - 0.07, (left + right) / 2))
-        return np.array([np.clip(free - x, -0.02, 0.02), np.clip(0.092 - y, 0.012 - self.length(name) / 2, 0.0) + self.rng.uniform(-0.004, 0.004)])
+        forward = np.clip(0.092 - y, 0.012 - self.length(name) / 2, 0.0) + self.rng.uniform(-0.004, 0.004)
+        return np.array([np.clip(free - x, -0.02, 0.02), forward])
 
     def lift(self) -> Iterator[np.ndarray]:
         """Take it up, out of the cabinet or drawer along the fingers; push the door out of the way first if need be."""
@@ -357,9 +357,12 @@ class Script:
         yield from self.lower(self.free_spot(top))
 
     def free_spot(self, name: str) -> np.ndarray:
-        """A place for the middle of a block on the table, away from the other blocks and the button."""
-        room = lambda spot: min(0.11, *(math.dist(spot, thing) for thing in self.obstacles(name)))
-        return np.array([*max(self.rng.uniform((-0.3, -0.14), (0.3, -0.05), (30, 2)), key=room), TABLE + HALF])
+        """A place for the middle of a block on the table near where it is now, away from the other blocks and the button."""
+        x, y, _ = self.at(name)
+        spots = [(x, y) + self.rng.uniform(-0.15, 0.15, 2) for _ in range(60)]
+        spots = [spot for spot in spots if FRONT + 0.04 < spot[1] < -0.05 and abs(spot[0]) < 0.35] or [np.array([0.0, -0.1])]
+        room = lambda spot: min(math.dist(spot, thing) for thing in self.obstacles(name))
+        return np.array([*min(spots, key=lambda spot: math.dist(spot, (x, y)) + 10 * max(0.0, 0.1 - room(spot))), TABLE + HALF])
 
     def lower(self, at, yaw: float | None = None, tilt: float = 0.0) -> Iterator[np.ndarray]:
         """Carry the held block over `at` (the place of its middle), set it down along the fingers, open, draw back. The hand leans back
@@ -426,7 +429,7 @@ class Script:
         slants = [*self.rng.uniform(-0.2, 0.2, 3), *self.rng.uniform(-0.7, 0.7, 12)]
         slants = [slant for slant in slants if FRONT + 0.03 < y + slant * by < -0.03] or [0.0]
         slant = next((slant for slant in slants if room(slant) > 0.1), max(slants, key=room))
-        yield from self.push(self.mine, np.array([way * by, slant * by, 0.0]), self.rng.uniform(0.5, 0.7))
+        yield from self.push(self.mine, np.array([way * by, slant * by, 0.0]), self.rng.uniform(0.65, 0.85))
 
     def push(self, name: str, by: np.ndarray, speed: float) -> Iterator[np.ndarray]:
         """Push the block by a vector (3,) in m with the closed fingers and draw them back while it slides on."""
@@ -439,7 +442,7 @@ class Script:
         before, usual, self.speed = self.xyz, self.speed, speed
         for _ in range(60):
             moved, fast, before = (self.at(name) - start) @ along, 30 * (self.xyz - before) @ along, self.xyz  # m, m/s
-            if moved > 0.001 and moved + fast**2 / 8 > far:  # 8 m/s^2: twice what friction brakes with
+            if moved > 0.001 and moved + max(fast**2 / 8, fast / 30 + 0.005) > far:  # 8 m/s^2: twice what friction brakes with
                 break
             yield self.action(low + (far + 0.05) * along, YAW, tilt, CLOSE)
         self.speed = 1.0

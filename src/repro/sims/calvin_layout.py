@@ -184,7 +184,7 @@ def write(root: Path | str, scenes=("D",), tasks=None, episodes_per_task: int = 
 
 def _write_split(folder: Path, split: str, plans: list[Plan], seed: int, players, log) -> None:
     (folder / "lang_annotations").mkdir(parents=True)
-    played = list(players.play(plans))
+    plans, played = demos.kept(plans, list(players.play(plans)), log)
     lengths = np.array([len(p["robot_obs"]) for p in played])
     firsts = FIRST_FRAME[split] + np.concatenate([[0], np.cumsum(lengths)[:-1]])
     log(f"{split}: {len(plans)} recordings of {lengths.sum()} frames; drawing them")

@@ -31,8 +31,10 @@ class Plan:
     seed: tuple[int, ...]
 
 
-def play(simulator, plan: Plan) -> dict:
-    """Play one recording blind: robot_obs (T, 15), scene_obs (T, 24), gripper (T,), start state, actions (T - 1, 7), one note a task."""
+def play(simulator, plan: Plan) -> dict | None:
+    """Play one recording blind: robot_obs (T, 15), scene_obs (T, 24), gripper (T,), start state, actions (T - 1, 7), one note a task.
+
+    None where the expert failed ATTEMPTS times in a row, each from another start."""
     for attempt in range(ATTEMPTS):
         rng = np.random.default_rng([*plan.seed, attempt])
         start = simulator.sample(plan.symbolic, rng)
@@ -47,11 +49,22 @@ def play(simulator, plan: Plan) -> dict:
             robot, scene = (np.array([state[key] for state in states]) for key in ("robot_obs", "scene_obs"))
             return {"robot_obs": robot, "scene_obs": scene, "gripper": np.append(robot[1:, 14], robot[-1, 14]), "start": start,
                     "actions": np.array(actions), "notes": notes}
-    raise UserError(f"the expert cannot play {plan.tasks} in scene {plan.scene}", found=f"{ATTEMPTS} failures in a row",
-                    next_step=f"this is a defect of the expert: report it with the seed {plan.seed}")
+    return None
 
 
-def play_as(simulator, plan: dict) -> dict:
+def kept(plans: list[Plan], played: list[dict | None], log) -> tuple[list[Plan], list[dict]]:
+    """Plans and recordings without those the expert could not play, which are named; more than 5 % of them (and one) is a UserError."""
+    failed = [plan for plan, recording in zip(plans, played, strict=True) if recording is None]
+    for plan in failed:
+        log(f"left out: the expert could not play {' -> '.join(plan.tasks)} in scene {plan.scene}, {ATTEMPTS} tries (seed {plan.seed})")
+    if len(failed) > max(1, 0.05 * len(plans)):
+        raise UserError(f"the expert could not play {len(failed)} of {len(plans)} recordings", "at most 5 % of them",
+                        [" -> ".join(plan.tasks) for plan in failed[:5]], "this is a defect of the expert: report it with the seeds above")
+    whole = [(plan, recording) for plan, recording in zip(plans, played, strict=True) if recording is not None]
+    return [plan for plan, _ in whole], [recording for _, recording in whole]
+
+
+def play_as(simulator, plan: dict) -> dict | None:
     """`play` of a plan that came as a dictionary over the wire."""
     return play(simulator, Plan(plan["scene"], plan["symbolic"], tuple(plan["tasks"]), tuple(plan["seed"])))
 

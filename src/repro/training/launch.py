@@ -23,11 +23,15 @@ from accelerate import PartialState
 
 from repro import machine
 from repro.data.batches import Batches
-from repro.data.episodes import Store
+from repro.data.episodes import EpisodeInfo, Store
 from repro.machine import UserError
-from repro.models.reconvla import PRESETS, ReconVLA, ReconVLAConfig
+from repro.models import keypoint_policy, reconvla
+from repro.models.keypoint_policy import KeypointConfig, KeypointPolicy
+from repro.models.reconvla import ReconVLA, ReconVLAConfig
 from repro.models.words import vocabulary
 from repro.training.loop import Summary, TrainConfig, train
+
+PRESETS = {**reconvla.PRESETS, **keypoint_policy.PRESETS}
 
 
 @dataclass(frozen=True)
@@ -60,14 +64,17 @@ def write_config(path: Path | str, **job) -> Path:
     return path
 
 
-def model_config(chosen: dict, instructions: list[str]) -> ReconVLAConfig:
-    """The config that {"preset": .., field: value, ..} names, with the words of the training instructions."""
+def model_config(chosen: dict, episodes: list[EpisodeInfo]) -> ReconVLAConfig | KeypointConfig:
+    """The config that {"preset": .., field: value, ..} names, with the words (and tasks) of the training episodes."""
     chosen = dict(chosen)
     preset = chosen.pop("preset", "tiny")
     if preset not in PRESETS:
         raise UserError(f"there is no model preset {preset!r}", expected=" | ".join(PRESETS), found=repr(preset))
-    _checked(ReconVLAConfig, chosen, "model config")
-    return replace(PRESETS[preset], **{"words": vocabulary(instructions), **chosen})
+    _checked(type(PRESETS[preset]), chosen, "model config")
+    filled = {"words": vocabulary(episode.task for episode in episodes)}
+    if isinstance(PRESETS[preset], KeypointConfig):
+        filled["tasks"] = tuple(sorted({episode.task_id for episode in episodes}))
+    return replace(PRESETS[preset], **{**filled, **chosen})
 
 
 def train_from_config(path: Path | str, log: Callable[[str], None] = print) -> Summary:
@@ -81,12 +88,14 @@ def train_from_config(path: Path | str, log: Callable[[str], None] = print) -> S
         raise UserError(f"{path} is no JSON", found=str(error)) from error
     job = _checked(Job, values, str(path))
     config, settings, store = model_config(job.model, []), _checked(TrainConfig, job.train, f"{path}, train"), Store(job.store)
-    config = model_config(job.model, [episode.task for episode in store.episodes])
+    config = model_config(job.model, store.episodes)
     torch.manual_seed(settings.seed)  # the first weights
-    model = ReconVLA(config, store.stats)
+    small = isinstance(config, KeypointConfig)
+    model = (KeypointPolicy if small else ReconVLA)(config, store.stats)
     state = PartialState(cpu=not torch.cuda.is_available())
     batches = Batches(store, settings.batch_size, config.chunk, settings.seed, prepare=model.prepare, key=model.key, log=log,
-                      gaze=config.recon and config.target == "gaze", rank=state.process_index, world=state.num_processes)
+                      gaze=config.point_weight > 0 if small else config.recon and config.target == "gaze",
+                      rank=state.process_index, world=state.num_processes)
     summary = train(model, batches, job.folder, settings, data={"hash": store.hash}, log=log)
     log(f"{job.name}: {summary.reason} at step {summary.step} of {settings.steps}, {summary.minutes:.1f} min in all, {summary.checkpoint}")
     if state.num_processes > 1:  # without a barrier first, a process can abort at exit after a correct result

@@ -122,7 +122,7 @@ def test_a_changed_checkout_is_refused(real, tmp_path):
 
 def test_what_is_missing_is_said(tmp_path, monkeypatch):
     """Needs no simulator."""
-    with pytest.raises(UserError, match="git clone https://github.com/mees/calvin_env"):
+    with pytest.raises(UserError, match="git clone --recurse-submodules"):
         calvin.checkout(tmp_path)
     (tmp_path / "calvin_env").mkdir()
     with pytest.raises(UserError, match="submodule update --init"):

@@ -24,7 +24,8 @@ from repro.sims.tabletop.scenes import BLOCKS, ITEMS, item_boxes
 
 COMMIT = "797142c588c21e76717268b7b430958dbd13bf48"
 DIGEST = "e31696ea4d86684d"  # of the files the simulator is made of, see `digest`
-CLONE = f"git clone https://github.com/mees/calvin_env && git -C calvin_env checkout {COMMIT[:10]}; then set CALVIN_ROOT to that folder"
+CLONE = f"""git clone --recurse-submodules https://github.com/mees/calvin && git -C calvin/calvin_env checkout {COMMIT[:10]}
+    (its own submodule pointer is older and has a defect in the button); then set CALVIN_ROOT to the folder calvin"""
 LINKS = {"button_link": "button", "switch_link": "switch", "slide_link": "slider", "drawer_link": "drawer", "led_link": "led",
          "light_link": "lightbulb"}  # link of the table -> item
 

@@ -109,7 +109,7 @@ def _run(command: list[str]) -> None:
 
 
 def calvin_root() -> Path:
-    """The user's checkout of calvin_env: CALVIN_ROOT, or beside the data (REPRO_CALVIN) or this repository."""
+    """The user's checkout of calvin_env (or of calvin, which holds it): CALVIN_ROOT, or beside the data (REPRO_CALVIN) or here."""
     from repro.sims import calvin
 
     if os.environ.get("CALVIN_ROOT"):
@@ -121,6 +121,11 @@ def calvin_root() -> Path:
             return calvin.checkout(folder)
     raise UserError("no checkout of CALVIN's simulator", "CALVIN_ROOT, or a folder calvin_env beside the data or this repository",
                     "none of them", calvin.CLONE)
+
+
+def calvin_home() -> Path:
+    """The checkout of mees/calvin around calvin_env: it holds the sentences of official evaluation."""
+    return Path(os.environ["CALVIN_ROOT"]).expanduser() if os.environ.get("CALVIN_ROOT") else calvin_root().parent
 
 
 def launch(name: str, **options) -> Launch:

@@ -1,0 +1,166 @@
+"""Closed loops on the real simulators: scripted demonstrations, a small policy, its floors, run records. `repro simulate calvin | libero`.
+
+Everything is written below one folder and found again by a rerun: demonstrations in the official format, the store, checkpoints, outcomes,
+records, a film. Scripted demonstrations and, on CALVIN, a CPU renderer: nothing here may be compared with a paper's row.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from repro import machine, results
+from repro.data.calvin import ensure_store
+from repro.data.episodes import Store
+from repro.evaluation import chains, floors, protocols
+from repro.experiments import about as about_policy
+from repro.experiments import demonstrations, minutes
+from repro.machine import UserError
+from repro.models.keypoint_policy import KeypointPolicy
+from repro.sims import calvin_layout, environments
+from repro.sims.base import Launch
+from repro.sims.worker import Worker
+from repro.training import checkpoint, launch
+from repro.training.loop import read_metrics
+
+CANNOT = "published numbers: scripted demonstrations, a small policy"  # what no record of this module may be compared with
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything."""
+
+    per_task: int  # demonstrations of each CALVIN task
+    tasks: tuple[str, ...] | None  # of CALVIN; None: all 34
+    steps: int  # of training, batches of 64
+    chains: int  # official CALVIN sequences, from the first
+    wide: int  # LIBERO demonstrations a task in the wide layout ...
+    official: int  # ... and from official init states
+    trials: int  # LIBERO episodes a task and layout
+    minutes: float  # wall clock of one training run at most
+    max_steps: int = 360
+
+
+ELEVEN = ("open_drawer", "close_drawer", "move_slider_left", "move_slider_right", "turn_on_led", "turn_off_led", "turn_on_lightbulb",
+          "turn_off_lightbulb", "lift_red_block_table", "lift_blue_block_table", "lift_pink_block_table")  # of 34; half of the first subtasks
+SIZES = {
+    "smoke": Size(1, ("open_drawer", "turn_on_led"), 30, 2, 2, 1, 1, 2, 40),
+    "cpu": Size(12, ELEVEN, 6000, 100, 60, 20, 25, 15),
+    "t4": Size(60, None, 40_000, 1000, 200, 40, 50, 240),
+}
+LIBERO_TASKS = ("pick_up_the_alphabet_soup_and_place_it_in_the_basket", "pick_up_the_bbq_sauce_and_place_it_in_the_basket")
+VARIANTS = {"keypoint policy": {"preset": "keypoints"}, "blind": {"preset": "keypoints-blind"}}
+
+
+def train(work: Path, store: Store, size: Size, seed: int, log, **model) -> dict[str, KeypointPolicy]:
+    """The seeing policy and one trained blind, from their last checkpoints; `minutes` and `trained` on each."""
+    configs = {name: launch.write_config(
+        work / "train" / f"{name.split()[0]}.json", name=name, store=store.folder, folder=work / "train" / name.split()[0],
+        model={**chosen, **model, "state_dim": len(store.stats["observation.state"]["mean"])},
+        train={"seed": seed, "steps": size.steps, "batch_size": 64, "learning_rate": 1e-3, "warmup": 100, "budget_minutes": size.minutes},
+    ) for name, chosen in VARIANTS.items()}
+    launch.jobs(list(configs.values()), log=log)
+    found = {}
+    for name, config in configs.items():
+        path = checkpoint.need(config.with_suffix(""))
+        found[name] = KeypointPolicy.load(path)
+        found[name].minutes = read_metrics(config.with_suffix("") / "metrics.jsonl")[-1]["seconds"] / 60
+        found[name].trained = {key: value for key, value in checkpoint.about(path).items() if key in ("step", "train", "data", "commit")}
+    return found
+
+
+def policies(models: dict[str, KeypointPolicy], work: Path, sentences: dict[str, str], seed: int) -> dict[str, object]:
+    """The models, then what any score must be seen beside, then the expert."""
+    other = floors.ShuffledInstruction(models["keypoint policy"], tuple(sorted(set(sentences.values()))), seed)
+    return {**models, "shuffled instruction": other, "replay of one demonstration": floors.Replay(demonstrations(work)),
+            "random actions": floors.RandomPolicy(seed), "constant action": floors.ConstantPolicy(),
+            "scripted expert (ceiling)": floors.ExpertPolicy(seed)}
+
+
+def roll_out(work: Path, scored: dict[str, object], starts: dict[str, list], how: Launch, sentences: dict[str, str], store: Store,
+             settings: dict, seed: int, log) -> list[dict]:
+    """Evaluate every policy on the same chains of every benchmark; one record each, saved."""
+    torch.set_num_threads(1)
+    with Worker(how) as worker:
+        simulator = worker.about
+    renderer = ", ".join([simulator["renderer"], *(f"{k} {v}" for k, v in simulator["versions"].items()), simulator["assets"]])
+    found = []
+    for benchmark, begin in starts.items():
+        for name, policy in scored.items():
+            begun = time.monotonic()
+            folder = work / "outcomes" / benchmark.replace(" ", "_").replace(",", "") / name.replace(" ", "_")
+            outcomes = chains.evaluate(policy, how, begin, folder, settings["max_steps"], instructions=sentences, name=name, workers=2,
+                                       fresh=True, execute=settings.get("execute"), log=log)
+            record = results.record(
+                "real simulators", name, benchmark=benchmark, data=store.meta["name"], data_hash=store.hash,
+                config={**settings, "policy": about_policy(policy), "simulator": simulator}, seed=seed,
+                metrics=chains.summarise(outcomes, seed), minutes=minutes(policy, begun), simulator=simulator["simulator"],
+                renderer=renderer, not_comparable_with=[CANNOT])
+            results.save(record, work / "runs")
+            found.append(record)
+    return found
+
+
+# ---- CALVIN ------------------------------------------------------------------------------------------------------------------------
+
+def calvin(work: Path, size: Size, seed: int = 0, renderer: str = "tiny", log: Callable[[str], None] = print) -> list[dict]:
+    """CALVIN scene D under the official rules: demonstrations, training, the first `size.chains` official sequences."""
+    start = lambda scene: environments.launch("calvin", scene=scene, renderer=renderer)
+    how, sentences = start("D"), protocols.calvin_validation_sentences(environments.calvin_home())
+    data = work / "demonstrations"
+    if not data.is_dir():
+        calvin_layout.write(data, ("D",), size.tasks, size.per_task, 1, "D", seed, 2, start, log)
+    store = ensure_store(data, "training", work / "store" / "training", log=log)
+    models = train(work, store, size, seed, log, size=96)
+    settings = {"protocol": "mees/calvin evaluate_policy.py", "sequences": f"first {size.chains} of 1000", "max_steps": size.max_steps,
+                "wording": "official validation sentences", "demonstrations": "scripted", "renderer": renderer}
+    starts = {f"CALVIN D, official sequences, {size.max_steps} steps": protocols.calvin_chains(size.chains)}
+    scored = policies(models, work, sentences, seed)
+    found = roll_out(work, scored, starts, how, sentences, store, settings, seed, log)
+    chain = next(iter(starts.values()))[0]
+    film(models["keypoint policy"], how, chain, sentences, size.max_steps, work / "films" / "calvin.gif")
+    return found
+
+
+# ---- films -------------------------------------------------------------------------------------------------------------------------
+
+def film(policy, how: Launch, chain: tuple, sentences: dict[str, str], max_steps: int, path: Path, every: int = 5) -> Path:
+    """A GIF of the static camera, a picture every `every` steps of the chain, up to its first failure; its last picture stays."""
+    state, tasks = chain
+    shots = []
+    with Worker(how) as worker:
+        seen = worker.call("reset", state)
+        for task in tasks:
+            worker.call("start_task")
+            solved = False
+            for step in range(max_steps):
+                if step % policy.config.chunk == 0:
+                    seen = worker.call("observe")
+                    actions = policy.act([seen], [sentences[task]])[0]
+                if step % every == 0:
+                    shots.append(seen["observation.images.static"])
+                worker.call("step", actions[step % policy.config.chunk], render=False)
+                if solved := worker.call("done", task):
+                    break
+            if not solved:
+                break
+        shots.append(worker.call("observe")["observation.images.static"])
+    pictures = [Image.fromarray(shot).quantize(64) for shot in shots]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    pictures[0].save(part, format="GIF", save_all=True, append_images=pictures[1:], duration=[120] * (len(pictures) - 1) + [1500], loop=0)
+    part.replace(path)
+    return path
+
+
+def run(name: str, profile: str, seed: int = 0, log: Callable[[str], None] = print, **options) -> list[dict]:
+    """What `repro simulate` does; everything lies in work/<profile>/sims/<name>."""
+    if profile not in SIZES:
+        raise UserError(f"no size {profile!r}", " | ".join(SIZES), profile)
+    if name not in ("calvin", "libero"):
+        raise UserError(f"no real simulator {name!r}", "calvin | libero", name)
+    work = machine.work(profile) / "sims" / name
+    return (calvin if name == "calvin" else libero)(work, SIZES[profile], seed, log=log, **options)

@@ -15,7 +15,7 @@ FIND_PYTHON = for p in $(PYTHON) $(PYTHONS); do "$$p" -c 'import sys; sys.exit(s
 # Notebooks re-run in a work folder of their own, which is removed afterwards; the closing line of pytest is the last one.
 PYTEST = export REPRO_WORK=$$(mktemp -d); trap 'rm -rf "$$REPRO_WORK"' EXIT; export TQDM_DISABLE=1 OMP_WAIT_POLICY=PASSIVE; $(1)/bin/python -m pytest -p no:cacheprovider
 
-.PHONY: run test test-full test-kaggle test-other-pythons bench setup clean
+.PHONY: run test test-full sims-for-tests test-kaggle test-other-pythons bench setup clean
 .DEFAULT_GOAL := run
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -23,11 +23,18 @@ run: setup
 	@$(VENV)/bin/repro run --profile $(PROFILE)
 	@$(VENV)/bin/repro table --profile $(PROFILE)
 
-test: setup
+test: setup sims-for-tests
 	@$(call PYTEST,$(VENV)) $(NBVAL) -m "not full" tests $(NOTEBOOKS)
 
-test-full: setup test-kaggle test-other-pythons
+test-full: setup sims-for-tests test-kaggle test-other-pythons
 	@$(call PYTEST,$(VENV)) $(NBVAL) tests $(NOTEBOOKS)
+
+# The real simulators' tests run where LIBERO's assets, and a checkout of CALVIN, are there; elsewhere they skip and say so.
+sims-for-tests: setup
+	@if [ -d "$${REPRO_LIBERO_ASSETS:-$${REPRO_TEST_DATA:-../shared/data}/libero_assets_lite}" ]; then \
+	  $(VENV)/bin/repro sims setup libero || echo "LIBERO's simulator is not set up: its tests will be skipped"; fi
+	@if [ -n "$$CALVIN_ROOT" ]; then \
+	  $(VENV)/bin/repro sims setup calvin || echo "CALVIN's simulator is not set up: its tests will be skipped"; fi
 
 # The versions of Kaggle's image: the quick tests on numpy 2.0 and transformers 5.0.
 test-kaggle: $(KAGGLE_VENV)/.stamp
@@ -52,4 +59,4 @@ $(KAGGLE_VENV)/.stamp: constraints-kaggle.txt pyproject.toml .ci/install
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(KAGGLE_VENV) work
+	rm -rf $(VENV) $(KAGGLE_VENV) .sims work

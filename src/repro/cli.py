@@ -159,6 +159,44 @@ def demos_calvin(folder: Path, scenes: str, validation_scene: str, tasks: str | 
     click.echo(f"written: {folder}; next: repro calvin import {folder} STORE --split training")
 
 
+@demos.command("libero")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--suite", default="libero_object", show_default=True, help="libero_object | libero_spatial")
+@click.option("--tasks", help="Numbers or names, comma-separated (default: all 10).")
+@click.option("--per-task", default=50, show_default=True)
+@click.option("--layout", default="official", show_default=True, help="official | wide: target +-7 cm, basket +-5 cm (libero_object).")
+@click.option("--assets", help="LIBERO's asset folder (default: REPRO_LIBERO_ASSETS, or inside hf-libero).")
+@click.option("--noise", default="0", show_default=True, help="Scales of the disturbance, comma-separated, one drawn an episode.")
+@click.option("--every", default=1, show_default=True, help="Steps between pictures; above 1 the files are no longer LIBERO's own layout.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--workers", default=2, show_default=True)
+def demos_libero(folder: Path, suite: str, tasks: str | None, per_task: int, layout: str, assets: str | None, noise: str, every: int,
+                 seed: int, workers: int) -> None:
+    """LIBERO's own simulator, LIBERO's HDF5 files."""
+    from repro.data import libero_hdf5
+    from repro.sims import environments
+
+    options = {"orientation": "raw", **({"assets": assets} if assets else {})}
+    chosen = [int(task) if task.isdigit() else task for task in tasks.split(",")] if tasks else range(10)
+    launch = lambda name: environments.launch("libero", suite=name, **options)
+    libero_hdf5.write(folder, suite, chosen, per_task, layout, seed, workers, launch, [float(scale) for scale in noise.split(",")],
+                      every=every, log=click.echo)
+    click.echo(f"written: {folder / suite}")
+
+
+@cli.command()
+@click.argument("name", metavar="calvin|libero")
+@click.option("--profile", default="cpu", show_default=True, help="How much: smoke | cpu | t4")
+@click.option("--seed", default=0, show_default=True)
+def simulate(name: str, profile: str, seed: int) -> None:
+    """Scripted demonstrations, a small policy, its floors and its score in CALVIN's or LIBERO's own simulator."""
+    from repro import machine, real, results
+
+    records = real.run(name, profile, seed, click.echo)
+    click.echo(results.markdown(*results.real_table(records)))
+    click.echo(f"records, films: {machine.work(profile) / 'sims' / name}")
+
+
 @cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def calvin(arguments: tuple[str, ...]) -> None:

@@ -300,15 +300,50 @@ def readme_section(folder: str | Path) -> str:
             f"Single tasks, solved / tried:\n\n{markdown(*task_table(single))}\n")
 
 
+def real_table(records: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of records from the real simulators: one row a policy, one column a benchmark and its metric, n in the title."""
+    titles, cells = {}, {}
+    for r in records:
+        for metric in ("1/1", "1/5", "5/5", "average length"):
+            if metric in r["metrics"] and not (metric == "average length" and "1/1" in r["metrics"]):
+                m = r["metrics"][metric]
+                what = {"1/1": "success %", "1/5": "first task %", "5/5": "all five %"}.get(metric, metric)
+                titles[r["benchmark"], metric] = f"{r['benchmark']}: {what} (n = {m['n']})"
+                cells.setdefault(r["variant"], {})[r["benchmark"], metric] = shown(metric, m)
+    rows = [[variant, *(row.get(key, "-") for key in titles)] for variant, row in cells.items()]
+    return ["policy", *titles.values()], rows
+
+
+def real_section(folder: str | Path) -> str:
+    """README's block "real simulators": a table for each, with renderer, versions, assets, data and what it must not be compared with."""
+    parts, order = [], ["keypoint policy", "blind"]
+    for name in sorted({r["simulator"] for r in load_all(Path(folder) / "runs")}):
+        group = [r for r in load_all(Path(folder) / "runs") if r["simulator"] == name]
+        group.sort(key=lambda r: (r["benchmark"], order.index(r["variant"]) if r["variant"] in order else len(order)))
+        first, about = group[0], group[0]["config"]["simulator"]
+        said = "; ".join([f"renderer {about['renderer']}", ", ".join(f"{k} {v}" for k, v in about["versions"].items()),
+                          f"assets: **{about['assets']}**", *([f"calvin_env {about['checkout']}"] if "checkout" in about else []),
+                          f"data: {first['data']}", f"commit {', '.join(sorted({r['commit'] for r in group}))}", first["hardware"]])
+        kept = {key: value for key, value in first["config"].items() if key not in ("policy", "simulator", "renderer")}
+        parts.append(f"**{name}** ({said}). " + "; ".join(f"{key}: {value}" for key, value in kept.items())
+                     + f". **Not comparable with {', '.join(first['not_comparable_with'])}.**\n\n{markdown(*real_table(group))}\n")
+    return "\n".join(parts)
+
+
 START = "<!-- results: written by `python -m repro.results --readme results/cpu`, checked by tests/test_readme.py -->"
 END = "<!-- end of results -->"
 
 
+REAL_START, REAL_END = "<!-- real simulators: written by the same command from results/sims -->", "<!-- end of real simulators -->"
+
+
 def write_readme(readme: str | Path, folder: str | Path) -> None:
-    """Put `readme_section(folder)` between the two marks of the README."""
+    """Put `readme_section(folder)` and `real_section(folder/../sims)` between their marks in the README."""
     text = Path(readme).read_text()
-    before, rest = text.split(START)
-    Path(readme).write_text(f"{before}{START}\n{readme_section(folder)}{END}{rest.split(END)[1]}")
+    for start, end, section in ((START, END, readme_section(folder)), (REAL_START, REAL_END, real_section(Path(folder).parent / "sims"))):
+        before, rest = text.split(start)
+        text = f"{before}{start}\n{section}{end}{rest.split(end)[1]}"
+    Path(readme).write_text(text)
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

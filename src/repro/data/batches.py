@@ -79,6 +79,9 @@ class Batches:
         if not chosen:
             raise UserError(f"No episode of {store.folder} is chosen.", expected="at least one", found=f"0 of {len(store)}")
         self.rows = np.concatenate([np.arange(episode.start, episode.start + episode.length) for episode in chosen])
+        if "info.drawn" in store.columns:  # a row that carries an earlier step's picture is no sample; its action is part of a chunk
+            drawn = np.asarray(store.column("info.drawn"), bool)
+            self.rows = self.rows[drawn[self.rows]]
         lengths = [episode.length for episode in store.episodes]
         self.episode = np.repeat(np.arange(len(store)), lengths)
         self.state, self.action = store.column("observation.state"), store.column("action")

@@ -14,11 +14,12 @@
 # # 09 · Evaluate
 # Closed loop under CALVIN's rules: chains of five tasks, 360 steps a task, success checked at every step, stop at the first failure,
 # no robot reset between tasks. Also single tasks. Floors stand beside every score: blind, shuffled instruction, blanked images, replay
-# of one demonstration, random, constant; the scripted expert is the ceiling. On recorded data without a simulator only the offline
-# action error can be had, and the table says so.
+# of one demonstration, random, constant; the scripted expert is the ceiling. `simulator` switches to CALVIN's own (the first official
+# sequences and sentences) or LIBERO's. On recorded data without a simulator only the offline action error can be had; the table says so.
 
 # %% tags=["parameters"]
 profile = "smoke"  # smoke | cpu | t4 | paper
+simulator = "tabletop"  # tabletop | calvin | libero: the embedded play table, or a real one (repro sims setup calvin | libero)
 seed = 0
 
 # %%
@@ -32,8 +33,8 @@ settings
 from repro import experiments
 
 models = experiments.load(work)
-embedded = experiments.is_embedded(work)
-print("play table: rollouts and offline error" if embedded else "recorded data: NO simulator, offline action error only")
+closed_loop = experiments.can_roll_out(work, simulator)
+print(f"{simulator}: rollouts and offline error" if closed_loop else "recorded data: NO simulator of it chosen, offline action error only")
 
 # %% [markdown]
 # ## Offline: how far from the recorded actions?
@@ -49,8 +50,7 @@ print(results.markdown(*results.other_table(offline)))
 # ## Closed loop
 
 # %%
-scored = experiments.policies(settings, models, work, seed) if embedded else {}
-rolled_out = experiments.roll_out(settings, work, scored, seed) if embedded else []
+rolled_out = experiments.roll_out(settings, work, models, seed, simulator) if closed_loop else []
 
 # %%
 for benchmark in sorted({record["benchmark"] for record in rolled_out}):
@@ -74,6 +74,6 @@ for record in rolled_out:
 # %%
 from repro import pictures
 
-if embedded:
-    figure = experiments.film(models["gaze"], settings, seed)
+if closed_loop:
+    figure = experiments.film(models["gaze"], settings, work, seed, simulator)
     display(pictures.keep(figure, work / "figures" / "rollout.png"))

@@ -12,6 +12,7 @@ from repro import experiments, profiles, results
 from repro.data.calvin import ensure_store
 from repro.data.episodes import Store
 from repro.gaze.crops import annotate
+from repro.machine import UserError
 from repro.training import launch
 
 QUIET = {"log": lambda line: None}
@@ -30,7 +31,9 @@ def test_real_simulator_frames_from_import_to_table(test_data, short, tmp_path):
         assert len(store) == episodes
         report = annotate(store.folder, "truth")
         assert report["sources"].get("fallback", 0) == 0 and report["sources"]["truth"] > 0.9 * report["frames"]
-    assert not experiments.is_embedded(tmp_path)
+    assert not experiments.can_roll_out(tmp_path, "tabletop") and experiments.can_roll_out(tmp_path, "calvin")
+    with pytest.raises(UserError, match="cannot act in libero"):
+        experiments.can_roll_out(tmp_path, "libero")
     for variant in experiments.VARIANTS:
         launch.train_from_config(experiments.job(short, tmp_path, variant, seed=0), **QUIET)
     models = experiments.load(tmp_path)
@@ -60,3 +63,20 @@ def test_a_checkpoint_says_what_it_was_trained_on(test_data, short, tmp_path):
     summary = launch.train_from_config(experiments.job(replace(short, train_steps=2), tmp_path, "baseline", seed=3), **QUIET)
     about = experiments.checkpoint.about(summary.checkpoint)
     assert about["data"]["hash"] == store.hash and about["train"]["seed"] == 3 and about["model"]["recon"] is False
+
+
+@pytest.mark.full
+def test_notebook_09_in_calvins_own_simulator(test_data, real, short, tmp_path):
+    """The models of the notebooks, a dozen steps old, under the official rules: every policy is scored; only the expert solves."""
+    real("calvin", scene="D")
+    for split in ("training", "validation"):
+        annotate(ensure_store(test_data("calvin_sim"), split, tmp_path / "store" / split, workers=1, **QUIET).folder, "truth")
+    for variant in experiments.VARIANTS:
+        launch.train_from_config(experiments.job(short, tmp_path, variant, seed=0), **QUIET)
+    models, two = experiments.load(tmp_path), replace(short, evaluate_chains=2)
+    records = experiments.roll_out(two, tmp_path, models, 0, "calvin", **QUIET)
+    assert {r["variant"] for r in records} >= {*models, "random actions", "scripted expert (ceiling)", "replay of one demonstration"}
+    expert = next(r for r in records if r["variant"].startswith("scripted"))
+    assert expert["metrics"]["average length"]["value"] >= 4 and expert["renderer"] == "TinyRenderer (CPU)"
+    assert all(r["simulator"] == "calvin" and r["not_comparable_with"] for r in records)
+    assert experiments.film(models["gaze"], two, tmp_path, 0, "calvin") is not None

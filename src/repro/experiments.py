@@ -4,6 +4,7 @@ The paper's ablation (Table 2) has three trained rows without pretraining: basel
 the gaze region. A fourth model is trained blind, as the floor of a policy that cannot see.
 """
 
+import re
 import time
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import torch
 
 from repro import attention, machine, pictures, results
 from repro.data.episodes import Store
-from repro.evaluation import chains, floors, offline
+from repro.evaluation import chains, floors, offline, protocols
+from repro.machine import UserError
 from repro.models.reconvla import ReconVLA
 from repro.profiles import Profile
-from repro.sims.base import tabletop
+from repro.sims import environments
+from repro.sims.base import Launch, tabletop
 from repro.sims.tabletop import language, tasks
-from repro.sims.tabletop.world import PlayTable
+from repro.sims.worker import Worker
 from repro.training import checkpoint, launch
 from repro.training.loop import read_metrics
 
@@ -27,7 +30,6 @@ VARIANTS = {  # name -> what it changes in the preset
     "gaze": {},
     "blind": {"recon": False, "blind": True},
 }
-RENDERER = "play table (OpenCV)"
 
 
 def job(settings: Profile, work: Path, variant: str, seed: int) -> Path:
@@ -58,9 +60,37 @@ def parameters(models: dict[str, ReconVLA]) -> list[tuple[str, str, int]]:
             for name, model in models.items() for part, module in model.named_children()]
 
 
-def is_embedded(work: Path) -> bool:
-    """True where the training data came from the play table, so that its simulator can score a policy."""
-    return Store(work / "store" / "training").meta.get("simulator") == "tabletop"
+def can_roll_out(work: Path, simulator: str) -> bool:
+    """True where `simulator` can show the policies what they were trained on; LIBERO has a proprioception of its own."""
+    made_in = Store(work / "store" / "training").meta.get("simulator", "calvin_env")
+    if simulator == "tabletop":
+        return made_in == "tabletop"
+    if (simulator == "libero") != (made_in == "libero"):
+        raise UserError(f"policies trained on data of {made_in} cannot act in {simulator}: their proprioception differs",
+                        "libero with LIBERO data, tabletop or calvin with the others", f"{simulator} with {made_in}",
+                        "another `simulator`, or prepare other data first (repro demos)")
+    return True
+
+
+def where(simulator: str, settings: Profile, work: Path, seed: int) -> tuple[Launch, dict[str, list], dict[str, str]]:
+    """How the simulator is started, what is evaluated in it (benchmark -> chains), and the sentence of each task."""
+    training = Store(work / "store" / "training")
+    trained_on = "".join(sorted({info.scene for info in training.episodes}))
+    if simulator == "tabletop":
+        starts = start_states(settings, seed)
+        count = {name: len({task for _, chain in found for task in chain}) for name, found in starts.items()}
+        table = f"play table {trained_on}->{settings.evaluation_scene}"
+        return (tabletop(settings.evaluation_scene), {f"{table}, {count[name]} tasks, {name}": found for name, found in starts.items()},
+                language.VALIDATION)
+    if simulator == "calvin":
+        found = protocols.calvin_chains(settings.evaluate_chains)
+        named = {f"CALVIN {settings.evaluation_scene}, official sequences, chains of 5": found}
+        return (environments.launch("calvin", scene=settings.evaluation_scene), named,
+                protocols.calvin_validation_sentences(environments.calvin_home()))
+    sentences = {info.task_id: info.task for info in training.episodes}
+    suite = training.episodes[0].scene
+    found = protocols.libero_chains(protocols.libero_protocol("openpi"), suite, sorted(sentences), settings.evaluate_single, seed=seed)
+    return environments.launch("libero", suite=suite), {f"{suite}, official init states, single tasks": found}, sentences
 
 
 def start_states(settings: Profile, seed: int) -> dict[str, list]:
@@ -79,38 +109,44 @@ def demonstrations(work: Path) -> dict[str, np.ndarray]:
     return {task: store.read(index, columns=["action"]).columns["action"] for task, index in first.items()}
 
 
-def policies(settings: Profile, models: dict[str, object], work: Path, seed: int) -> dict[str, object]:
-    """The trained models, then the floors, then the expert as ceiling; `models`: variant -> loaded ReconVLA."""
-    sentences = tuple(language.VALIDATION[task] for task in tasks.check_tasks(settings.tasks))
+def policies(models: dict[str, object], work: Path, sentences: dict[str, str], seed: int) -> dict[str, object]:
+    """The trained models, then the floors, then the expert as ceiling; `models`: variant -> loaded ReconVLA, `sentences`: of the tasks."""
+    recorded = demonstrations(work)
+    still = np.array([[0, 0, 0, 0, 0, 0, 1]], np.float32)
     return {
         **models,
-        "gaze, shuffled instruction": floors.ShuffledInstruction(models["gaze"], sentences, seed),
+        "gaze, shuffled instruction": floors.ShuffledInstruction(models["gaze"], tuple(sorted(set(sentences.values()))), seed),
         "gaze, images blanked": floors.Blank(models["gaze"]),
-        "replay of one demonstration": floors.Replay(demonstrations(work)),
+        "replay of one demonstration": floors.Replay({task: recorded.get(task, still) for task in sentences}),
         "random actions": floors.RandomPolicy(seed),
         "constant action": floors.ConstantPolicy(),
         "scripted expert (ceiling)": floors.ExpertPolicy(seed),
     }
 
 
-def roll_out(settings: Profile, work: Path, scored: dict[str, object], seed: int, log=print) -> list[dict]:
-    """Evaluate every policy on the same start states of the play table; one run record per policy and benchmark, saved."""
-    scene, found = settings.evaluation_scene, []
+def roll_out(settings: Profile, work: Path, models: dict[str, object], seed: int, simulator: str = "tabletop", log=print) -> list[dict]:
+    """Evaluate the models, the floors and the expert on the same start states; one run record per policy and benchmark, saved."""
     torch.set_num_threads(max(1, machine.cores() - settings.workers))  # the simulators' processes need the other cores
-    training = Store(work / "store" / "training")
-    trained_on = "".join(sorted({info.scene for info in training.episodes}))
-    for benchmark, starts in start_states(settings, seed).items():
-        tried = len({task for _, chain in starts for task in chain})
-        for name, policy in scored.items():
+    launch, benchmarks, sentences = where(simulator, settings, work, seed)
+    training, found = Store(work / "store" / "training"), []
+    with Worker(launch) as worker:
+        about_it = worker.about
+    limit = protocols.libero_protocol("openpi").max_steps[about_it["suite"]] if simulator == "libero" else protocols.CALVIN.max_steps
+    for benchmark, starts in benchmarks.items():
+        told = {task: sentences[task] for task in sorted({task for _, chain in starts for task in chain})}
+        for name, policy in policies(models, work, told, seed).items():
             begun = time.monotonic()
-            folder = work / "outcomes" / benchmark.replace(" ", "_") / name.replace(" ", "_").replace(",", "")
-            outcomes = chains.evaluate(policy, tabletop(scene), starts, folder, simulators=settings.simulators, name=name,
-                                       workers=2 * (settings.workers > 1), fresh=True, log=log)
-            config = {"profile": settings.name, "policy": about(policy), "max_steps": 360}
+            folder = work / "outcomes" / re.sub(r"[^A-Za-z0-9]+", "_", benchmark) / name.replace(" ", "_").replace(",", "")
+            outcomes = chains.evaluate(policy, launch, starts, folder, limit, settings.simulators, told, name=name, fresh=True, log=log,
+                                       workers=2 if simulator != "tabletop" else 2 * (settings.workers > 1))
+            config = {"profile": settings.name, "policy": about(policy), "max_steps": limit}
+            if simulator != "tabletop":
+                config["simulator"] = about_it
             record = results.record(
-                "reconvla", name, benchmark=f"play table {trained_on}->{scene}, {tried} tasks, {benchmark}",
-                data=training.meta["name"], data_hash=training.hash, config=config, seed=seed, metrics=chains.summarise(outcomes, seed),
-                minutes=minutes(policy, begun), simulator="tabletop", renderer=RENDERER, not_comparable_with=["reconvla"])
+                "reconvla", name, benchmark=benchmark, data=training.meta["name"], data_hash=training.hash, config=config, seed=seed,
+                metrics=chains.summarise(outcomes, seed), minutes=minutes(policy, begun), simulator=simulator,
+                renderer=", ".join([about_it["renderer"], *([about_it["assets"]] if simulator == "libero" else [])]),
+                not_comparable_with=["reconvla"])
             results.save(record, work / "runs")
             found.append(record)
     return found
@@ -197,21 +233,33 @@ def record_attention(settings: Profile, work: Path, models: dict, maps: dict[str
     return found
 
 
-def film(model: ReconVLA, settings: Profile, seed: int, count: int = 8):
-    """Figure: one single-task rollout of the model on the play table, `count` pictures from start to end."""
-    state, (task,) = start_states(settings, seed)["single tasks"][0]
-    table = PlayTable(settings.evaluation_scene)
-    observation, shots = table.reset(state), []
-    for step in range(0, 360, model.config.chunk):
-        shots.append((step, observation["observation.images.static"]))
-        if table.done(task):
-            break
-        for action in model.act([observation], [language.VALIDATION[task]])[0]:
-            table.step(action, render=False)
-            if table.done(task):
+def watch(policy, launch: Launch, chain: tuple, sentences: dict[str, str], max_steps: int) -> list[tuple[str, int, np.ndarray]]:
+    """One chain, up to its first failure: (task, step, static picture) before each query, ("solved" | "failed", ...) at its end."""
+    (state, tasks), shots = chain, []
+    with Worker(launch) as worker:
+        worker.call("reset", state, render=False)
+        for task in tasks:
+            worker.call("start_task")
+            solved, step = False, 0
+            while step < max_steps and not solved:
+                seen = worker.call("observe")
+                shots.append((task, step, seen["observation.images.static"]))
+                for action in policy.act([seen], [sentences[task]])[0][: max_steps - step]:
+                    worker.call("step", action, render=False)
+                    step += 1
+                    if solved := worker.call("done", task):
+                        break
+            shots.append(("solved" if solved else "failed", step, worker.call("observe")["observation.images.static"]))
+            if not solved:
                 break
-        observation = table.observe()
+    return shots
+
+
+def film(model: ReconVLA, settings: Profile, work: Path, seed: int, simulator: str = "tabletop", count: int = 8):
+    """Figure: the first chain of the evaluation, `count` pictures of its first task from start to end."""
+    launch, benchmarks, sentences = where(simulator, settings, work, seed)
+    state, tasks_ = next(iter(benchmarks.values()))[0]
+    shots = watch(model, launch, (state, tasks_[:1]), sentences, 360)
     picks = [shots[i] for i in np.linspace(0, len(shots) - 1, min(count, len(shots))).round().astype(int)]
-    end = "achieved" if table.done(task) else "not achieved"
-    title = f"{language.VALIDATION[task]}: {end}"
-    return pictures.sheet([image for _, image in picks], [f"step {step}" for step, _ in picks], columns=4, title=title)
+    title = f"{sentences[tasks_[0]]}: {shots[-1][0]}"
+    return pictures.sheet([image for *_, image in picks], [f"step {step}" for _, step, _ in picks], columns=4, title=title)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -19,7 +20,7 @@ from repro.data import libero_hdf5
 from repro.data.episodes import Store
 from repro.evaluation import chains, floors, protocols
 from repro.experiments import about as about_policy
-from repro.experiments import demonstrations, minutes
+from repro.experiments import minutes, watch
 from repro.gaze.crops import annotate
 from repro.machine import UserError
 from repro.models.keypoint_policy import KeypointPolicy
@@ -51,7 +52,7 @@ ELEVEN = ("open_drawer", "close_drawer", "move_slider_left", "move_slider_right"
           "turn_off_lightbulb", "lift_red_block_table", "lift_blue_block_table", "lift_pink_block_table")  # over half of the first tasks
 SIZES = {
     "smoke": Size(1, ("open_drawer", "turn_on_led"), 30, 2, 2, 1, 1, 2, 40),
-    "cpu": Size(12, ELEVEN, 6000, 100, 60, 20, 25, 15),
+    "cpu": Size(12, ELEVEN, 3500, 50, 36, 12, 20, 12),
     "t4": Size(60, None, 40_000, 1000, 200, 40, 50, 240),
 }
 LIBERO_TASKS = ("pick_up_the_alphabet_soup_and_place_it_in_the_basket", "pick_up_the_bbq_sauce_and_place_it_in_the_basket")
@@ -76,10 +77,17 @@ def train(work: Path, store: Store, size: Size, seed: int, log, **model) -> dict
     return found
 
 
-def policies(models: dict[str, KeypointPolicy], work: Path, sentences: dict[str, str], seed: int) -> dict[str, object]:
+def replayed(store: Store, tasks: set[str]) -> dict[str, np.ndarray]:
+    """The last undisturbed demonstration of each task, (T, 7) actions; standing still where a task has none."""
+    last = {info.task_id: info.index for info in store.episodes if not info.info.get("disturbed")}
+    still = np.array([[0, 0, 0, 0, 0, 0, 1]], np.float32)
+    return {task: store.read(last[task], columns=["action"]).columns["action"] if task in last else still for task in tasks}
+
+
+def policies(models: dict[str, KeypointPolicy], store: Store, sentences: dict[str, str], seed: int) -> dict[str, object]:
     """The models, then what any score must be seen beside, then the expert."""
     other = floors.ShuffledInstruction(models["keypoint policy"], tuple(sorted(set(sentences.values()))), seed)
-    return {**models, "shuffled instruction": other, "replay of one demonstration": floors.Replay(demonstrations(work)),
+    return {**models, "shuffled instruction": other, "replay of one demonstration": floors.Replay(replayed(store, set(sentences))),
             "random actions": floors.RandomPolicy(seed), "constant action": floors.ConstantPolicy(),
             "scripted expert (ceiling)": floors.ExpertPolicy(seed)}
 
@@ -121,11 +129,11 @@ def calvin(work: Path, size: Size, seed: int = 0, renderer: str = "tiny", log: C
     if "gaze.box" not in store.columns:
         annotate(store.folder, "truth")
         store = Store(store.folder)
-    models = train(work, store, size, seed, log, size=96)
+    models = train(work, store, size, seed, log, word_dropout=0.5)
     settings = {"protocol": "mees/calvin evaluate_policy.py", "sequences": f"first {size.chains} of 1000", "max_steps": size.max_steps,
                 "wording": "official validation sentences", "demonstrations": "scripted", "renderer": renderer}
     starts = {f"CALVIN D, official sequences, {size.max_steps} steps": protocols.calvin_chains(size.chains)}
-    scored = policies(models, work, sentences, seed)
+    scored = policies(models, store, sentences, seed)
     found = roll_out(work, scored, starts, how, sentences, store, settings, seed, log)
     chain = next(iter(starts.values()))[0]
     film(models["keypoint policy"], how, chain, sentences, size.max_steps, work / "films" / "calvin.gif")
@@ -144,7 +152,7 @@ def libero(work: Path, size: Size, seed: int = 0, assets: str | None = None, log
     raw = lambda suite: environments.launch("libero", **{**options, "suite": suite, "orientation": "raw"})
     for layout, count in (("wide", size.wide), ("official", size.official)):
         parts.append(work / "demonstrations" / layout)
-        if not (parts[-1] / "libero_object").is_dir():
+        if not parts[-1].is_dir():
             libero_hdf5.write(parts[-1], "libero_object", LIBERO_TASKS, count, layout, seed, 2, raw, NOISE, 0.6, 4, log=log)
     store = libero_data.ensure_store(parts, work / "store" / "training")
     models = train(work, store, size, seed, log, chunk=8)
@@ -157,38 +165,19 @@ def libero(work: Path, size: Size, seed: int = 0, assets: str | None = None, log
     settings = {"protocol": "10 settle steps not counted, 8 actions a query, re-seeded each episode",
                 "max_steps": min(size.max_steps, protocol.max_steps["libero_object"]), "demonstrations": "scripted, noise and pushes",
                 "init states": f"{held_out[0]} ... {held_out[-1]}, not in training"}
-    found = roll_out(work, policies(models, work, sentences, seed), starts, how, sentences, store, settings, seed, log)
+    found = roll_out(work, policies(models, store, sentences, seed), starts, how, sentences, store, settings, seed, log)
     film(models["keypoint policy"], how, next(iter(starts.values()))[0], sentences, settings["max_steps"], work / "films" / "libero.gif")
     return found
 
 
 # ---- films -------------------------------------------------------------------------------------------------------------------------
 
-def film(policy, how: Launch, chain: tuple, sentences: dict[str, str], max_steps: int, path: Path, every: int = 5) -> Path:
-    """A GIF of the static camera, a picture every `every` steps of the chain, up to its first failure; its last picture stays."""
-    state, tasks = chain
-    shots = []
-    with Worker(how) as worker:
-        seen = worker.call("reset", state)
-        for task in tasks:
-            worker.call("start_task")
-            solved = False
-            for step in range(max_steps):
-                if step % policy.config.chunk == 0:
-                    seen = worker.call("observe")
-                    actions = policy.act([seen], [sentences[task]])[0]
-                if step % every == 0:
-                    shots.append(seen["observation.images.static"])
-                worker.call("step", actions[step % policy.config.chunk], render=False)
-                if solved := worker.call("done", task):
-                    break
-            if not solved:
-                break
-        shots.append(worker.call("observe")["observation.images.static"])
-    pictures = [Image.fromarray(shot).quantize(64) for shot in shots]
+def film(policy, how: Launch, chain: tuple, sentences: dict[str, str], max_steps: int, path: Path) -> Path:
+    """A GIF of the static camera, a picture a query, up to the chain's first failure; its last picture stays."""
+    images = [Image.fromarray(shot).quantize(64) for *_, shot in watch(policy, how, chain, sentences, max_steps)]
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    pictures[0].save(part, format="GIF", save_all=True, append_images=pictures[1:], duration=[120] * (len(pictures) - 1) + [1500], loop=0)
+    images[0].save(part, format="GIF", save_all=True, append_images=images[1:], duration=[120] * (len(images) - 1) + [1500], loop=0)
     part.replace(path)
     return path
 

@@ -90,7 +90,9 @@ def _episode(data, name: str, path: Path) -> Episode:
     instruction = str(json.loads(data.attrs["problem_info"])["language_instruction"]).strip('"')
     columns["action"] = action.astype(np.float32)
     info = {"task_id": path.name.removesuffix("_demo.hdf5"), "scene": path.parent.name, "file": path.name, "demo": name}
-    return Episode(instruction, columns, info | ({"state": json.loads(demo.attrs["repro_state"])} if "repro_state" in demo.attrs else {}))
+    if extras:
+        info |= {"state": json.loads(demo.attrs["repro_state"]), "disturbed": bool(demo.attrs["repro_noise"] or demo.attrs["repro_pushed"])}
+    return Episode(instruction, columns, info)
 
 
 def _upright(pictures: np.ndarray, where: str) -> np.ndarray:

@@ -402,8 +402,9 @@ class Script:
             turn = (self.yaw(below) - self.yaw(name) + math.pi / 4) % (math.pi / 2) - math.pi / 4
             aside = self.at(below) - self.box("button_link").mean(0)  # a long block must not come to lie on the button
             across = lambda extra: abs(math.cos(self.yaw(name) + turn + extra - math.atan2(aside[1], aside[0])))
-            extra = min(0.0, math.pi / 2, key=across) if math.hypot(*aside[:2]) < 0.1 else 0.0
-            yield from self.lower(self.at(below) + (0, 0, 2 * HALF), within(self.angles[0] + turn + extra))
+            near = self.length(name) > 0.05 and math.hypot(*aside[:2]) < 0.1
+            extra = min(0.0, math.copysign(math.pi / 2, YAW - self.angles[0] - turn), key=across) if near else 0.0
+            yield from self.lower(self.at(below) + (0, 0, 2 * HALF), self.angles[0] + turn + extra)
 
     def cabinet_spot(self, name: str) -> np.ndarray:
         """A place for the middle of a block in the open part of the cabinet, away from walls, door and other blocks."""

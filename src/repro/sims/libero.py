@@ -128,10 +128,7 @@ class Libero:
     def reset(self, state: dict, render: bool = True) -> dict | None:
         """A hard reset under the state's seed, its init state, the layout, then 10 dummy actions to settle, as all conventions do."""
         suite, layout, seed = state.get("suite", self.suite), state.get("layout", "official"), int(state.get("seed", 0))
-        names = self.tasks if suite == self.suite else task_names(suite)
-        task = names[state["task"]] if isinstance(state["task"], int) and 0 <= state["task"] < len(names) else state["task"]
-        if task not in names:
-            raise UserError(f"no task {task!r} in {suite}", f"a name, or 0 ... {len(names) - 1}: {', '.join(names)}", task)
+        task = self.task_name(state["task"], suite)
         inits = init_states(suite, task)
         if not 0 <= state.get("init", 0) < len(inits):
             raise UserError(f"no init state {state['init']} of {task}", f"0 ... {len(inits) - 1}", state["init"])
@@ -149,6 +146,14 @@ class Libero:
             self.seen = self.world.step(DUMMY)[0]
         self.settled = {name: float(np.linalg.norm(self.where(name) - at)) for name, at in before.items()}
         return self.observe() if render else None
+
+    def task_name(self, task: int | str, suite: str) -> str:
+        """The name of a task given by name or number."""
+        names = self.tasks if suite == self.suite else task_names(suite)
+        name = names[task] if isinstance(task, int) and 0 <= task < len(names) else task
+        if name not in names:
+            raise UserError(f"no task {task!r} in {suite}", f"a name, or 0 ... {len(names) - 1}: {', '.join(names)}", task)
+        return name
 
     def _build(self, suite: str, task: str) -> None:
         self.close()
@@ -169,6 +174,7 @@ class Libero:
             try:
                 self.world.reset()
                 self.canvas = None
+                self._context()  # always: made later, between two steps, it would change the last bits of what follows
                 return
             except RandomizationError as error:
                 problem = error
@@ -225,14 +231,15 @@ class Libero:
             raise UserError("an episode has one task", self.built[1], task)
         return bool(self.world._check_success())
 
-    def observe(self) -> dict:
-        """Pictures; state (8,): end-effector position (m), axis-angle (rad), two finger joints (m); environment_state (6,): centres of
-        the target and of the destination (m)."""
+    def observe(self, pictures: bool = True) -> dict:
+        """Pictures, unless told not; state (8,): end-effector position (m), axis-angle (rad), two finger joints (m); environment_state
+        (6,): centres of the target and of the destination (m)."""
         from robosuite.utils.transform_utils import quat2axisangle
 
         seen, interest = self.seen, self.world.obj_of_interest
         state = np.concatenate([seen["robot0_eef_pos"], quat2axisangle(seen["robot0_eef_quat"].copy()), seen["robot0_gripper_qpos"]])
-        return {**{f"observation.images.{name}": self._picture(name) for name in CAMERAS}, "observation.state": state.astype(np.float32),
+        drawn = {f"observation.images.{name}": self._picture(name) for name in CAMERAS if pictures}
+        return {**drawn, "observation.state": state.astype(np.float32),
                 "observation.environment_state": np.concatenate([self.where(interest[0]), self.where(interest[-1])]).astype(np.float32)}
 
     def where(self, name: str) -> np.ndarray:
@@ -243,7 +250,7 @@ class Libero:
         return np.array(data.body_xpos[model.body_name2id(thing.root_body)])
 
     def _context(self):
-        """The drawing context, made when the first picture is asked for after a reset."""
+        """The drawing context of this episode; pictures are drawn on demand."""
         if self.canvas is None:
             from robosuite.utils.binding_utils import MjRenderContextOffscreen
 

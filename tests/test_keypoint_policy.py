@@ -75,6 +75,46 @@ def test_act_save_load(seeing, tmp_path):
     assert again.config == seeing.config and (again.act(observations, batch["instruction"]) == actions).all()
 
 
+class Still:
+    """A simulator in which every task is done after its first step; it gives what a policy may need only when it draws."""
+
+    def reset(self, state, render=True):
+        self.steps = 0
+        return self.observe() if render else None
+
+    def start_task(self):
+        self.steps = 0
+
+    def step(self, action, render=True):
+        self.steps += 1
+
+    def done(self, task):
+        return self.steps > 0
+
+    def observe(self):
+        grey = np.full((32, 32, 3), 99, np.uint8)
+        return {"observation.images.static": grey, "observation.images.wrist": grey, "observation.state": np.zeros(3, np.float32)}
+
+
+def test_seeing_and_blind_go_through_an_evaluation(tmp_path):
+    """A blind policy still needs proprioception, which a simulator gives with its pictures only."""
+    from repro.evaluation import chains
+
+    for name, config in {"seeing": CONFIG, "blind": replace(CONFIG, blind=True, point_weight=0.0)}.items():
+        found = chains.evaluate(KeypointPolicy(config, STATS), Still, [({}, ("red",)), ({}, ("blue",))], tmp_path / name, 5,
+                                instructions={"red": "go to the red square", "blue": "go to the blue square"}, log=lambda line: None)
+        assert [outcome.length for outcome in found] == [1, 1]
+
+
+def test_a_blind_policy_is_one_whatever_is_shown():
+    blind = KeypointPolicy(replace(CONFIG, blind=True, point_weight=0.0), STATS).eval()
+    batch = scene(4)
+    with torch.no_grad():
+        first, second = (blind.guess(b, b["state"], batch["instruction"])[0] for b in (batch, {**batch, "static": batch["static"][::-1]}))
+        alone = blind.guess({k: batch[k][3:] for k in ("static", "wrist")}, batch["state"][3:], batch["instruction"][3:])[0]
+    assert torch.equal(first, second) and torch.allclose(first[3:], alone, atol=1e-6)
+
+
 def test_wrong_input_is_said(tmp_path):
     with pytest.raises(UserError, match="another size"):
         KeypointPolicy(replace(CONFIG, state_dim=8), STATS)

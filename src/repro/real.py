@@ -52,7 +52,7 @@ ELEVEN = ("open_drawer", "close_drawer", "move_slider_left", "move_slider_right"
           "turn_off_lightbulb", "lift_red_block_table", "lift_blue_block_table", "lift_pink_block_table")  # over half of the first tasks
 SIZES = {
     "smoke": Size(1, ("open_drawer", "turn_on_led"), 30, 2, 2, 1, 1, 2, 40),
-    "cpu": Size(12, ELEVEN, 3500, 50, 36, 12, 20, 12),
+    "cpu": Size(12, ELEVEN, 3500, 40, 36, 12, 10, 12),
     "t4": Size(60, None, 40_000, 1000, 200, 40, 50, 240),
 }
 LIBERO_TASKS = ("pick_up_the_alphabet_soup_and_place_it_in_the_basket", "pick_up_the_bbq_sauce_and_place_it_in_the_basket")
@@ -158,7 +158,7 @@ def libero(work: Path, size: Size, seed: int = 0, assets: str | None = None, log
     models = train(work, store, size, seed, log, chunk=8)
     sentences = {task: task.replace("_", " ") for task in LIBERO_TASKS}
     protocol = protocols.libero_protocol("openpi")
-    held_out = range(libero_hdf5.INITS - min(10, size.trials), libero_hdf5.INITS)
+    held_out = range(libero_hdf5.INITS - min(10, -(-size.trials // 2)), libero_hdf5.INITS)
     starts = {f"LIBERO-Object, 2 tasks, {layout} layout": [
         ({"suite": "libero_object", "task": task, "init": held_out[i % len(held_out)], "layout": layout, "seed": 900_000 + i}, (task,))
         for task in LIBERO_TASKS for i in range(size.trials if layout == "wide" else len(held_out))] for layout in ("wide", "official")}

@@ -122,11 +122,6 @@ class KeypointPolicy(nn.Module):
         return self.task.device
 
     @property
-    def sees(self) -> bool:
-        """A blind policy costs an evaluation no pictures."""
-        return not self.config.blind
-
-    @property
     def key(self) -> str:
         """Names what `prepare` depends on."""
         return f"keypoints {self.config.size}"
@@ -191,8 +186,7 @@ class KeypointPolicy(nn.Module):
         """Actions in [-1, 1]; the gripper is -1 or +1."""
         was_training = self.training
         self.eval()
-        grey = dict.fromkeys(CAMERAS, np.zeros((self.config.size, self.config.size, 3), np.uint8))
-        prepared = [self.prepare(observation) if self.sees else grey for observation in observations]
+        prepared = [self.prepare(observation) for observation in observations]
         pictures = {name: np.stack([one[name] for one in prepared]) for name in CAMERAS}
         actions = self.guess(pictures, np.stack([o["observation.state"] for o in observations]), list(instructions))[0].clamp(-1, 1)
         self.train(was_training)

@@ -91,7 +91,7 @@ class Expert:
         """Where to close (3,), and the hand's yaw (rad)."""
         points = self.points
         low, top = points[:, 2].min(), points[:, 2].max()
-        z = max(top - self.depth, low + 0.014)
+        z = max(top - self.depth, low + 0.011)
         near = points[np.abs(points[:, 2] - z) < 0.03] if top - low > 0.08 else points
         middle = (near.min(0) + near.max(0))[:2] / 2
         width = lambda yaw: np.ptp(near[:, :2] @ self._away(yaw))
@@ -102,7 +102,7 @@ class Expert:
             room = lambda way: min(self._room(at(*way), self._away(way[0]), way[1] is None), 0.02)
             if not self.tried and narrow and narrow[0] == 0.0 and room((0.0, None)) > 0.003:
                 ways = ways[:1]
-            worth = lambda way: room(way) - 0.003 * abs(wrap(way[0])) - (0.3 * width(way[0]) if way[1] is None else 0.0)
+            worth = lambda way: room(way) - 0.003 * abs(wrap(way[0])) - (0.1 * width(way[0]) if way[1] is None else 0.0)
             self.way = max(ways, key=lambda way: worth(way) - 0.01 * self.tried.count(way))
             self.tried.append(self.way)
         return at(*self.way), wrap(self.way[0])
@@ -120,7 +120,8 @@ class Expert:
         spots = np.array([at + (*(r * away + w * along), z) for part, half in ((finger, 0.01), (palm, 0.03)) for r, z in part
                           for w in (-half, half)])
         reach = lambda box: np.linalg.norm(np.maximum(np.abs((spots - box[0]) @ box[1]) - box[2], 0), axis=1).min()
-        return min(reach(self._box(geom)) for geom in self.others)
+        above = lambda box: box[0][2] + np.abs(box[1][2]) @ box[2] > self.lowest + 0.005  # not what the object stands on
+        return min(reach(box) for box in map(self._box, self.others) if above(box))
 
     # --- the script ---------------------------------------------------------------------------------------------------
 
@@ -146,7 +147,7 @@ class Expert:
         if self.phase == "down":
             if aside > OFF:
                 self._go("above")
-            elif (hand[2] - at[2] < 0.008 and aside < 0.008) or self.since > 40:
+            elif (hand[2] - at[2] < 0.006 and aside < 0.008) or self.since > 40:
                 self._go("close")
                 self.held = hand.copy()
             return at, yaw, OPEN

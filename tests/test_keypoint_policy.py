@@ -109,8 +109,9 @@ def test_seeing_and_blind_go_through_an_evaluation(tmp_path):
 def test_a_blind_policy_is_one_whatever_is_shown():
     blind = KeypointPolicy(replace(CONFIG, blind=True, point_weight=0.0), STATS).eval()
     batch = scene(4)
+    turned = {**batch, "static": batch["static"][::-1].copy()}
     with torch.no_grad():
-        first, second = (blind.guess(b, b["state"], batch["instruction"])[0] for b in (batch, {**batch, "static": batch["static"][::-1]}))
+        first, second = (blind.guess(b, b["state"], batch["instruction"])[0] for b in (batch, turned))
         alone = blind.guess({k: batch[k][3:] for k in ("static", "wrist")}, batch["state"][3:], batch["instruction"][3:])[0]
     assert torch.equal(first, second) and torch.allclose(first[3:], alone, atol=1e-6)
 

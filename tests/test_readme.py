@@ -15,6 +15,13 @@ def test_the_results_are_the_records():
     assert "not comparable" in README.lower() and "| scripted expert (ceiling) |" in section and "| blind |" in section
 
 
+def test_the_real_simulators_block_is_the_records():
+    section = README.split(results.REAL_START)[1].split(results.REAL_END)[0].strip()
+    assert section == results.real_section(ROOT / "results" / "sims").strip()
+    for word in ("CALVIN", "LIBERO", "TinyRenderer", "stand-in assets", "Not comparable with", "blind", "replay", "n = "):
+        assert word in section, word
+
+
 def test_every_link_and_picture_exists():
     targets = [t for t in re.findall(r"\]\(([^)#]+)\)", README) if not t.startswith("http")]
     assert len(targets) > 5

@@ -188,10 +188,14 @@ def demos_libero(folder: Path, suite: str, tasks: str | None, per_task: int, lay
 @click.argument("name", metavar="calvin|libero")
 @click.option("--profile", default="cpu", show_default=True, help="How much: smoke | cpu | t4")
 @click.option("--seed", default=0, show_default=True)
-def simulate(name: str, profile: str, seed: int) -> None:
+@click.option("--publish", is_flag=True, help="Only copy records and films of both simulators to results/sims, ready to commit.")
+def simulate(name: str, profile: str, seed: int, publish: bool) -> None:
     """Scripted demonstrations, a small policy, its floors and its score in CALVIN's or LIBERO's own simulator."""
     from repro import machine, real, results
 
+    if publish:
+        real.publish(profile, click.echo)
+        return
     records = real.run(name, profile, seed, click.echo)
     click.echo(results.markdown(*results.real_table(records)))
     click.echo(f"records, films: {machine.work(profile) / 'sims' / name}")

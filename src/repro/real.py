@@ -4,6 +4,7 @@ Everything is written below one folder and found again by a rerun: demonstration
 records, a film. Scripted demonstrations and, on CALVIN, a CPU renderer: nothing here may be compared with a paper's row.
 """
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -190,3 +191,19 @@ def run(name: str, profile: str, seed: int = 0, log: Callable[[str], None] = pri
         raise UserError(f"no real simulator {name!r}", "calvin | libero", name)
     work = machine.work(profile) / "sims" / name
     return (calvin if name == "calvin" else libero)(work, SIZES[profile], seed, log=log, **options)
+
+
+def publish(profile: str, log: Callable[[str], None] = print) -> Path:
+    """Copy the records and films of work/<profile>/sims to results/sims, ready to commit; those of an edited tree are refused."""
+    target, found = machine.root() / "results" / "sims", sorted((machine.work(profile) / "sims").glob("*/runs/*.json"))
+    if not found:
+        raise UserError("no records of the real simulators", f"{machine.work(profile) / 'sims'}/*/runs/*.json", "none", "repro simulate")
+    edited = [path.name for path in found if "+changes" in results.load(path)["commit"]]
+    if edited:
+        raise UserError("records of an edited tree are not published", "commit, then repro simulate again", edited[:3])
+    for path in [*found, *sorted((machine.work(profile) / "sims").glob("*/films/*.gif"))]:
+        place = target / path.parent.name / path.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
+        log(f"{place.relative_to(machine.root())}")
+    return target

@@ -1,0 +1,106 @@
+"""LIBERO's HDF5 files into the store, from made-up files of both layouts. Run: pytest tests/test_libero_data.py"""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+
+from repro.data.batches import Batches, pictures
+from repro.data.episodes import Store
+from repro.data.libero import ensure_store, import_libero
+from repro.machine import UserError
+
+T, SIZE, WORDS = 9, 16, "pick up the milk"
+
+
+def original(path, demos=2, **wrong):
+    """As LIBERO's create_dataset.py writes: obs[k] after action k; row 0 of a picture is its bottom; gripper +1 closes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["problem_info"] = json.dumps({"language_instruction": f'"{WORDS}"'})
+        for i in range(demos):
+            demo, rng = data.create_group(f"demo_{i}"), np.random.default_rng(i)
+            actions = rng.uniform(-1, 1, (T, 7))
+            actions[:, 6] = np.where(np.arange(T) < 4, -1, 1)
+            demo["actions"] = actions
+            frames = np.zeros((T, SIZE, SIZE, 3), np.uint8)
+            frames[:, 0, :, 0] = 10 + np.arange(T)[:, None]  # the bottom row says which action came before
+            values = {"agentview_rgb": frames, "eye_in_hand_rgb": frames, "ee_states": rng.normal(size=(T, 6)),
+                      "gripper_states": np.tile(np.arange(T)[:, None], 2).astype(float)} | wrong
+            for name, value in values.items():
+                if value is not None:
+                    demo[f"obs/{name}"] = value
+    return path
+
+
+def scripted(path, every=4):
+    """As `repro demos libero --every 4` writes."""
+    original(path, 1, agentview_rgb=None, eye_in_hand_rgb=None)
+    with h5py.File(path, "a") as file:
+        data, demo = file["data"], file["data/demo_0"]
+        data.attrs.update({"repro_source": "scripted, not human", "repro_assets": "stand-in assets"})
+        demo.attrs.update({"repro_state": json.dumps({"task": "x", "init": 3}), "repro_noise": 0.1, "repro_pushed": False})
+        steps = np.arange(0, T + 1, every)
+        frames = np.zeros((len(steps), SIZE, SIZE, 3), np.uint8)
+        frames[:, 0, :, 0] = 10 + steps[:, None]
+        boxes = np.tile(np.array([[[2, 0, 6, 4], [8, 8, 12, 12]]]), (len(steps), 1, 1))
+        boxes[1, 0] = -1  # the target hidden
+        extras = {"expert_actions": demo["actions"][:] * 0.5, "steps": steps, "agentview_rgb": frames, "eye_in_hand_rgb": frames,
+                  "boxes": boxes, "state": np.arange(8.0 * (T + 1)).reshape(T + 1, 8), "environment_state": np.zeros((T + 1, 6))}
+        for name, value in extras.items():
+            demo[f"extras/{name}"] = value
+    return path
+
+
+def test_original_files(tmp_path):
+    path = original(tmp_path / "libero_object" / "milk_demo.hdf5")
+    report = import_libero(path, tmp_path / "store")
+    store = Store(tmp_path / "store")
+    assert report["episodes"] == 2 and report["frames"] == 2 * (T - 1) and store.episodes[0].task == WORDS
+    assert store.episodes[0].task_id == "milk" and "scripted" not in store.meta["name"]
+    columns = store.read(0).columns
+    with h5py.File(path) as file:
+        actions = file["data/demo_0/actions"][:]
+    picture = columns["observation.images.static"]
+    assert (picture[:, -1, :, 0] == (10 + np.arange(T - 1))[:, None]).all() and (picture[:, 0] == 0).all(), "upright, and before its action"
+    assert np.allclose(columns["action"][:, :6], actions[1:, :6], atol=1e-6)
+    assert (columns["action"][:, 6] == -actions[1:, 6]).all(), "ours: +1 opens"
+    assert columns["observation.state"].shape == (T - 1, 8) and (columns["observation.state"][:, 6] == np.arange(T - 1)).all()
+
+
+def test_scripted_files_with_few_pictures(tmp_path):
+    scripted(tmp_path / "libero_object" / "milk_demo.hdf5")
+    store = ensure_store(tmp_path / "libero_object", tmp_path / "store")
+    columns, info = store.read(0).columns, store.episodes[0].info
+    assert store.meta["name"].endswith("scripted") and info["disturbed"] is True and info["state"]["init"] == 3
+    assert columns["info.drawn"].tolist() == [True, False, False, False, True, False, False, False, True]
+    assert columns["observation.images.static"][:, -1, 0, 0].tolist() == [10] * 4 + [14] * 4 + [18]
+    assert np.allclose(columns["gaze.box"][0], [2 / 16, 12 / 16, 6 / 16, 1.0]) and columns["gaze.source"][0] == "truth"
+    assert columns["gaze.source"][4] == "fallback" and (columns["gaze.box"][4] == [0, 0, 1, 1]).all()
+    with h5py.File(tmp_path / "libero_object" / "milk_demo.hdf5") as file:
+        assert np.allclose(columns["action"][:, :6], 0.5 * file["data/demo_0/actions"][:, :6], atol=1e-6), "the undisturbed actions"
+    batches = Batches(store, 3, 4, prepare=pictures)
+    assert len(batches) == 3, "samples start where there is a picture"
+    first = batches.gather(batches.rows[:1])
+    assert np.allclose(first["action"][0], columns["action"][:4]), "and their chunks have every action"
+    assert ensure_store(tmp_path / "libero_object", tmp_path / "store").hash == store.hash
+
+
+def test_wrong_files_are_named(tmp_path):
+    with pytest.raises(UserError, match="no HDF5 file"):
+        import_libero(tmp_path, tmp_path / "store")
+    (tmp_path / "torn_demo.hdf5").write_bytes(b"\x89HDF\r\n but not really")
+    with pytest.raises(UserError, match="torn_demo.hdf5 cannot be read"):
+        import_libero(tmp_path / "torn_demo.hdf5", tmp_path / "store")
+    with h5py.File(tmp_path / "other.hdf5", "w") as file:
+        file["x"] = 1
+    with pytest.raises(UserError, match="not one of LIBERO's files"):
+        import_libero(tmp_path / "other.hdf5", tmp_path / "store")
+    for wrong, said in (({"ee_states": None}, "lacking"), ({"gripper_states": np.zeros((T - 2, 2))}, "do not fit"),
+                        ({"agentview_rgb": np.zeros((T, 4, 4, 3), np.float32)}, "wrong kind")):
+        path = original(tmp_path / f"{said.split()[0]}_demo.hdf5", **wrong)
+        with pytest.raises(UserError, match=said):
+            import_libero(path, tmp_path / "store")
+    assert not (tmp_path / "store").exists(), "nothing half-written"

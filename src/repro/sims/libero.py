@@ -147,6 +147,10 @@ class Libero:
         self.settled = {name: float(np.linalg.norm(self.where(name) - at)) for name, at in before.items()}
         return self.observe() if render else None
 
+    def task_list(self) -> list[str]:
+        """The tasks of this simulator's suite, in the official order."""
+        return self.tasks
+
     def task_name(self, task: int | str, suite: str) -> str:
         """The name of a task given by name or number."""
         names = self.tasks if suite == self.suite else task_names(suite)

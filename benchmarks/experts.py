@@ -38,7 +38,8 @@ def main() -> None:
     found = {}
     if a.calvin:
         try:
-            found["calvin D"] = scored(environments.launch("calvin", scene="D"), protocols.calvin_chains(a.calvin), protocols.CALVIN.max_steps)
+            chains = protocols.calvin_chains(a.calvin)
+            found["calvin D"] = scored(environments.launch("calvin", scene="D"), chains, protocols.CALVIN.max_steps)
         except UserError as error:
             print(f"CALVIN is left out: {error}")
     for suite in ("libero_object", "libero_spatial") if a.inits else ():

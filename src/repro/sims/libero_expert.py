@@ -92,7 +92,8 @@ class Expert:
         points = self.points
         low, top = points[:, 2].min(), points[:, 2].max()
         z = max(top - self.depth, low + 0.011)
-        near = points[np.abs(points[:, 2] - z) < 0.03] if top - low > 0.08 else points
+        level = np.abs(points[:, 2] - z) < 0.03
+        near = points[level] if top - low > 0.08 and level.sum() > 7 else points  # of something tall, the part between the fingers
         middle = (near.min(0) + near.max(0))[:2] / 2
         width = lambda yaw: np.ptp(near[:, :2] @ self._away(yaw))
         narrow = [yaw for yaw in TURNS[: len(TURNS) // 2] if width(yaw) < FITS]

@@ -79,16 +79,16 @@ def train(work: Path, store: Store, size: Size, seed: int, log, **model) -> dict
 
 
 def replayed(store: Store, tasks: set[str]) -> dict[str, np.ndarray]:
-    """The last undisturbed demonstration of each task, (T, 7) actions; standing still where a task has none."""
-    last = {info.task_id: info.index for info in store.episodes if not info.info.get("disturbed")}
+    """The last demonstration of each task, (T, 7) actions; standing still where a task has none."""
+    last = {info.task_id: info.index for info in store.episodes}
     still = np.array([[0, 0, 0, 0, 0, 0, 1]], np.float32)
     return {task: store.read(last[task], columns=["action"]).columns["action"] if task in last else still for task in tasks}
 
 
-def policies(models: dict[str, KeypointPolicy], store: Store, sentences: dict[str, str], seed: int) -> dict[str, object]:
-    """The models, then what any score must be seen beside, then the expert."""
+def policies(models: dict[str, KeypointPolicy], recorded: dict[str, np.ndarray], sentences: dict[str, str], seed: int) -> dict[str, object]:
+    """The models, then what any score must be seen beside, then the expert. recorded: one demonstration a task, to be replayed."""
     other = floors.ShuffledInstruction(models["keypoint policy"], tuple(sorted(set(sentences.values()))), seed)
-    return {**models, "shuffled instruction": other, "replay of one demonstration": floors.Replay(replayed(store, set(sentences))),
+    return {**models, "shuffled instruction": other, "replay of one demonstration": floors.Replay(recorded),
             "random actions": floors.RandomPolicy(seed), "constant action": floors.ConstantPolicy(),
             "scripted expert (ceiling)": floors.ExpertPolicy(seed)}
 
@@ -134,7 +134,7 @@ def calvin(work: Path, size: Size, seed: int = 0, renderer: str = "tiny", log: C
     settings = {"protocol": "mees/calvin evaluate_policy.py", "sequences": f"first {size.chains} of 1000", "max_steps": size.max_steps,
                 "wording": "official validation sentences", "demonstrations": "scripted", "renderer": renderer}
     starts = {f"CALVIN D, official sequences, {size.max_steps} steps": protocols.calvin_chains(size.chains)}
-    scored = policies(models, store, sentences, seed)
+    scored = policies(models, replayed(store, set(sentences)), sentences, seed)
     found = roll_out(work, scored, starts, how, sentences, store, settings, seed, log)
     chain = next(iter(starts.values()))[0]
     film(models["keypoint policy"], how, chain, sentences, size.max_steps, work / "films" / "calvin.gif")
@@ -166,7 +166,12 @@ def libero(work: Path, size: Size, seed: int = 0, assets: str | None = None, log
     settings = {"protocol": "10 settle steps not counted, 8 actions a query, re-seeded each episode",
                 "max_steps": min(size.max_steps, protocol.max_steps["libero_object"]), "demonstrations": "scripted, noise and pushes",
                 "init states": f"{held_out[0]} ... {held_out[-1]}, not in training"}
-    found = roll_out(work, policies(models, store, sentences, seed), starts, how, sentences, store, settings, seed, log)
+    with Worker(how) as worker:  # what is replayed: the expert, undisturbed, from official init state 0
+        played = {task: worker.ask_and_wait("apply", "repro.sims.libero_expert:record",
+                                            [{"task": task, "init": 0, "layout": "official", "seed": seed}, seed, {"every": 0}])
+                  for task in LIBERO_TASKS}
+    recorded = {task: np.asarray(episode["actions"], np.float32) for task, episode in played.items()}
+    found = roll_out(work, policies(models, recorded, sentences, seed), starts, how, sentences, store, settings, seed, log)
     film(models["keypoint policy"], how, next(iter(starts.values()))[0], sentences, settings["max_steps"], work / "films" / "libero.gif")
     return found
 

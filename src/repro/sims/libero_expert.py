@@ -122,7 +122,7 @@ class Expert:
                           for w in (-half, half)])
         reach = lambda box: np.linalg.norm(np.maximum(np.abs((spots - box[0]) @ box[1]) - box[2], 0), axis=1).min()
         above = lambda box: box[0][2] + np.abs(box[1][2]) @ box[2] > self.lowest + 0.005  # not what the object stands on
-        return min(reach(box) for box in map(self._box, self.others) if above(box))
+        return min((reach(box) for box in map(self._box, self.others) if above(box)), default=1.0)
 
     # --- the script ---------------------------------------------------------------------------------------------------
 

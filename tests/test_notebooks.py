@@ -148,6 +148,7 @@ def test_runs_in_order_skips_the_unchanged_and_says_why_it_repeats(project):
 
 def test_what_a_result_rests_on(project, monkeypatch):
     """Library, environment variables and the user's data each change their part of the fingerprint, and nothing else does."""
+    monkeypatch.delenv("REPRO_TEST_DATA", raising=False)
     data = project / "calvin"
     (data / "training").mkdir(parents=True)
     parts = [freshness.surroundings(project, {"root": "calvin"})]

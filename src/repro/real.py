@@ -154,7 +154,10 @@ def libero(work: Path, size: Size, seed: int = 0, assets: str | None = None, log
     for layout, count in (("wide", size.wide), ("official", size.official)):
         parts.append(work / "demonstrations" / layout)
         if not parts[-1].is_dir():
-            libero_hdf5.write(parts[-1], "libero_object", LIBERO_TASKS, count, layout, seed, 2, raw, NOISE, 0.6, 4, log=log)
+            part = parts[-1].with_name(f"{layout}.part")  # all tasks or none
+            shutil.rmtree(part, ignore_errors=True)
+            libero_hdf5.write(part, "libero_object", LIBERO_TASKS, count, layout, seed, 2, raw, NOISE, 0.6, 4, log=log)
+            part.replace(parts[-1])
     store = libero_data.ensure_store(parts, work / "store" / "training")
     models = train(work, store, size, seed, log, chunk=8)
     sentences = {task: task.replace("_", " ") for task in LIBERO_TASKS}

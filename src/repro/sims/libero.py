@@ -106,14 +106,19 @@ class Libero:
         """`libero.libero.envs`, with its config written to a folder of our own and its assets pointed at ours."""
         os.environ["MUJOCO_GL"] = self.renderer
         os.environ.setdefault("PYOPENGL_PLATFORM", self.renderer)
-        home, root = Path(os.environ.setdefault("LIBERO_CONFIG_PATH", tempfile.mkdtemp(prefix="libero_config_"))), package()
+        root = package()
         import yaml
 
+        places = {"benchmark_root": root, "bddl_files": root / "bddl_files", "init_states": root / "init_files",
+                  "datasets": root.parent / "datasets", "assets": self.assets}
+        text = yaml.safe_dump({name: str(place) for name, place in places.items()})
+        name = hashlib.sha256(f"{os.getuid()} {text}".encode()).hexdigest()[:12]  # one folder for the same places: workers leave none behind
+        home = Path(os.environ.setdefault("LIBERO_CONFIG_PATH", str(Path(tempfile.gettempdir()) / f"repro-libero-{name}")))
         if not (home / "config.yaml").is_file():
-            places = {"benchmark_root": root, "bddl_files": root / "bddl_files", "init_states": root / "init_files",
-                      "datasets": root.parent / "datasets", "assets": self.assets}
             home.mkdir(parents=True, exist_ok=True)
-            (home / "config.yaml").write_text(yaml.safe_dump({name: str(place) for name, place in places.items()}))
+            part = home / f"config.{os.getpid()}.part"
+            part.write_text(text)
+            part.replace(home / "config.yaml")
         try:
             import libero.libero as package_
 

@@ -112,7 +112,7 @@ class Libero:
         places = {"benchmark_root": root, "bddl_files": root / "bddl_files", "init_states": root / "init_files",
                   "datasets": root.parent / "datasets", "assets": self.assets}
         text = yaml.safe_dump({name: str(place) for name, place in places.items()})
-        name = hashlib.sha256(f"{os.getuid()} {text}".encode()).hexdigest()[:12]  # one folder for the same places: workers leave none behind
+        name = hashlib.sha256(f"{os.getuid()} {text}".encode()).hexdigest()[:12]  # the same folder for the same places
         home = Path(os.environ.setdefault("LIBERO_CONFIG_PATH", str(Path(tempfile.gettempdir()) / f"repro-libero-{name}")))
         if not (home / "config.yaml").is_file():
             home.mkdir(parents=True, exist_ok=True)

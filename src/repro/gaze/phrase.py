@@ -2,11 +2,16 @@
 
     parse("grab the blue cube and drop it into the drawer")
     -> Phrase(target="blue block", item="blue_block", destination="drawer", destination_item="drawer", relation="into")
+    parse("put the mug behind the laptop on the left plate")
+    -> Phrase("mug", None, "plate", None, "onto", place="behind", references=("laptop",), destination_side="left")
 
-The target is what the hand moves or touches, the destination what the action is for: the light that a button switches, the
+The target is what the hand moves or touches first, the destination what the action is for: the light that a button switches, the
 drawer to place in, the block to stack on. `item` and `destination_item` are names of the play table's items
 (`sims.tabletop.scenes.ITEMS`), or None where the words alone cannot name one ("the block you are holding"); `target` is then
 still a phrase that an open-vocabulary detector can be given. `resolve` fills such gaps from an episode's recorded states.
+
+Any instruction is read by `gaze.nouns`. One that speaks of nothing but a play table's things is read once more by rules that know that
+table (a lamp is reached through its switch). A sentence without a noun gives a Phrase that is not `named`, or an error with `strict`.
 """
 
 import re
@@ -14,19 +19,32 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from repro.gaze.nouns import Step, read
 from repro.machine import UserError
 from repro.sims.tabletop.scenes import BLOCKS
 
 
 @dataclass(frozen=True)
 class Phrase:
-    """What an instruction is about. `relation` ties target to destination: into, onto, switches; None without a destination."""
+    """What an instruction is about; nouns are without article and without the words of their side."""
 
     target: str
     item: str | None
     destination: str | None = None
     destination_item: str | None = None
-    relation: str | None = None
+    relation: str | None = None  # target -> destination: into, onto, to, switches, next to, left of, behind ...; None without one
+    place: str | None = None  # how the target is told from others of its kind: in, on, from, of, next to, between, behind ...
+    references: tuple[str, ...] = ()  # the nouns of that place
+    side: str | None = None  # left, right, front, back, middle, top, bottom, nearest, farthest: "the left plate", "the plate on the left"
+    destination_place: str | None = None  # the same of the destination; "between the soap and the comb" has the comb here, as "and"
+    destination_references: tuple[str, ...] = ()
+    destination_side: str | None = None
+    then: "Phrase | None" = None  # what is handled after that: "turn on the stove and put the pan on it", "put A and B in the basket"
+
+    @property
+    def named(self) -> bool:
+        """False where the instruction names nothing to look at ("go left"): annotation flags its frames as fallbacks."""
+        return bool(self.target)
 
 
 # Targets that the words leave open.
@@ -44,6 +62,11 @@ _THINGS = (
                r"(?:cabinet|cupboard)(?: (?:s )?(?:sliding )?(?:doors?|panel|shelf))?\b"),
     ("table", r"(?:table ?tops?|table|desk|surface)\b"),
 )
+# Every word of a noun that the play table can be meant by.
+_PLAY = set("""block cube brick object piece thing item toy one drawer compartment slider door panel cabinet cupboard shelf closet handle
+    table tabletop desk surface led diode indicator light lamp bulb lightbulb button lever switch toggle tower stack pile edge
+    rim rail bottom top red blue pink purple magenta violet green yellow little small big large long short wooden plastic round
+    sliding open held upper stacked different second half end flank of""".split())
 _LED = r"\b(?:led|diode|indicator|green (?:round |little |small )?(?:light|lamp|bulb))\b"
 _BULB = r"\b(?:light ?bulb|bulb|yellow (?:light|lamp))\b"
 _HELD = (r"\b(?:you (?:hold|carry|grasp)|held|carried|grasped|you (?:a?re|have) (?:hold|carry|grasp|gripp?)(?:ing|ed)|"
@@ -57,29 +80,46 @@ _PULLED_APART = r"\b(?:unstack|undo|apart|remove|collapse|topple|dismantle|disas
 _PILE = r"\b(?:stack|stacked|tower|pile|top|upper|uppermost|highest|topmost)\b"
 
 
-def parse(instruction: str) -> Phrase:
-    """Target and destination of an instruction; a UserError if it holds no word.
+def parse(instruction: str, strict: bool = False) -> Phrase:
+    """Target and destination of an instruction; a UserError if it holds no word, and with `strict` also if it names nothing to look at.
 
-    A light named only "light" or "lamp" is taken for the bulb, and "handle" without more for the drawer's unless it goes sideways.
+    On the play table a light named only "light" or "lamp" is taken for the bulb, and "handle" without more for the drawer's unless it
+    goes sideways.
     """
-    text = " ".join(re.findall(r"[a-z0-9]+", instruction.lower().replace("_", " ")))
+    text = " ".join(re.findall(r"[^\W_]+", instruction.lower()))
     if not text:
         raise UserError("The instruction is empty.", expected="a sentence such as 'open the drawer'", found=repr(instruction))
-    things = _things(text)
-    blocks = [thing for thing in things if thing[0] in ("coloured", "block")]
-    containers = [thing for thing in things if thing[0] in ("drawer", "slider")]
-    held = re.search(_HELD, text) is not None
-    if blocks or held or (containers and re.search(_BROUGHT, text)) or re.search(r"\b(?:the|a) (?:tower|pile|stack)\b", text):
-        return _about_block(text, things, blocks, held)
-    light = _about_light(text)
-    if light:
-        return light
-    if containers:
-        return Phrase("drawer", "drawer") if containers[0][0] == "drawer" else Phrase("sliding door", "slider")
-    if re.search(r"\bhandle\b", text):
-        sideways = re.search(r"\b(?:left|right|sideways|leftwards?|rightwards?)\b", text)
-        return Phrase("sliding door", "slider") if sideways else Phrase("drawer", "drawer")
-    return _unknown(text)
+    steps, spoken, refused = read(instruction)
+    at_table = set(" ".join(spoken + refused).split()) <= _PLAY
+    told = None
+    for step in reversed(steps):
+        told = replace(_phrase(step, at_table), then=told)
+    known = _at_table(text) if at_table and not refused else None
+    if known and told and (told.item == known.item is not None or told.target == known.target):
+        known = replace(told, **{name: getattr(known, name) for name in ("target", "destination", "destination_item", "relation")})
+    found = known or told or Phrase("", None)
+    if strict and not found.named:
+        raise UserError("The instruction names nothing to look at.", expected="a noun, as in 'open the drawer'", found=repr(instruction),
+                        next_step="say what to look at, or pass the target's noun yourself: Phrase('red mug', None)")  # fmt: skip
+    return found
+
+
+def look(phrase: Phrase, held: bool) -> tuple[str, str | None]:
+    """(noun, item) to look at in a frame: the target, and once the gripper holds it the place where it goes.
+
+    What a button switches is never looked at instead of the button. "The block in your hand" is held whatever `held` says.
+    """
+    placing = phrase.destination is not None and phrase.relation != "switches"
+    if placing and (held or phrase.target == HELD):
+        return phrase.destination, phrase.destination_item
+    return phrase.target, phrase.item
+
+
+def nouns(phrase: Phrase, held: bool = False) -> tuple[str, ...]:
+    """What to ask an open-vocabulary detector for: the thing to look at first, then what its place refers to; () if nothing is named."""
+    first = look(phrase, held)[0]
+    references = phrase.references if first == phrase.target else phrase.destination_references
+    return tuple(dict.fromkeys(noun for noun in (first, *references) if noun))
 
 
 def gaze_item(phrase: Phrase) -> str | None:
@@ -108,6 +148,41 @@ def resolve(phrase: Phrase, scene_obs: np.ndarray) -> Phrase:
     others = [block for block in range(3) if block != moved]
     distance = [np.linalg.norm(blocks[-1, block, :2] - blocks[-1, moved, :2]) for block in others]
     return replace(phrase, destination_item=BLOCKS[others[int(np.argmin(distance))]])
+
+
+def _phrase(step: Step, at_table: bool) -> Phrase:
+    """A step with the names of the play table's items, as far as single nouns tell them."""
+    noun, item = _named(step.target.noun or HELD, at_table)
+    goal, goal_item = _named(step.destination.noun, at_table) if step.destination else (None, None)
+    about = (step.destination.place, step.destination.references, step.destination.side) if step.destination else (None, (), None)
+    return Phrase(noun, item, goal, goal_item, step.relation, step.target.place, step.target.references, step.target.side, *about)
+
+
+def _named(noun: str, at_table: bool) -> tuple[str, str | None]:
+    """(noun, item): a coloured cube is called a block; lights, buttons and doors are the play table's only `at_table`."""
+    found = _at_table(noun) if set(noun.split()) <= _PLAY else None
+    if found is None or (found.item not in (*BLOCKS, "drawer") and not at_table):
+        return ("block", None) if noun in ("cube", "brick") else (noun, None)
+    return (found.target if found.item in BLOCKS or noun in ("cube", "brick") else noun), found.item
+
+
+def _at_table(text: str) -> Phrase | None:
+    """A sentence about the play table's things; None where it names none of them."""
+    things = _things(text)
+    blocks = [thing for thing in things if thing[0] in ("coloured", "block")]
+    containers = [thing for thing in things if thing[0] in ("drawer", "slider")]
+    held = re.search(_HELD, text) is not None
+    if blocks or held or (containers and re.search(_BROUGHT, text)) or re.search(r"\b(?:the|a) (?:tower|pile|stack)\b", text):
+        return _about_block(text, things, blocks, held)
+    light = _about_light(text)
+    if light:
+        return light
+    if containers:
+        return Phrase("drawer", "drawer") if containers[0][0] == "drawer" else Phrase("sliding door", "slider")
+    if re.search(r"\bhandle\b", text):
+        sideways = re.search(r"\b(?:left|right|sideways|leftwards?|rightwards?)\b", text)
+        return Phrase("sliding door", "slider") if sideways else Phrase("drawer", "drawer")
+    return None
 
 
 def _things(text: str) -> list[tuple[str, str, int, int]]:
@@ -177,15 +252,3 @@ def _about_light(text: str) -> Phrase | None:
     if bulb or re.search(r"\b(?:lever|switch|toggle|lamp|lights?)\b", text):
         return Phrase("switch", "switch", "light bulb", "lightbulb", "switches")
     return None
-
-
-def _unknown(text: str) -> Phrase:
-    """Something the table does not have: its noun phrase, so that an open-vocabulary detector can look for it."""
-    stop = r"(?: (?:and|in|into|on|onto|to|from|off|out|up|down|that|with|so|by|until|inside|over|left|right|toward|towards|near|next)\b|$)"
-    names = re.findall(rf"\b(?:the|a|an|your|this|that) (.+?)(?={stop})", text)
-    if not names:
-        return Phrase(text, None)
-    relation = re.search(r"\b(in|into|inside|on|onto|to) (?:the|a|an) ", text)
-    if len(names) > 1 and relation and re.search(_PLACING, text):
-        return Phrase(names[0], None, names[1], None, "onto" if relation.group(1).startswith("on") else "into")
-    return Phrase(names[0], None)

@@ -51,13 +51,13 @@ _PLACE = {"in": ("in", "into"), "into": ("in", "into"), "inside": ("in", "into")
 _PLACE |= {word: (word.replace("_", " "),) * 2 for word in "next_to between left_of right_of behind in_front_of under above".split()}
 _PLACE |= {word: (None, None) for word in "with away_from past across along among through around for by as about like of".split()}
 _PUT = set("""put place drop set store leave lower release stack lay deposit insert stow hang toss throw load park plug rest dump pour add
-    return position arrange lean fit placed dropped stacked laid inserted stored thrown hung returned go goes belong belongs""".split())
+    keep return position arrange lean fit placed dropped stacked laid inserted stored thrown hung returned go goes belong belongs""".split())
 _MOVE = set("""move push pull slide drag bring carry shove nudge sweep roll scoot transfer relocate shift knock deliver bump guide
     fall falls rolls slides moved pushed brought carried moving pushing""".split())
 _TOOL = set("""wipe cover clean scrub dry hit stir fill cut dust polish rub seal""".split())
 _VERB = _PUT | _MOVE | _TOOL | set("""
     pick grab take grasp lift raise get fetch hold reach open close shut turn switch press flip rotate twist spin touch find look
-    point give hand pass remove unstack want need keep make try stop see locate collect
+    point give hand pass remove unstack want need make try stop see locate collect
     choose select use wash fold squeeze unscrew
     let apply gather retrieve zip unzip wrap unwrap peel spread stand undo screw tighten loosen lock unlock tilt tip empty swap
     toggle flick light tug haul hook grip swivel handing picking taking putting placing opening closing touching lifting holding
@@ -79,7 +79,7 @@ _STOP = set(_PLACE) | _STATE | _SKIP | _CLAUSE | _MARKS | _JOIN | _IT | _WHICH |
 _AFTER = set("""shut closed open dark bright lit apart home further round come comes goes glow glows glowing go shine shines shining
     stop stops travel upright upside travels face faces spin tumble""".split())
 _NEVER = set(_PLACE) | _MARKS | _JOIN | _IT | _WHICH | {"not", "SIDE"}  # no noun, even after an article
-_NOTHING = set("""left right side end way air bit push nudge twist turn shove spin tug robot hand hands gripper finger fingers moment
+_NOTHING = set("""left right side end way air bit push nudge twist turn shove spin tug robot arm hand hands gripper finger fingers moment
     everything nothing something anything place position direction location spot orientation force""".split())
 _PART = set("""corner edge lid handle rim door drawer shelf surface bottom top layer compartment""".split())
 _COLOUR = set("""red blue green yellow white black pink purple orange brown grey gray silver gold violet magenta""".split())
@@ -208,8 +208,8 @@ class _Reader:
     def _is_verb(self) -> bool:
         """A known verb, or any word before an article."""
         word, after = self.word(), self.word(1)
-        if word in _SIDE and self._content(1):
-            return False  # "the lower left corner"
+        if (word in _SIDE and self._content(1)) or (word in _STATE and self.last and not self.fresh and self._content(-1)):
+            return False  # "the lower left corner", "a can placed on the shelf"
         governs = after in _ARTICLES - _WHICH or after in ("it", "them")
         return (word in _VERB and not (word in _STATE and self.bound)) or (self._content() and word not in _SIDE and governs)
 
@@ -228,8 +228,8 @@ class _Reader:
                 found.append(word)  # after an article even a verb is a noun
             elif article and found and word in _VERB - _STOP - _AFTER and after not in _ARTICLES and after not in _IT:
                 found.append(word)
-            elif found and word.endswith("ed") and len(word) > 3 and not self._content(1):
-                break  # "surrounded by"
+            elif found and (word.isdigit() or (word.endswith("ed") and len(word) > 3 and not self._content(1))):
+                break  # "the knob 55 degrees", "a pot surrounded by ..."
             elif self._content() or (found and word in ("center", "centre")):
                 found.append(word)
             else:

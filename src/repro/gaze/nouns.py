@@ -51,7 +51,8 @@ _PLACE = {"in": ("in", "into"), "into": ("in", "into"), "inside": ("in", "into")
 _PLACE |= {word: (word.replace("_", " "),) * 2 for word in "next_to between left_of right_of behind in_front_of under above".split()}
 _PLACE |= {word: (None, None) for word in "with away_from past across along among through around for by as about like of".split()}
 _PUT = set("""put place drop set store leave lower release stack lay deposit insert stow hang toss throw load park plug rest dump pour add
-    keep return position arrange lean fit placed dropped stacked laid inserted stored thrown hung returned go goes belong belongs""".split())
+    keep return position arrange lean fit placed dropped stacked laid inserted stored thrown hung returned go goes
+    belong belongs""".split())
 _MOVE = set("""move push pull slide drag bring carry shove nudge sweep roll scoot transfer relocate shift knock deliver bump guide
     fall falls rolls slides moved pushed brought carried moving pushing""".split())
 _TOOL = set("""wipe cover clean scrub dry hit stir fill cut dust polish rub seal""".split())

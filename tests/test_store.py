@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from repro.data import episodes as module
-from repro.data.episodes import Episode, Store, StoreWriter, replace_columns
+from repro.data.episodes import Episode, Store, StoreWriter
 from repro.machine import UserError
 
 
@@ -80,6 +80,14 @@ def test_layout_is_lerobot_v3(tmp_path, monkeypatch):
     assert json.loads(tasks.schema.metadata[b"pandas"])["index_columns"] == ["task"]
 
 
+def test_a_file_ends_after_so_many_episodes(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "FILE_EPISODES", 2)
+    made = write(tmp_path / "store", (6, 5, 9, 4, 1))
+    groups = [pq.ParquetFile(file).num_row_groups for file in sorted((tmp_path / "store/data").glob("*/*.parquet"))]
+    store = Store(tmp_path / "store")
+    assert groups == [2, 2, 1] and all((store.read(i).columns["action"] == one.columns["action"]).all() for i, one in enumerate(made))
+
+
 def test_statistics_are_numpys(tmp_path):
     made = write(tmp_path / "store", (6, 1, 40, 3))
     stats = Store(tmp_path / "store").stats
@@ -99,22 +107,6 @@ def test_hash_follows_the_content(tmp_path):
     write(tmp_path / "other", first=1)
     one, two, other = (Store(tmp_path / name).hash for name in ("one", "two", "other"))
     assert one == two != other
-
-
-def test_replace_columns_keeps_the_rest(tmp_path):
-    made = write(tmp_path / "store")
-    before = Store(tmp_path / "store")
-    png = before.read(2, ["observation.images.static"], decode=False).columns
-    after = replace_columns(
-        tmp_path / "store", lambda e: {"gaze.box": e.columns["action"][:, :4] * 2, "words": [e.task] * len(e.columns["action"])}, ["action"]
-    )
-    np.testing.assert_array_equal(after.read(2).columns["gaze.box"], made[2].columns["action"][:, :4] * 2)
-    assert after.read(1).columns["words"] == ["task 1"] and after.read(2, list(png), decode=False).columns == png
-    assert after.hash != before.hash and after.meta["source"] == "test"
-    np.testing.assert_array_equal(after.stats["action"]["std"], before.stats["action"]["std"])
-    whole = after.column("gaze.box").astype(np.float64)
-    np.testing.assert_allclose(after.stats["gaze.box"]["std"], whole.std(0))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
 
 
 def test_bad_input_is_refused(tmp_path):
@@ -137,7 +129,7 @@ def test_bad_input_is_refused(tmp_path):
 
 LOOP = """
 import sys, numpy as np
-from repro.data.episodes import Episode, Store, StoreWriter, replace_columns
+from repro.data.episodes import Episode, StoreWriter
 folder, n = sys.argv[1], 0
 print("ready", flush=True)
 while True:

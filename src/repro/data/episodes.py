@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from repro.machine import UserError
 
 VERSION = "v3.0"
 FILE_BYTES = 100 * 2**20  # a data file is closed after this many bytes, LeRobot's own default
+FILE_EPISODES = 100  # or after as many: whoever opens a file holds the description of all its row groups in memory
 FILES_PER_CHUNK = 1000
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
@@ -186,7 +187,7 @@ class StoreWriter:
         self.tasks: dict[str, int] = {}
         self.stats: dict = {}
         self.rows: list[dict] = []
-        self.episodes = self.frames = self.file = 0
+        self.episodes = self.frames = self.file = self.groups = 0  # groups: episodes in the file that is open
         self.hash = hashlib.sha256()
         self.data = self.episode_table = None
 
@@ -242,13 +243,13 @@ class StoreWriter:
             raise UserError(f"Episode {self.episodes} differs in its columns from the first.", expected=self.features, found=features)
 
     def _write(self, columns: dict[str, Column]) -> None:
-        """One row group; a new file when the last has grown past FILE_BYTES."""
+        """One row group; a new file when the last has grown past FILE_BYTES or has FILE_EPISODES."""
         self.features = self.features or {name: column.feature for name, column in columns.items()}
         arrays = {name: columns[name].array for name in self.features}
-        if self.data is not None and self.sink.tell() > FILE_BYTES:
+        if self.data is not None and (self.sink.tell() > FILE_BYTES or self.groups == FILE_EPISODES):
             self.data.close()
             self.sink.close()
-            self.data, self.file = None, self.file + 1
+            self.data, self.file, self.groups = None, self.file + 1, 0
         if self.data is None:
             schema = pa.schema({name: array.type for name, array in arrays.items()}, metadata={"huggingface": _hugging_face(self.features)})
             path = self.part / DATA_PATH.format(chunk_index=self.file // FILES_PER_CHUNK, file_index=self.file % FILES_PER_CHUNK)
@@ -265,6 +266,7 @@ class StoreWriter:
                 self.sink, schema, compression=packed, use_dictionary=words, write_statistics=["episode_index", "index"]
             )
         self.data.write_table(pa.Table.from_arrays(list(arrays.values()), schema=self.data.schema), row_group_size=len(arrays["index"]))
+        self.groups += 1
 
     def _flush_rows(self) -> None:
         if not self.rows:
@@ -315,7 +317,10 @@ def _task_table(tasks: dict[str, int]) -> pa.Table:
 
 
 class Store:
-    """A store on disk. `info`: LeRobot's info.json; `meta`: ours (source, units, hash); `stats` name -> {min, max, mean, std, count}."""
+    """A store on disk. `info`: LeRobot's info.json; `meta`: ours (source, units, hash); `stats` name -> {min, max, mean, std, count}.
+
+    `episodes`: an EpisodeInfo each; `digests`: for each the JSON text of {column: digest of its content}.
+    """
 
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
@@ -325,16 +330,16 @@ class Store:
             raise UserError(f"{self.folder} has another format.", expected=VERSION, found=self.info.get("codebase_version"))
         self.stats = {name: {key: np.array(v) for key, v in stats.items()} for name, stats in self._json("stats").items()}
         self.hash, self.fps, self.frames = self.meta["hash"], self.info["fps"], self.info["total_frames"]
-        names = pq.read_schema(self.folder / EPISODES_PATH).names
-        rows = pq.read_table(self.folder / EPISODES_PATH, columns=[n for n in names if not n.startswith("stats/")]).to_pylist()
-        self.episodes, self._places, first = [], [], {}
-        for i, row in enumerate(rows):
-            info = json.loads(row["info"])
+        table = pq.ParquetFile(self.folder / EPISODES_PATH)
+        names = [name for name in table.schema_arrow.names if not name.startswith("stats/")]
+        self.episodes, self._places, self.digests, first = [], [], [], {}
+        for row in (row for batch in table.iter_batches(256, columns=names) for row in batch.to_pylist()):
+            i, info = len(self.episodes), json.loads(row["info"])
             facts = (info.get("task_id", ""), info.get("scene", ""))
             self.episodes.append(EpisodeInfo(i, row["length"], row["tasks"][0], *facts, row["dataset_from_index"], info))
             file = (row["data/chunk_index"], row["data/file_index"])
             self._places.append((file, i - first.setdefault(file, i)))
-        self._digests = [row["digests"] for row in rows]
+            self.digests.append(row["digests"])
         self._open = threading.local()  # a parquet handle is not shared between threads
 
     def __len__(self) -> int:
@@ -353,7 +358,8 @@ class Store:
             )
         return json.loads(path.read_text())
 
-    def _need(self, columns: Sequence[str]) -> None:
+    def need(self, columns: Sequence[str]) -> None:
+        """UserError where the store lacks one of `columns`."""
         missing = [name for name in columns if name not in self.info["features"]]
         if missing:
             step = "add gaze boxes first (repro.gaze)" if all(name.startswith("gaze.") for name in missing) else None
@@ -372,7 +378,7 @@ class Store:
     def table(self, i: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Episode `i` as stored: pictures still PNG."""
         columns = list(self.columns if columns is None else columns)
-        self._need(columns)
+        self.need(columns)
         file, group = self._places[i]
         return self._file(file).read_row_group(group, columns=columns)
 
@@ -384,7 +390,7 @@ class Store:
 
     def column(self, name: str):
         """A whole column in memory: (N, ...) numbers or a list of N strings. Not for pictures."""
-        self._need([name])
+        self.need([name])
         feature = self.info["features"][name]
         if feature["dtype"] == "image":
             raise ValueError(f"{name} holds pictures: read them by episode")
@@ -407,29 +413,10 @@ def _values(column: pa.ChunkedArray, feature: dict, decode: bool):
     return array.to_numpy(zero_copy_only=False)
 
 
-def replace_columns(folder: Path | str, new: Callable[[Episode], dict], reads: Sequence[str] = ()) -> Store:
-    """Add or replace columns: `new` gets each episode with the columns `reads` and returns {name: values of its T frames}.
+def __getattr__(name: str):
+    """`replace_columns` is found here too; it lies in `data.columns`, which builds on this module."""
+    if name == "replace_columns":
+        from repro.data.columns import replace_columns
 
-    Pictures are copied as they are, not encoded again. The store is rewritten aside and then takes the old one's name; its hash changes.
-    """
-    store = Store(folder)
-    kept = pq.ParquetFile(store.folder / EPISODES_PATH)
-    meta = {key: value for key, value in store.meta.items() if key != "hash"}
-    with StoreWriter(folder, store.fps, meta, replace=True) as writer:
-        for group in range(kept.num_row_groups):
-            for row in kept.read_row_group(group).to_pylist():
-                i = row["episode_index"]
-                columns, digests = {}, json.loads(row["digests"])
-                table = store.table(i)
-                for name in store.columns:
-                    array = table[name].combine_chunks()
-                    stats = {
-                        key: np.array(row[f"stats/{name}/{key}"])
-                        for key in ("min", "max", "mean", "std", "count")
-                        if f"stats/{name}/{key}" in row
-                    }
-                    columns[name] = Column(array, store.info["features"][name], digests[name], stats or None)
-                episode = store.read(i, reads)
-                columns |= new(episode)
-                writer.add(Episode(episode.task, columns, episode.info))
-    return Store(folder)
+        return replace_columns
+    raise AttributeError(name)

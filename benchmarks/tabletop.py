@@ -17,7 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from repro.results import wilson
+from repro.intervals import wilson
 from repro.sims.tabletop import tasks
 from repro.sims.tabletop.expert import Expert
 from repro.sims.tabletop.world import PlayTable

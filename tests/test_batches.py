@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from repro.data.batches import Batches, chunk_rows, last_of_run, pictures
-from repro.data.episodes import Episode, Store, StoreWriter, replace_columns
+from repro.data.columns import replace_columns
+from repro.data.episodes import Episode, Store, StoreWriter
 from repro.machine import UserError
 
 LENGTHS = (5, 9, 3, 7)

@@ -26,7 +26,7 @@ def test_cells_are_short_and_end_in_something_to_look_at(path):
     for cell in cells[1:]:
         last = ast.parse(cell.source).body[-1]
         shows = isinstance(last, ast.Expr | ast.For | ast.If | ast.With)
-        steps = ("ensure_store", "maps =", "records =", "rolled_out =")  # long work in a cell of its own; what it gives is shown in the next
+        steps = ("ensure_store", "maps =", "records =", "rolled_out =")  # long work has a cell of its own; the next shows what it gives
         assert shows or any(step in cell.source for step in steps), cell.source
 
 

@@ -333,3 +333,8 @@ def test_the_libero_rule_can_fail(bench, libero_files):
     assert not bench.score(mug, "put", Phrase("yellow and white mug", None))["target"]
     spatial = [task for task in tasks if task.kinds.get("akita_black_bowl_2") and len(task.interest) == 2 and "glazed" in str(task.kinds)]
     assert not any(bench.place_right(task, replace(parse(task.sentences["name"]), place="left of")) for task in spatial)
+
+
+def test_a_block_of_a_colour_that_no_table_has_keeps_its_colour():
+    assert (parse("pick up the left yellow block").target, parse("pick up the left yellow block").side) == ("yellow block", "left")
+    assert parse("press the button under the green lamp").item == "button"

@@ -11,7 +11,7 @@ import pytest
 from repro import experiments, profiles, results
 from repro.data.calvin import ensure_store
 from repro.data.episodes import Store
-from repro.gaze.crops import annotate
+from repro.gaze.annotate import annotate
 from repro.machine import UserError
 from repro.training import launch
 

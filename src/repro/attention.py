@@ -17,8 +17,8 @@ from contextlib import contextmanager
 import cv2
 import numpy as np
 
+from repro.intervals import bootstrap
 from repro.machine import UserError
-from repro.results import bootstrap
 
 MAP = "inferno"  # its lightness rises with the value: dark to bright in grey print too
 

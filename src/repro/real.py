@@ -22,7 +22,7 @@ from repro.data.episodes import Store
 from repro.evaluation import chains, floors, protocols
 from repro.experiments import about as about_policy
 from repro.experiments import minutes, watch
-from repro.gaze.crops import annotate
+from repro.gaze.annotate import annotate
 from repro.machine import UserError
 from repro.models.keypoint_policy import KeypointPolicy
 from repro.sims import calvin_layout, environments

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from repro.intervals import bootstrap, wilson  # noqa: F401
 from repro.machine import UserError
 
 FIELDS = {  # what every record holds, and its type
@@ -35,37 +36,6 @@ FIELDS = {  # what every record holds, and its type
 }
 PACKAGES = ("torch", "transformers", "numpy", "opencv-python-headless", "pyarrow", "accelerate", "pillow", "matplotlib")
 STAND_IN = "Measured on the embedded play table, a stand-in simulator: **not comparable** with the paper's rows"
-
-
-def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % Wilson score interval of a success rate k/n; honest at 0/n and n/n, (0, 1) where nothing was tried."""
-    if not 0 <= k <= n:
-        raise ValueError(f"k successes of n trials needs 0 <= k <= n, got k={k}, n={n}")
-    if n == 0:
-        return 0.0, 1.0
-    p, d = k / n, 1 + z * z / n
-    middle = (p + z * z / (2 * n)) / d
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / d
-    return (0.0 if k == 0 else middle - half), (1.0 if k == n else middle + half)
-
-
-def bootstrap(values, bounds: tuple[float, float] | None = None, seed: int = 0, draws: int = 4000) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of `values` (n,); the same seed gives the same interval.
-
-    Where all n values are equal a bootstrap has width 0 and would claim certainty. If each value is known to lie within `bounds`, the
-    interval is then what is still possible: a share of up to `wilson(0, n)[1]` of the population may differ, by as far as the bounds.
-    """
-    values = np.asarray(values, np.float64)
-    n = len(values)
-    if n == 0:
-        raise ValueError("no values: a mean of nothing has no interval")
-    mean = values.mean()
-    if bounds is not None and np.ptp(values) == 0:
-        share = wilson(0, n)[1]
-        return float(mean - share * (mean - bounds[0])), float(mean + share * (bounds[1] - mean))
-    means = values[np.random.default_rng(seed).integers(0, n, (draws, n))].mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
 
 
 # ---- records -------------------------------------------------------------------------------------------------------------------

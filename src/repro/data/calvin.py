@@ -551,11 +551,13 @@ def extract_command(ann_path: Path, npz_src_dir: Path, root_folder: Path, scene:
 @calvin.command("crop", help="Guide, step 2: crop/frame_XXXXXXX.png beside every picture, and crop_info.jsonl.")
 @click.option("--root_folder", required=True, type=click.Path(path_type=Path))
 @click.option("--npz_src_dir", type=click.Path(path_type=Path), help="where boxes.json lies; needed by --detector truth")
-@click.option("--detector", type=click.Choice(["truth", "colour", "none"]), default="colour", show_default=True)
-def crop_command(root_folder: Path, npz_src_dir: Path | None, detector: str) -> None:
+@click.option("--detector", type=click.Choice(["truth", "colour", "transformers", "groundingdino-py", "none"]), default="colour",
+              show_default=True)
+@click.option("--weights", help="GroundingDINO's weights, for transformers and groundingdino-py: hub id, folder or Kaggle input")
+def crop_command(root_folder: Path, npz_src_dir: Path | None, detector: str, weights: str | None) -> None:
     from repro.data import guide
 
-    click.echo(", ".join(f"{source} {count}" for source, count in guide.crop(root_folder, detector, npz_src_dir).items()))
+    click.echo(", ".join(f"{source} {count}" for source, count in guide.crop(root_folder, detector, npz_src_dir, weights).items()))
 
 
 @calvin.command("json", help="Guide, step 3: records {id, image, crop, instruction, actions}.")

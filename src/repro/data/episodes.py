@@ -411,12 +411,3 @@ def _values(column: pa.ChunkedArray, feature: dict, decode: bool):
     if pa.types.is_fixed_size_list(array.type):
         return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
     return array.to_numpy(zero_copy_only=False)
-
-
-def __getattr__(name: str):
-    """`replace_columns` is found here too; it lies in `data.columns`, which builds on this module."""
-    if name == "replace_columns":
-        from repro.data.columns import replace_columns
-
-        return replace_columns
-    raise AttributeError(name)

@@ -24,7 +24,7 @@ from repro.data import npy
 from repro.data.batches import chunk_rows, last_of_run
 from repro.data.boxes import box_index
 from repro.data.calvin import Annotation, Damage, Split, canonical, in_order, read_frames
-from repro.data.episodes import decode_png, encode_png
+from repro.data.episodes import Episode, decode_png, encode_png
 from repro.machine import UserError
 
 MEMBERS = ("rgb_static", "rel_actions", "robot_obs", "scene_obs")
@@ -97,53 +97,69 @@ def _steps(folder: Path) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def crop(root_folder: Path | str, detector: str = "colour", npz_src_dir: Path | str | None = None) -> Counter:
+def crop(root_folder: Path | str, detector: str = "colour", npz_src_dir: Path | str | None = None, weights: str | None = None) -> Counter:
     """Write crop/frame_XXXXXXX.png beside every picture, and crop_info.jsonl. Returns how many crops came from which source.
 
-    `detector`: "truth" (boxes.json in `npz_src_dir`), "colour" (the picture alone) or "none" (whole pictures).
+    `detector`: "truth" (boxes.json in `npz_src_dir`), "colour", "transformers" or "groundingdino-py" (the pictures; the last two with
+    `weights`), or "none" (whole pictures). Folders that are done with the same detector are left as they are.
     """
+    from repro.gaze.detectors import load  # gaze builds on data; only this command reaches back
+
     boxes = box_index(Path(npz_src_dir).parent, Path(npz_src_dir).name) if npz_src_dir else None
     if detector == "truth" and boxes is None:
         raise UserError(
             f"{npz_src_dir} holds no boxes.json.", expected="--npz_src_dir with true boxes (play table, calvin_sim)", next_step="use colour"
         )
-    sources: Counter = Counter()
+    finder = load(detector, weights) if detector not in ("truth", "none") else None
+    how, sources = f"{detector} {finder.fingerprint() if finder else ''}".strip(), Counter()
     for _, folder in folders(Path(root_folder)):
+        made = folder / "crop_info.jsonl"
+        done = [json.loads(line) for line in made.read_text().splitlines()] if made.is_file() else []
+        if done and all(line.get("detector") == how for line in done):
+            sources.update(line["source"] for line in done)
+            continue
         part, lines = folder / "crop.part", []
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
-        for name, (data, line) in _crops(folder, detector, boxes):
+        for name, (data, line) in _crops(folder, finder or detector, boxes):
             (part / name).write_bytes(data)
-            lines.append(json.dumps(line) + "\n")
+            lines.append(json.dumps(line | {"detector": how}) + "\n")
             sources[line["source"]] += 1
+        made.unlink(missing_ok=True)
         shutil.rmtree(folder / "crop", ignore_errors=True)
         os.rename(part, folder / "crop")
         (folder / "crop_info.part").write_text("".join(lines))
-        os.replace(folder / "crop_info.part", folder / "crop_info.jsonl")
+        os.replace(folder / "crop_info.part", made)
     return sources
 
 
-def _crops(folder: Path, detector: str, boxes) -> Iterator[tuple[str, tuple[bytes, dict]]]:
-    """(file name, (PNG, line of crop_info.jsonl)) of every picture of one episode."""
-    from repro.gaze.crops import crop as cut  # gaze builds on data; only this command reaches back
+def _crops(folder: Path, detector, boxes) -> Iterator[tuple[str, tuple[bytes, dict]]]:
+    """(file name, (PNG, line of crop_info.jsonl)) of every picture of one episode. detector: a Detector, "truth" or "none"."""
+    from repro.gaze.annotate import BOXES, PROPRIO, STATE, STATIC, detected, exact, true_boxes
+    from repro.gaze.crops import crop as cut
     from repro.gaze.crops import pixels
-    from repro.gaze.detectors import FULL_FRAME, Gaze, colour, truth
-    from repro.gaze.phrase import gaze_item, parse, resolve
+    from repro.gaze.detectors import Gaze
+    from repro.gaze.phrase import parse
 
-    steps, phrase, named_by = _steps(folder), parse(_sentence(folder)), detector
-    if detector == "truth" and len(steps["frame"]):
-        told, phrase = phrase, resolve(phrase, steps["environment_state"])
-        named_by = "truth" if gaze_item(told) == gaze_item(phrase) else "state"
-    for number in steps["frame"].tolist():
+    steps, sentence = _steps(folder), _sentence(folder)
+    numbers, phrase = steps["frame"].tolist(), parse(sentence)
+    if not numbers:
+        return
+    pictures = np.stack([decode_png((folder / "img" / f"frame_{number:07d}.png").read_bytes()) for number in numbers])
+    episode = Episode(sentence, {STATIC: pictures, STATE: steps["environment_state"], PROPRIO: steps["robot_obs"]})
+    if detector == "none":
+        gazes = [Gaze()] * len(numbers)
+    elif detector == "truth":
+        episode.columns[BOXES] = [json.dumps(boxes.boxes(number)) for number in numbers]
+        gazes = exact(episode, true_boxes(episode, pictures.shape[1:3]), "truth")
+    else:
+        gazes = detected(episode, detector)
+    for number, picture, gaze in zip(numbers, pictures, gazes, strict=True):
         name = f"frame_{number:07d}.png"
-        picture = decode_png((folder / "img" / name).read_bytes())
-        if detector == "truth":
-            gaze = truth(boxes.boxes(number), phrase, picture.shape[:2], named_by)
-        else:
-            gaze = colour(picture, phrase) if detector == "colour" else Gaze(FULL_FRAME, 0.0, "fallback")
         corners = dict(zip(("x1", "y1", "x2", "y2"), pixels(gaze.box, *picture.shape[:2]), strict=True))
-        line = {"npz": f"episode_{number:07d}.npz", "original_image": f"img/{name}", "crop_image": f"crop/{name}", "label": phrase.target}
-        yield name, (encode_png(cut(picture, gaze.box)), line | {"coordinates": corners, "score": float(gaze.score), "source": gaze.source})
+        line = {"npz": f"episode_{number:07d}.npz", "original_image": f"img/{name}", "crop_image": f"crop/{name}", "label": phrase.target,
+                "coordinates": corners, "score": float(gaze.score), "source": gaze.source, "note": gaze.note}  # fmt: skip
+        yield name, (encode_png(cut(picture, gaze.box)), line)
 
 
 def write_json(root_folder: Path | str, output: Path | str, future_k: int = 5) -> int:

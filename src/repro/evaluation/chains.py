@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from repro.intervals import bootstrap, wilson
 from repro.machine import UserError
-from repro.results import bootstrap, wilson
 from repro.sims.base import Launch
 from repro.sims.rollouts import Group
 from repro.sims.worker import Remote

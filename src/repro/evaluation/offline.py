@@ -7,7 +7,7 @@ beside it (a constant action, a blind model, another episode's instruction), and
 import numpy as np
 
 from repro.data.episodes import Store
-from repro.results import bootstrap
+from repro.intervals import bootstrap
 
 
 class ConstantAction:

@@ -1,24 +1,12 @@
-"""Gaze crops, and gaze boxes as columns of a store.
+"""Gaze crops: the part of a picture under a box.
 
-    crop(image, gaze.box, size=(173, 334))
-    annotate("data/store", "truth")                       # adds gaze.box, gaze.score, gaze.source
+    crop(image, gaze.box, size=(173, 334), margin=0.1, minimum=24)
 """
-
-import json
-from collections import Counter
-from pathlib import Path
 
 import cv2
 import numpy as np
 
-from repro.data.episodes import Episode, Store, replace_columns
-from repro.gaze.detectors import FULL_FRAME, colour, truth
-from repro.gaze.phrase import gaze_item, parse, resolve
 from repro.machine import UserError
-
-__all__ = ["FULL_FRAME", "annotate", "crop", "pixels"]
-
-STATIC, STATE, BOXES = "observation.images.static", "observation.environment_state", "info.boxes"
 
 
 def pixels(box: np.ndarray, height: int, width: int, margin: float = 0.0, minimum: int = 0) -> tuple[int, int, int, int]:
@@ -64,46 +52,3 @@ def crop(image: np.ndarray, box: np.ndarray, size: tuple[int, int] | None = None
         return part.copy()
     shrinks = part.shape[0] >= size[0] and part.shape[1] >= size[1]
     return cv2.resize(part, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-
-def annotate(folder: Path | str, detector: str = "truth", look_ahead: bool = True) -> dict:
-    """Add gaze.box (T, 4), gaze.score (T,) and gaze.source to every episode of a store; a report of what was found.
-
-    detector: "truth" takes the simulator's boxes from the store's column `info.boxes`; "colour" looks at the pictures. With
-    `look_ahead`, "truth" resolves "the block" and "the top block" from the whole episode's motion; such boxes have the source "state".
-    Report: frames by source in all and per task, and `unnamed`: the instructions whose words, and motion, named no item, with their frames.
-    """
-    if detector not in ("truth", "colour"):
-        raise UserError(f"There is no detector {detector!r}.", expected="truth or colour", found=detector)
-    store = Store(folder)
-    if detector == "truth" and BOXES not in store.columns:
-        raise UserError(f"{folder} holds no simulator boxes.", expected=f"column {BOXES}", found=store.columns,
-                        next_step="import data that has a boxes.json, or use the detector colour")  # fmt: skip
-    image_size = tuple(store.info["features"][STATIC]["shape"][:2])
-    sources, tasks, unnamed = Counter(), {}, Counter()
-
-    def detect(episode: Episode) -> dict:
-        phrase, named_by = parse(episode.task), detector
-        if detector == "colour":
-            gazes = [colour(image, phrase) for image in episode.columns[STATIC]]
-        else:
-            if look_ahead:
-                told, phrase = phrase, resolve(phrase, episode.columns[STATE])
-                named_by = "truth" if gaze_item(told) == gaze_item(phrase) else "state"
-            gazes = [truth(json.loads(boxes), phrase, image_size, named_by) for boxes in episode.columns[BOXES]]
-        counts = Counter(gaze.source for gaze in gazes)
-        sources.update(counts)
-        tasks.setdefault(episode.info.get("task_id") or "unknown", Counter()).update(counts)
-        if gaze_item(phrase) is None:
-            unnamed[episode.task] += len(gazes)
-        return {
-            "gaze.box": np.stack([gaze.box for gaze in gazes]),
-            "gaze.score": np.array([gaze.score for gaze in gazes], dtype=np.float32),
-            "gaze.source": [gaze.source for gaze in gazes],
-        }
-
-    replace_columns(folder, detect, reads=[BOXES, STATE] if detector == "truth" else [STATIC])
-    return {
-        "detector": detector, "frames": sum(sources.values()), "sources": dict(sources),
-        "tasks": {task: dict(counts) for task, counts in sorted(tasks.items())}, "unnamed": dict(unnamed),
-    }  # fmt: skip

@@ -2,14 +2,16 @@
 
     model = BACKENDS["groundingdino-py"](config, state, tokenizer, file)
 
-Five things stand between the two. Each is worked around on these models alone, other users of the same classes see nothing of it:
+Six things stand between the two. Each is worked around on these models alone, other users of the same classes see nothing of it:
 
 - The package borrows three methods of transformers' BertModel, which transformers 5 changed and dropped (IDEA-Research/GroundingDINO
   issue 446).
 - Its builder knows Swin's published sizes only and downloads bert-base-uncased: the model is put together from its parts instead.
 - Where the texts of a batch differ it gives a text the mask of another: the answer depended on the batch. The port does not.
-- It needs torchvision, whose native part does not load where it is a CUDA build beside a CPU torch.
-- Before it refines a box it keeps coordinates 1e-3 away from 0 and 1, the port 1e-5. The weights were trained with 1e-3, so the port is
+- The port of some transformers 5 (seen on 5.0.0 and 5.9.0, not on 4.57.6 and 5.23.0) adds the text's mask, as 0 and 1, to the logits
+  of attention: every noun reads every other, and boxes move by up to 0.8 of the image with random weights.
+- The package needs torchvision, whose native part does not load where it is a CUDA build beside a CPU torch.
+- Before it refines a box the package keeps coordinates 1e-3 away from 0 and 1, the port 1e-5. The weights were trained with 1e-3, so the port is
   run with that too; else the two differ for boxes that come that close to two opposite borders, or to a point.
 """
 
@@ -71,7 +73,20 @@ def port(config, state: dict, tokenizer, file: Path) -> Port:
     shapes = [(bad, state[bad].shape, own[bad].shape) if isinstance(bad, str) else bad for bad in about["mismatched_keys"]]
     misshapen = [f"{name} is {tuple(found)}, not {tuple(expected)}" for name, found, expected in shapes]
     refuse(file, missing=missing - set(state), unexpected=about["unexpected_keys"], misshapen=misshapen)
+    model.model.text_backbone.register_forward_pre_hook(_masked_text)
     return Port(model)
+
+
+def _masked_text(text, args: tuple):
+    """Before the text backbone: its mask (B, 1, tokens, tokens) as numbers to add, which every version takes for what it is."""
+    ids, mask, *others = args
+    return (ids, additive(mask) if mask.dim() == 4 else mask, *others)
+
+
+def additive(mask: torch.Tensor, *_, **__) -> torch.Tensor:
+    """A mask (B, tokens), (B, tokens, tokens) or (B, 1, tokens, tokens), 1 where to look, as (B, 1, ..., tokens) to add to logits."""
+    mask = mask[:, None, None] if mask.dim() == 2 else mask[:, None] if mask.dim() == 3 else mask
+    return (1.0 - mask.float()) * torch.finfo(torch.float32).min
 
 
 @contextmanager
@@ -165,10 +180,6 @@ def _with_masks(bert):
     On transformers 5 all three are replaced: some of its versions have one left, whose third argument has become the dtype.
     """
     import transformers
-
-    def additive(mask, *_, **__):
-        mask = mask[:, None] if mask.dim() == 3 else mask[:, None, None]
-        return (1.0 - mask.float()) * torch.finfo(torch.float32).min
 
     def head_mask(mask, layers, *_):
         assert mask is None, "GroundingDINO masks no heads"

@@ -94,6 +94,7 @@ def parse(instruction: str, strict: bool = False) -> Phrase:
     told = None
     for step in reversed(steps):
         told = replace(_phrase(step, at_table), then=told)
+    at_table &= not any(re.search(rf"\b(?:green|yellow) {_SIZE}{_NOUN}$", noun) for noun in spoken)  # the table's blocks have other colours
     known = _at_table(text) if at_table and not refused else None
     if known and told and (told.item == known.item is not None or told.target == known.target):
         known = replace(told, **{name: getattr(known, name) for name in ("target", "destination", "destination_item", "relation")})

@@ -1,39 +1,24 @@
 """How good gaze boxes are against the truth, in numbers and to the eye.
 
     report = detection_quality(predicted, truth, sources=sources)
+    calibration(scores, hits)                             # what a score means
     contact_sheet(images, predicted, truth, labels).savefig("gaze.png")
+
+Which frames are measured, and what is compared with what, is in `evaluation/gaze.py`.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from repro.gaze import detectors
-from repro.gaze.phrase import parse
-from repro.machine import UserError
-from repro.results import wilson
+from repro.gaze.candidates import iou
+from repro.intervals import wilson
 
 DASHES, PREDICTED = (0, (3, 2)), "#ffd60a"
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes (..., 4) x0, y0, x1, y1, broadcast against each other; 0 where both are empty."""
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    size = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
-    inside = size[..., 0] * size[..., 1]
-    union = area(a) + area(b) - inside
-    return np.divide(inside, union, out=np.zeros_like(inside), where=union > 0)
-
-
-def area(box: np.ndarray) -> np.ndarray:
-    """Area of boxes (..., 4); an inverted box has none."""
-    box = np.asarray(box, dtype=np.float64)
-    return np.clip(box[..., 2] - box[..., 0], 0, None) * np.clip(box[..., 3] - box[..., 1], 0, None)
 
 
 def detection_quality(predicted: np.ndarray, truth: np.ndarray, sources: Sequence[str] | None = None, visible: np.ndarray | None = None,
@@ -72,8 +57,46 @@ def detection_quality(predicted: np.ndarray, truth: np.ndarray, sources: Sequenc
     }  # fmt: skip
 
 
+def calibration(scores: np.ndarray, hits: np.ndarray, bins: int = 5) -> dict:
+    """What a detector's score means: claims (N,) by score in `bins` equal bins of [0, 1], and how often each bin is right (hits, bool
+    (N,)).
+
+    rows: per bin that holds a claim: low, high, n, mean score, right (share), and its Wilson interval. error: expected calibration error,
+    the mean distance between score and share right, weighted by n (Guo et al. 2017). separates: the chance that a right claim
+    has a higher score than a wrong one (0.5: the score says nothing; None without both).
+    """
+    scores, hits = np.asarray(scores, np.float64), np.asarray(hits, bool)
+    place, rows = np.clip((scores * bins).astype(int), 0, bins - 1), []
+    for b in range(bins):
+        mine = place == b
+        if mine.any():
+            low, high = wilson(int(hits[mine].sum()), int(mine.sum()))
+            rows.append({"low": b / bins, "high": (b + 1) / bins, "n": int(mine.sum()), "score": float(scores[mine].mean()),
+                         "right": float(hits[mine].mean()), "right_low": low, "right_high": high})  # fmt: skip
+    error = sum(row["n"] * abs(row["score"] - row["right"]) for row in rows) / max(1, len(scores))
+    right, wrong = scores[hits], scores[~hits]
+    above = float(((right[:, None] > wrong) + 0.5 * (right[:, None] == wrong)).mean()) if len(right) and len(wrong) else None
+    return {"n": len(scores), "rows": rows, "error": float(error), "separates": above}
+
+
 def _share(k: int, n: int) -> float | None:
     return float(k / n) if n else None
+
+
+def reliability(reports: dict[str, dict], title: str = "") -> Figure:
+    """What scores mean: share right (with its interval) against mean score, one line a `calibration` report; the diagonal is honest."""
+    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="score = share right")
+    for (name, found), style in zip(reports.items(), (("0.5", "s", "--"), ("black", "o", "-"), ("#7a5195", "^", "-.")), strict=False):
+        score, right = ([row[key] for row in found["rows"]] for key in ("score", "right"))
+        bars = np.abs(np.array([[row["right_low"], row["right_high"]] for row in found["rows"]]).reshape(-1, 2).T - right)
+        axis.errorbar(score, right, bars, color=style[0], marker=style[1], linestyle=style[2], capsize=3,
+                      label=f"{name} (n = {found['n']} claims, error {found['error']:.2f})")  # fmt: skip
+    axis.set(xlabel="detector's score, mean of bin", ylabel="share with IoU >= 0.5 [95 %]", xlim=(0, 1), ylim=(0, 1.02))
+    axis.set_title(title, fontsize=9)
+    axis.legend(fontsize=8, loc="lower right")
+    return figure
 
 
 def contact_sheet(images: Sequence[np.ndarray], predicted: np.ndarray, truth: np.ndarray, labels: Sequence[str],
@@ -131,68 +154,3 @@ def _wrap(label: str, width: int = 34) -> str:
     cut = width if cut <= 0 else cut
     rest = label[cut:].strip()
     return f"{label[:cut]}\n{rest if len(rest) <= width else rest[: width - 1] + '…'}"
-
-
-# ---- a store's detector against its true boxes ------------------------------------------------------------------------------------
-
-@dataclass(frozen=True)
-class Scored:
-    """A detector's boxes on frames of a store, beside the simulator's; lists of one entry a frame."""
-
-    detector: str
-    predicted: np.ndarray  # (N, 4)
-    truth: np.ndarray  # (N, 4), NaN where the target is hidden
-    sources: list[str]
-    tasks: list[str]
-    instructions: list[str]
-    episodes: np.ndarray
-    images: list[np.ndarray]
-
-    def quality(self, task: str | None = None) -> dict:
-        """`detection_quality` of the frames of one task, or of all."""
-        pick = np.array([task in (None, t) for t in self.tasks])
-        chosen = [s for s, p in zip(self.sources, pick, strict=True) if p]
-        visible = ~np.isnan(self.truth[pick]).any(1)
-        return detection_quality(self.predicted[pick], np.nan_to_num(self.truth[pick]), chosen, visible, self.episodes[pick])
-
-    def table(self) -> str:
-        """Markdown: one row a task, and all."""
-        lines = ["| task | frames | detected [95 %] | precision | centre error, px | jump rate | sources |", "|---" * 7 + "|"]
-        cell = lambda value, form: "-" if value is None else format(value, form)
-        for task in [*sorted(set(self.tasks)), None]:
-            q = self.quality(task)
-            sources = ", ".join(f"{name} {n}" for name, n in sorted(q["sources"].items()))
-            lines.append(f"| {task or '**all**'} | {q['n']} | {cell(q['detection_rate'], '.2f')} [{q['low']:.2f}, {q['high']:.2f}] | "
-                         f"{cell(q['precision'], '.2f')} | {cell(q['centre_error'], '.1f')} | {cell(q['jump_rate'], '.2f')} | {sources} |")
-        return "\n".join(lines)
-
-    def sheet(self, count: int = 12) -> Figure:
-        """Frames spread over the episodes, each with its verdict."""
-        picks = np.linspace(0, len(self.tasks) - 1, min(count, len(self.tasks))).round().astype(int)
-        return contact_sheet([self.images[i] for i in picks], self.predicted[picks], self.truth[picks],
-                             [self.instructions[i] for i in picks], [self.sources[i] for i in picks], title=f"detector {self.detector}")
-
-
-def score(store, detector: str = "colour", every: int = 5) -> Scored:
-    """Run a detector on every `every`-th frame of a store that `crops.annotate` has given its true boxes.
-
-    The truth is `gaze.box` where its source is truth or state; elsewhere the target is hidden.
-    """
-    if detector != "colour":
-        raise UserError(f"there is no detector {detector!r} to score", expected="colour")
-    if "gaze.box" not in store.columns:
-        raise UserError(f"{store.folder} has no gaze boxes", expected="column gaze.box", next_step="annotate it first (crops.annotate)")
-    found = {name: [] for name in ("predicted", "truth", "sources", "tasks", "instructions", "episodes", "images")}
-    for info in store.episodes:
-        columns = store.read(info.index, ["observation.images.static", "gaze.box", "gaze.source"]).columns
-        phrase = parse(info.task)
-        for t in range(0, info.length, every):
-            image = columns["observation.images.static"][t]
-            gaze = detectors.colour(image, phrase)
-            known = columns["gaze.source"][t] in ("truth", "state")
-            box = columns["gaze.box"][t] if known else np.full(4, np.nan)
-            values = (gaze.box, box, gaze.source, info.task_id, info.task, info.index, image)
-            for name, value in zip(found, values, strict=True):
-                found[name].append(value)
-    arrays = {name: np.array(found.pop(name)) for name in ("predicted", "truth", "episodes")}
-    return Scored(detector, **arrays, **found)

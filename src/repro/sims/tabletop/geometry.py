@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import scenes as s
-from .looks import BULB, BUTTON, DARK, FINGER, FLAT, FLOOR, GREY, LED, LOOKS, PAD, WALL, WHITE, WOOD, WOOD2
+from .looks import BULB, BUTTON, DARK, FINGER, FLAT, FLOOR, GREY, LED, PAD, WALL, WHITE, WOOD, WOOD2
+from .looks import look as looked
 from .scenes import ITEMS, Scene
 
 ARM = ("upper_arm", "forearm", "elbow", "wrist")
@@ -103,7 +104,7 @@ class _Builder:
 
 def solids(scene: Scene) -> Solids:
     """All solids of a scene. Lamps are listed as off; the renderer gives their faces the colour of their state."""
-    look = LOOKS[scene.name]
+    look = looked(scene.name)
     b = _Builder(look)
     _furniture(b, scene, look)
     _fixtures(b, scene, look)

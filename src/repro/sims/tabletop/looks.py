@@ -3,7 +3,9 @@
 Furniture is never red, blue or pink, so that a colour detector can work; the blocks keep their hue and vary a little in shade.
 """
 
-from dataclasses import dataclass
+import colorsys
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -49,6 +51,39 @@ LOOKS = {
         blocks={"red_block": (218, 22, 22), "blue_block": (22, 34, 214), "pink_block": (236, 48, 226)},
     ),
 }
+
+
+def repainted(scene, seed: int):
+    """The same table (a scenes.Scene) in woods, metal, walls, floor and shades of its blocks that the seed draws; nobody trained on
+    them."""
+    return replace(scene, name=f"{scene.name[0]}~{seed}")
+
+
+@lru_cache(maxsize=64)
+def look(name: str) -> Look:
+    """The look of a scene's name: "D", or "D~7" as `repainted` calls it."""
+    if "~" not in name:
+        return LOOKS[name]
+    random = np.random.default_rng([int(name.split("~")[1]), 77])
+
+    def paint(hue, saturation, value):
+        shade = colorsys.hsv_to_rgb(random.uniform(*hue) / 360 % 1, random.uniform(*saturation), random.uniform(*value))
+        return tuple(round(255 * c) for c in shade)
+
+    def pair(light):
+        return light, tuple(round(random.uniform(0.65, 0.9) * c) for c in light)
+
+    any_hue = (0, 360)
+    table = paint((18, 48), (0.15, 0.6), (0.4, 0.9)) if random.random() < 0.6 else paint(any_hue, (0.02, 0.3), (0.4, 0.95))
+    front = paint((18, 48), (0.15, 0.6), (0.4, 0.9)) if random.random() < 0.6 else paint(any_hue, (0.02, 0.3), (0.4, 0.9))
+    metal = paint(any_hue, (0.0, 0.15), (0.15, 0.45)) if random.random() < 0.7 else paint((35, 50), (0.3, 0.5), (0.6, 0.8))
+    hues = {"red_block": (350, 365), "blue_block": (215, 240), "pink_block": (295, 318)}
+    return Look(wood=pair(table), wood2=pair(front), grain=(random.uniform(12, 34), random.uniform(0.3, 0.9)), metal=metal,
+                floor=pair(paint(any_hue, (0.0, 0.3), (0.5, 0.95))), tile=int(random.choice((16, 32, 64))),
+                wall=paint(any_hue, (0.0, 0.12), (0.7, 0.92)),
+                blocks={name: paint(hue, (0.72, 0.95), (0.75, 0.95)) for name, hue in hues.items()})  # fmt: skip
+
+
 WHITE, GREY, DARK, FINGER, PAD, BUTTON = (228, 229, 232), (150, 152, 158), (58, 60, 66), (190, 192, 196), (104, 108, 116), (36, 36, 40)
 LED = ((74, 104, 78), (40, 255, 70))  # off, on
 BULB = ((206, 206, 200), (255, 226, 64))
@@ -56,14 +91,14 @@ BULB = ((206, 206, 200), (255, 226, 64))
 
 def textures(name: str) -> np.ndarray:
     """(4, 512, 512, 3) float32 RGB before lighting, in the order WOOD, WOOD2, FLOOR, WALL, of the scene called `name`."""
-    look, random = LOOKS[name], np.random.default_rng(ord(name[0]))
-    wood, wood2 = _wood(look.wood, *look.grain, random), _wood(look.wood2, *look.grain, random)
+    about, random = look(name), np.random.default_rng([ord(c) for c in name] if "~" in name else ord(name))
+    wood, wood2 = _wood(about.wood, *about.grain, random), _wood(about.wood2, *about.grain, random)
     u, v = np.meshgrid(np.arange(SIDE), np.arange(SIDE))
-    checker = ((u // look.tile + v // look.tile) % 2)[:, :, None]
-    floor = np.where(checker == 1, np.float32(look.floor[0]), np.float32(look.floor[1]))
-    seam = ((u % look.tile == 0) | (v % look.tile == 0))[:, :, None]
+    checker = ((u // about.tile + v // about.tile) % 2)[:, :, None]
+    floor = np.where(checker == 1, np.float32(about.floor[0]), np.float32(about.floor[1]))
+    seam = ((u % about.tile == 0) | (v % about.tile == 0))[:, :, None]
     floor = np.where(seam, 0.88 * floor, floor) + random.normal(0, 2.0, (SIDE, SIDE, 1))
-    wall = np.float32(look.wall) + 3 * _noise(random, 16, 16) + random.normal(0, 1.0, (SIDE, SIDE, 1))
+    wall = np.float32(about.wall) + 3 * _noise(random, 16, 16) + random.normal(0, 1.0, (SIDE, SIDE, 1))
     return np.stack([wood, wood2, floor, wall]).astype(np.float32)
 
 

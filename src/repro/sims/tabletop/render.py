@@ -90,7 +90,7 @@ class _Model:
     """What does not depend on the state: solids, textures, background of the static camera; and the last furniture drawn."""
 
     def __init__(self, scene: Scene):
-        self.scene, self.look, self.solids, self.camera = scene, looks.LOOKS[scene.name], g.solids(scene), static_camera()
+        self.scene, self.look, self.solids, self.camera = scene, looks.look(scene.name), g.solids(scene), static_camera()
         s = self.solids
         self.tag = (s.item + 16 * s.receiver).astype(np.uint8)
         self.textures, self._shaded, self._backgrounds, self._furniture = looks.textures(scene.name), {}, {}, [(None, None)] * 2

@@ -13,7 +13,7 @@ the table they are part of: they are found by their handles, and their box is la
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,24 +35,36 @@ WORDS = {**{name: name for name in HUES}, "purple": "pink", "magenta": "pink", "
 class Kind:
     """What a kind of thing looks like. Sizes are shares of the picture's side, spreads are factors.
 
-    around: for a thing found by its handle, its box x0, y0, x1, y1 in widths and heights of the handle, from the handle's corner.
-    edge: such a box reaches up to this height at least (the table's front edge, from which a drawer comes out).
+    panel: for a thing that is found by its handle, how its box follows from the handle's.
     """
 
     width: tuple[float, float]
     height: tuple[float, float]
     band: tuple[float, float] = (0.0, 1.0)  # where its centre is, from the top
     patches: tuple[str, ...] = (*HUES, "black", "white")  # what it can be when no colour was said
-    around: tuple[float, float, float, float] | None = None
-    edge: float | None = None
+    panel: Callable[[float, float, float, float], tuple[float, float, float, float]] | None = None
+
+
+def _drawer(x0: float, y0: float, x1: float, y1: float) -> tuple[float, float, float, float]:
+    """A drawer's box from its handle's, both in [0, 1]. The lower the handle stands in the picture, the further the drawer is open: its
+    right end comes nearer, and its box begins at the table's front edge."""
+    width, height, out = x1 - x0, y1 - y0, min(1.0, max(0.0, (y0 - 0.675) / 0.185))
+    top = y0 - 0.3 * height
+    return x0 - 0.18 * width, top if out < 0.1 else min(top, 0.635), x0 + (1.45 + 0.34 * out) * width, y1
+
+
+def _door(x0: float, y0: float, x1: float, y1: float) -> tuple[float, float, float, float]:
+    """A sliding door's box from its handle's, which stands at its left, a little below the middle."""
+    width, middle = x1 - x0, (y0 + y1) / 2 - 0.35 * (x1 - x0)
+    return x0 - 0.65 * width, middle - 1.28 * width, x0 + 2.25 * width, middle + 1.28 * width
 
 
 KINDS = {
     "block": Kind((0.10, 1.4), (0.10, 1.4), patches=tuple(HUES)),
     "button": Kind((0.088, 1.25), (0.084, 1.25), (0.35, 0.62), ("black", "dark", "contrast")),
     "switch": Kind((0.18, 1.25), (0.07, 1.4), (0.05, 0.42), ("black", "dark", "contrast")),
-    "drawer": Kind((0.285, 1.2), (0.135, 1.3), (0.65, 1.0), ("black", "dark", "contrast"), (-0.18, -0.22, 1.8, 1.0), 0.635),
-    "slider": Kind((0.105, 1.35), (0.225, 1.35), (0.15, 0.45), ("black", "dark", "contrast"), (-0.57, -0.21, 2.2, 1.12)),
+    "drawer": Kind((0.285, 1.2), (0.135, 1.3), (0.65, 1.0), ("black", "dark", "contrast"), _drawer),
+    "slider": Kind((0.105, 1.35), (0.225, 1.35), (0.15, 0.45), ("black", "dark", "contrast"), _door),
     "led": Kind((0.15, 1.8), (0.055, 1.4), (0.0, 0.5), ("green", "white")),
     "light bulb": Kind((0.085, 1.25), (0.075, 1.3), (0.0, 0.25), ("yellow", "white")),
     "bowl": Kind((0.17, 1.4), (0.12, 1.4)),
@@ -155,12 +167,8 @@ def fits(patch: Patch, colour: str | None, kind: Kind | None, size: tuple[int, i
 
 def _laid_out(patch: Patch, kind: Kind | None, size: tuple[int, int]) -> np.ndarray:
     """The thing's box in [0, 1]: the patch's own, or the one that its handle tells."""
-    x0, y0, x1, y1 = patch.box
-    if kind is not None and kind.around is not None:
-        w, h, a = x1 - x0, y1 - y0, kind.around
-        x0, y0, x1, y1 = x0 + a[0] * w, y0 + a[1] * h, x0 + a[2] * w, y0 + a[3] * h
-        y0 = y0 if kind.edge is None else min(y0, kind.edge * size[0])
-    return np.clip(np.array([x0, y0, x1, y1]) / (size[1], size[0], size[1], size[0]), 0, 1)
+    box = np.array(patch.box) / (size[1], size[0], size[1], size[0])
+    return np.clip(kind.panel(*box.tolist()) if kind is not None and kind.panel is not None else box, 0, 1)
 
 
 # ---- patches ----------------------------------------------------------------------------------------------------------------------
@@ -177,7 +185,10 @@ def patches(image: np.ndarray) -> list[Patch]:
     masks = {"black": dark & (value < 75), "dark": dark, "contrast": _stands_out(lab) & ~bright & ~dark & ~vivid,
              "white": bright & (value > 165) & ~_large(bright)}  # fmt: skip
     found = [patch for name in HUES for patch in _coloured(name, hsv)]
-    return found + [patch for name, mask in masks.items() for patch in _grey(name, mask, bright, lab)]
+    found += [patch for name, mask in masks.items() for patch in _grey(name, mask, bright, lab)]
+    bar = np.ones((1, round(0.06 * len(image))), np.uint8)  # what is left of a mask are bars that lie, freed from what stands under them
+    lying = {name: cv2.morphologyEx(masks[name].astype(np.uint8), cv2.MORPH_OPEN, bar) > 0 for name in ("dark", "contrast")}
+    return found + [patch for name, mask in lying.items() for patch in _grey(name, mask, bright, lab)]
 
 
 def _coloured(name: str, hsv: np.ndarray) -> list[Patch]:

@@ -8,11 +8,12 @@ Six things stand between the two. Each is worked around on these models alone, o
   issue 446).
 - Its builder knows Swin's published sizes only and downloads bert-base-uncased: the model is put together from its parts instead.
 - Where the texts of a batch differ it gives a text the mask of another: the answer depended on the batch. The port does not.
-- The port of some transformers 5 (seen on 5.0.0 and 5.9.0, not on 4.57.6 and 5.23.0) adds the text's mask, as 0 and 1, to the logits
-  of attention: every noun reads every other, and boxes move by up to 0.8 of the image with random weights.
+- On some versions of transformers 5 the port counts a full stop as the first token of its phrase and not as the last (seen on 5.0.0 and
+  5.9.0), or rounds the waves that tell a token's place to whole numbers (5.9.0; neither on 4.57.6 and 5.23.0). With random weights
+  boxes move by up to 0.9 of the image. It is given the places of all tokens, as floats.
 - The package needs torchvision, whose native part does not load where it is a CUDA build beside a CPU torch.
-- Before it refines a box the package keeps coordinates 1e-3 away from 0 and 1, the port 1e-5. The weights were trained with 1e-3, so the port is
-  run with that too; else the two differ for boxes that come that close to two opposite borders, or to a point.
+- Before it refines a box the package keeps coordinates 1e-3 away from 0 and 1, the port 1e-5. The weights were trained with 1e-3, so the
+  port is run with that too; else the two differ for boxes that come that close to a border of the image, or to a point.
 """
 
 import importlib.util
@@ -25,7 +26,7 @@ from unittest import mock
 import torch
 from torch.overrides import TorchFunctionMode
 
-from repro.gaze.grounding_dino_weights import COPY, UNUSED, refuse, to_package
+from repro.gaze.grounding_dino_weights import COPY, SEPARATORS, UNUSED, refuse, to_package
 from repro.machine import UserError
 
 NEEDED = ("groundingdino", "torchvision", "timm", "addict", "yapf", "supervision", "pycocotools")
@@ -38,14 +39,29 @@ class Port(torch.nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.model = model
+        self.model, self.places = model, None
+        model.model.text_backbone.register_forward_pre_hook(lambda _, args: (*args[:3], self.places, *args[4:]))
+        model.model.encoder.register_forward_pre_hook(self._placed, with_kwargs=True)
+
+    def _placed(self, _, args: tuple, kwargs: dict):
+        return args, kwargs | {"text_position_ids": self.places.float()}
 
     def forward(self, pixels, mask, text):
         ids = text["input_ids"]
+        self.places = places(ids)
         with _Clamp():
             out = self.model(pixel_values=pixels, pixel_mask=mask.long(), input_ids=ids, attention_mask=text["attention_mask"],
                              token_type_ids=torch.zeros_like(ids))  # fmt: skip
         return out.logits, out.pred_boxes
+
+
+def places(ids: torch.Tensor) -> torch.Tensor:
+    """Where each token (B, T) stands in its phrase, from 0; the separator that closes a phrase is the last of it."""
+    index = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    separator = torch.isin(ids, torch.tensor(list(SEPARATORS.values()), device=ids.device))
+    last = torch.where(separator, index, -1).cummax(dim=1).values  # the separator at or before each token
+    before = torch.nn.functional.pad(last[:, :-1], (1, 0), value=-1)
+    return torch.where(separator.int().flip(1).cumsum(1).flip(1) > 0, index - before - 1, 0)  # 0 beyond the end of a shorter text
 
 
 class _Clamp(TorchFunctionMode):
@@ -73,20 +89,7 @@ def port(config, state: dict, tokenizer, file: Path) -> Port:
     shapes = [(bad, state[bad].shape, own[bad].shape) if isinstance(bad, str) else bad for bad in about["mismatched_keys"]]
     misshapen = [f"{name} is {tuple(found)}, not {tuple(expected)}" for name, found, expected in shapes]
     refuse(file, missing=missing - set(state), unexpected=about["unexpected_keys"], misshapen=misshapen)
-    model.model.text_backbone.register_forward_pre_hook(_masked_text)
     return Port(model)
-
-
-def _masked_text(text, args: tuple):
-    """Before the text backbone: its mask (B, 1, tokens, tokens) as numbers to add, which every version takes for what it is."""
-    ids, mask, *others = args
-    return (ids, additive(mask) if mask.dim() == 4 else mask, *others)
-
-
-def additive(mask: torch.Tensor, *_, **__) -> torch.Tensor:
-    """A mask (B, tokens), (B, tokens, tokens) or (B, 1, tokens, tokens), 1 where to look, as (B, 1, ..., tokens) to add to logits."""
-    mask = mask[:, None, None] if mask.dim() == 2 else mask[:, None] if mask.dim() == 3 else mask
-    return (1.0 - mask.float()) * torch.finfo(torch.float32).min
 
 
 @contextmanager
@@ -180,6 +183,10 @@ def _with_masks(bert):
     On transformers 5 all three are replaced: some of its versions have one left, whose third argument has become the dtype.
     """
     import transformers
+
+    def additive(mask, *_, **__):
+        mask = mask[:, None] if mask.dim() == 3 else mask[:, None, None]
+        return (1.0 - mask.float()) * torch.finfo(torch.float32).min
 
     def head_mask(mask, layers, *_):
         assert mask is None, "GroundingDINO masks no heads"

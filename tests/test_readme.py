@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from repro import results
+from repro.evaluation import gaze
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -41,3 +42,11 @@ def test_every_notebook_is_listed():
 def test_no_committed_record_is_of_an_edited_tree():
     for path in (ROOT / "results").glob("*/runs/*.json"):
         assert "+changes" not in results.load(path)["commit"], path
+
+
+def test_the_gaze_block_is_the_records():
+    section = README.split(gaze.START)[1].split(gaze.END)[0].strip()
+    records = gaze.ordered(ROOT / "results" / "gaze")
+    assert section == gaze.readme_section(records).strip()
+    assert "| 92 | 67 |" in section and "| none |" in section and "| all |" in section
+    assert "not run" in section or any("grounding" in record["config"]["detector"] for record in records)

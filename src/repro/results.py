@@ -311,9 +311,14 @@ def write_readme(readme: str | Path, folder: str | Path) -> None:
     """Put `readme_section(folder)` and `real_section(folder/../sims)` between their marks in the README."""
     text = Path(readme).read_text()
     for start, end, section in ((START, END, readme_section(folder)), (REAL_START, REAL_END, real_section(Path(folder).parent / "sims"))):
-        before, rest = text.split(start)
-        text = f"{before}{start}\n{section}{end}{rest.split(end)[1]}"
+        text = between(text, start, end, section)
     Path(readme).write_text(text)
+
+
+def between(text: str, start: str, end: str, section: str) -> str:
+    """The text with `section` between its marks."""
+    before, rest = text.split(start)
+    return f"{before}{start}\n{section}{end}{rest.split(end)[1]}"
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

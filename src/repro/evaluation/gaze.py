@@ -345,7 +345,7 @@ def run(work: Path, profile: str, detectors: Sequence[Detector], folders: Sequen
             save_figures(found[frames.name, "all"], found[frames.name, "none"], work / "figures", detector.name)
     for record in records:
         results.save(record, work / "runs")
-    (work / "report.md").write_text(report(records))
+    (work / "report.md").write_text(report(ordered(work)))
     return records
 
 
@@ -391,6 +391,29 @@ def _where(records: list[dict]) -> str:
     return f"Commit {', '.join(sorted(commits))}; {', '.join(sorted(hardware))}."
 
 
+START = "<!-- gaze: written by `repro gaze quality --publish` from results/gaze, checked by tests/test_readme.py -->"
+END = "<!-- end of gaze -->"
+
+
+def ordered(folder: Path) -> list[dict]:
+    """The records of folder/runs in the order of a report: by set, then none, one option, all but one, all."""
+    labels = [options.label for options in (NONE, *SINGLE, *WITHOUT, ALL)]
+    kinds = ("clutter", "CALVIN", "tabletop")
+    place = lambda r: ([r["simulator"].startswith(kind) for kind in kinds].index(True), r["config"]["detector"],
+                       labels.index(r["config"]["options"]))  # fmt: skip
+    return sorted((results.load(path) for path in folder.glob("runs/*.json")), key=place)
+
+
+def readme_section(records: list[dict]) -> str:
+    """README's block of gaze boxes: detectors, the options on cluttered scenes, the items of the simulator's frames."""
+    drawn = next(r["data"] for r in records if r["simulator"].startswith("clutter"))
+    parts = [_where(records), results.markdown(*detectors_table(records)), f"Options on {drawn}, frames with IoU >= 0.5:",
+             results.markdown(*options_table([r for r in records if r["config"]["detector"] == "colour"], drawn))]  # fmt: skip
+    for name in dict.fromkeys(r["data"] for r in records if r["simulator"].startswith("CALVIN")):
+        parts += [f"`colour` on {name} (at least half visible):", results.markdown(*items_table(records, name))]
+    return "\n\n".join(parts) + "\n"
+
+
 def publish(work: Path, log: Callable[[str], None] = print) -> Path:
     """Copy records, report and figures of work to results/gaze, ready to commit; records of an edited tree are refused."""
     target, found = machine.root() / "results" / "gaze", sorted(work.glob("runs/*.json"))
@@ -403,5 +426,7 @@ def publish(work: Path, log: Callable[[str], None] = print) -> Path:
         shutil.rmtree(target / part, ignore_errors=True)
         shutil.copytree(work / part, target / part)
     shutil.copyfile(work / "report.md", target / "report.md")
+    readme = machine.root() / "README.md"
+    readme.write_text(results.between(readme.read_text(), START, END, readme_section(ordered(target))))
     log(f"{len(found)} records, figures and report.md: {target.relative_to(machine.root())}")
     return target

@@ -7,6 +7,7 @@ PROFILE ?= smoke
 VENV ?= .venv
 PYTHONS = python3.11 python3.12 python3.13 python3
 KAGGLE_VENV = .venv-kaggle
+DINO_VENV = .venv-groundingdino
 NOTEBOOKS = $(sort $(wildcard results/smoke/notebooks/*.ipynb))
 NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-sanitize-with tests/nbval_sanitize.cfg
 # A shim of a Python that is not installed is found by name and fails when called: so each is asked.
@@ -15,7 +16,7 @@ FIND_PYTHON = for p in $(PYTHON) $(PYTHONS); do "$$p" -c 'import sys; sys.exit(s
 # Notebooks re-run in a work folder of their own, which is removed afterwards; the closing line of pytest is the last one.
 PYTEST = export REPRO_WORK=$$(mktemp -d); trap 'rm -rf "$$REPRO_WORK"' EXIT; export TQDM_DISABLE=1 OMP_WAIT_POLICY=PASSIVE; $(1)/bin/python -m pytest -p no:cacheprovider
 
-.PHONY: run test test-full sims-for-tests test-kaggle test-other-pythons bench setup clean
+.PHONY: run test test-full sims-for-tests test-kaggle test-groundingdino test-other-pythons bench setup clean
 .DEFAULT_GOAL := run
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -26,7 +27,7 @@ run: setup
 test: setup sims-for-tests
 	@$(call PYTEST,$(VENV)) $(NBVAL) -m "not full" tests $(NOTEBOOKS)
 
-test-full: setup sims-for-tests test-kaggle test-other-pythons
+test-full: setup sims-for-tests test-kaggle test-groundingdino test-other-pythons
 	@$(call PYTEST,$(VENV)) $(NBVAL) tests $(NOTEBOOKS)
 
 # The real simulators' tests run where LIBERO's assets, and a checkout of CALVIN, are there; elsewhere they skip and say so.
@@ -39,6 +40,10 @@ sims-for-tests: setup
 # The versions of Kaggle's image: the quick tests on numpy 2.0 and transformers 5.0.
 test-kaggle: $(KAGGLE_VENV)/.stamp
 	@$(call PYTEST,$(KAGGLE_VENV)) -m "not full" tests
+
+# GroundingDINO's original package beside transformers' port: the same numbers, on transformers 4, on Kaggle's and on the pinned one.
+test-groundingdino:
+	@$(FIND_PYTHON); .ci/groundingdino "$$p" $(DINO_VENV)
 
 # Pythons that are here beside the one of .venv: what needs no torch.
 test-other-pythons:
@@ -59,4 +64,4 @@ $(KAGGLE_VENV)/.stamp: constraints-kaggle.txt pyproject.toml .ci/install
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(KAGGLE_VENV) .sims work
+	rm -rf $(VENV) $(KAGGLE_VENV) $(DINO_VENV) .sims work

@@ -139,6 +139,24 @@ def test_half_precision_is_near_and_finite(detect, folder):
         assert half.fingerprint() != detect.fingerprint()
 
 
+def test_the_port_says_what_the_package_said(folder):
+    """Three queries as the package answers them (`make test-groundingdino` compares all), for environments that do not have it."""
+    logits, boxes = GroundingDino(folder, **SIZES).raw([picture(0)], ["blue block. red bowl."])
+    np.testing.assert_allclose(logits[0, [0, 14, 29]], [
+        [0.91143, 2.6263, 2.15175, 3.90841, 13.27069, 6.01993, 9.27857, 3.56231],
+        [2.84159, 6.24578, 6.12978, 7.53792, 13.86437, 7.42154, 10.98077, 8.14445],
+        [-2.42827, 2.11676, 0.91193, 3.13996, 10.34681, 3.43048, 7.43719, 2.04984]], atol=2e-4)  # fmt: skip
+    np.testing.assert_allclose(boxes[0, [0, 14, 29]], [
+        [0.76821, 0.03109, 0.0564, 0.12231], [0.28165, 0.16692, 0.09426, 0.16334],
+        [0.60717, 0.11813, 0.07107, 0.08622]], atol=2e-5)  # fmt: skip
+
+
+def test_places_of_tokens_in_their_phrase():
+    ids = torch.tensor([[101, 276, 281, 1012, 288, 1012, 102], [101, 288, 1012, 102, 0, 0, 0], [101, 7, 8, 1029, 9, 1012, 102]])
+    found = grounding_dino_models.places(ids)
+    assert found.tolist() == [[0, 0, 1, 2, 0, 1, 0], [0, 0, 1, 0, 0, 0, 0], [0, 0, 1, 2, 0, 1, 0]]
+
+
 def test_the_port_refines_boxes_with_the_clamp_of_the_package():
     x = torch.tensor([0.0, 1e-5, 0.3, 0.9999, 1.0])
     with grounding_dino_models._Clamp():

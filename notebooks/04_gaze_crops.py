@@ -38,7 +38,7 @@ settings
 from repro.gaze.phrase import parse
 from repro.sims.tabletop.language import VALIDATION
 
-free = ["pick up the blue block in the red bowl", "put the left mug on the plate next to the ramekin", "close the top drawer of the cabinet"]
+free = ["pick up the blue block in the red bowl", "put the left mug on the plate next to the tin", "close the top drawer of the cabinet"]
 print(f"{'instruction':61} | {'target':13} | {'told by':14} | goes")
 for sentence in list(VALIDATION.values())[::5] + free:
     phrase = parse(sentence)

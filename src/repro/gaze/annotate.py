@@ -49,8 +49,8 @@ def annotate(folder: Path | str, detector: str | Detector = "truth", options: Op
         _need(store, name)
     if name == "state":
         if store.meta.get("simulator") == "tabletop":
-            raise UserError("Boxes from state know CALVIN's furniture; the play table has its own.", expected="data of CALVIN's simulator",
-                            found=store.meta.get("name"), next_step="the detector truth: the play table's data carry true boxes")  # fmt: skip
+            raise UserError("Boxes from state know CALVIN's furniture; the play table has its own.", expected="data of CALVIN",
+                            found=store.meta.get("name"), next_step="detector truth: the play table's data carry true boxes")  # fmt: skip
         check_state(store)
     image_size = tuple(store.info["features"][STATIC]["shape"][:2])
     sources, notes, tasks, unnamed = Counter(), Counter(), {}, Counter()

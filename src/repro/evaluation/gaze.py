@@ -25,6 +25,7 @@ import numpy as np
 
 from repro import machine, results
 from repro.data.boxes import BoxIndex
+from repro.data.calvin import ensure_store
 from repro.data.episodes import Store
 from repro.gaze import annotate
 from repro.gaze.candidates import area, iou
@@ -130,7 +131,8 @@ def stored(store: Store, every: int = 3) -> Set:
         made.append(Episode(list(episode.columns[annotate.STATIC]), phrase, info.task, truth, areas / max(1e-9, areas.max()),
                             phrase.target in (BLOCK, TOP, HELD), str(info.index), held))  # fmt: skip
     name = f"{store.meta.get('name') or store.folder.name}, held-out instructions"
-    return Set(name, str(store.meta.get("source", "recorded frames")), "as recorded", made)
+    played = store.meta.get("simulator") == "tabletop"
+    return Set(name, "tabletop (recorded frames)" if played else "CALVIN (recorded frames)", "as recorded", made)
 
 
 def textures(count: int, seed: int = 0) -> Set:
@@ -332,11 +334,15 @@ SIZES = {"smoke": (42, 12), "cpu": (300, 60), "t4": (300, 60)}  # cluttered scen
 def run(work: Path, profile: str, detectors: Sequence[Detector], folders: Sequence[Path] = (), seed: int = 0,
         log: Callable[[str], None] = print) -> list[dict]:
     """Measure detectors on cluttered scenes, on unseen textures and on the validation split of every folder in CALVIN's layout with
-    boxes.json; records in work/runs, sheets and reliability in work/figures, tables in work/report.md."""
+    boxes.json (its instructions' own things, and all items); records in work/runs, sheets and reliability in work/figures, tables
+    in work/report.md."""
     if profile not in SIZES:
         raise UserError(f"no size {profile!r}", " | ".join(SIZES), profile)
     clips, tables = SIZES[profile]
-    sets = [clutter(clips), textures(tables, seed=1), *(items(folder, "validation", 1 if profile != "smoke" else 4) for folder in folders)]
+    sets, every = [clutter(clips), textures(tables, seed=1)], 4 if profile == "smoke" else 1
+    for folder in folders:
+        store = ensure_store(folder, "validation", work / "store" / Path(folder).name)
+        sets += [stored(store, every), items(folder, "validation", every, Path(folder).name)]
     records = []
     for detector in detectors:
         made, found = compare(detector, sets, seed=seed, log=log)
@@ -409,7 +415,7 @@ def readme_section(records: list[dict]) -> str:
     drawn = next(r["data"] for r in records if r["simulator"].startswith("clutter"))
     parts = [_where(records), results.markdown(*detectors_table(records)), f"Options on {drawn}, frames with IoU >= 0.5:",
              results.markdown(*options_table([r for r in records if r["config"]["detector"] == "colour"], drawn))]  # fmt: skip
-    for name in dict.fromkeys(r["data"] for r in records if r["simulator"].startswith("CALVIN")):
+    for name in dict.fromkeys(r["data"] for r in records if r["data"].endswith("all items") and r["simulator"].startswith("CALVIN")):
         parts += [f"`colour` on {name} (at least half visible):", results.markdown(*items_table(records, name))]
     return "\n\n".join(parts) + "\n"
 

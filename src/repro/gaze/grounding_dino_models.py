@@ -14,6 +14,9 @@ Six things stand between the two. Each is worked around on these models alone, o
 - The package needs torchvision, whose native part does not load where it is a CUDA build beside a CPU torch.
 - Before it refines a box the package keeps coordinates 1e-3 away from 0 and 1, the port 1e-5. The weights were trained with 1e-3, so the
   port is run with that too; else the two differ for boxes that come that close to a border of the image, or to a point.
+
+One thing is left, and is so between any two machines or sizes of a batch too: the proposals are ranked before they are refined, and
+two that score the same to the seventh digit may change places. A query's rank is part of what it starts from.
 """
 
 import importlib.util

@@ -405,7 +405,7 @@ def ordered(folder: Path) -> list[dict]:
     """The records of folder/runs in the order of a report: by set, then none, one option, all but one, all."""
     labels = [options.label for options in (NONE, *SINGLE, *WITHOUT, ALL)]
     kinds = ("clutter", "CALVIN", "tabletop")
-    place = lambda r: ([r["simulator"].startswith(kind) for kind in kinds].index(True), r["config"]["detector"],
+    place = lambda r: ([r["simulator"].startswith(kind) for kind in kinds].index(True), r["data"], r["config"]["detector"],
                        labels.index(r["config"]["options"]))  # fmt: skip
     return sorted((results.load(path) for path in folder.glob("runs/*.json")), key=place)
 

@@ -49,8 +49,8 @@ for sentence in list(VALIDATION.values())[::5] + free:
 # %% [markdown]
 # ## Boxes into the store
 # `gaze.box`, `gaze.score`, `gaze.source` and `gaze.note` become columns of every step. While the gripper holds the target, the gaze is
-# on the
-# destination (the paper's figures show it; its code does not do it: `follow=False`). What is done is kept: an interrupted run goes on.
+# on the destination (the paper's figures show it; its code does not do it: `follow=False`). What is done is kept: an interrupted run goes
+# on.
 
 # %% tags=["nbval-check-output"]
 from repro.data.episodes import Store
@@ -65,8 +65,7 @@ for split, store in stores.items():
 # %% [markdown]
 # ## Scenes that are hard
 # Drawn with textures and colours nobody has seen: twins of the same colour, things in bowls and on plates, far things, and a hand that
-# passes over.
-# The sentence is above each picture, the true box is dashed.
+# passes over. The sentence is above each picture, the true box is dashed.
 
 # %%
 import numpy as np
@@ -83,8 +82,7 @@ pictures.keep(sheet, work / "figures" / "gaze_scenes.png")
 # %% [markdown]
 # ## With and without each option
 # "none" is fixed: the best box of one look, no filter. Each option is measured alone, left out of all, and all together, on the same
-# frames;
-# brackets are 95 % intervals over scenes. GroundingDINO is measured too where its weights are attached.
+# frames; brackets are 95 % intervals over scenes. GroundingDINO is measured too where its weights are attached.
 
 # %%
 from repro.gaze.detectors import load
@@ -97,6 +95,7 @@ records, found = [], {}
 for each in detectors:
     made, measured = evaluation.compare(each, [clutter, *held_out], seed=seed, log=lambda line: None)
     records, found[each.name] = records + made, measured
+paths = [results.save(record, work / "gaze" / "runs") for record in records]
 print(results.markdown(*evaluation.detectors_table(records)))
 
 # %%

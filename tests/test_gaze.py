@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from repro.data.episodes import Episode, Store, StoreWriter
-from repro.gaze.annotate import annotate, holding
+from repro.gaze.annotate import annotate, course, holding
 from repro.gaze.candidates import iou
 from repro.gaze.colour import Colour
 from repro.gaze.crops import crop, pixels
@@ -182,6 +182,29 @@ def test_annotate_by_colour_replaces_the_columns(tmp_path):
     assert np.abs(found["gaze.crop"][0].astype(int) - (220, 20, 20)).max() <= 2, "the crop is the block"
 
 
+def test_an_earlier_crop_goes_when_the_boxes_are_others(tmp_path):
+    annotate(store(tmp_path / "store"), "truth", crop_size=(8, 8))
+    annotate(tmp_path / "store", "colour", NONE)
+    assert "gaze.crop" not in Store(tmp_path / "store").columns and "gaze.box" in Store(tmp_path / "store").columns
+
+
+def test_several_steps_go_on_when_the_hand_lets_go():
+    phrase = parse("put the soup in the basket and put the sauce in the basket")
+    assert phrase.then is not None
+    held = np.array([0, 1, 1, 1, 0, 0, 1, 1], bool)
+    phrases, on, notes = course(phrase, held)
+    assert [p.target for p in phrases] == ["soup"] * 4 + ["sauce"] * 4 and on == held.tolist() and not any(notes)
+    assert not any(course(phrase, held, follow=False)[1])
+    assert course(parse("turn on the stove and put the pan on it"), held)[2][0] == "several steps"
+
+
+def test_an_empty_instruction_does_not_stop_a_store(tmp_path):
+    image = np.full((2, 40, 40, 3), 128, np.uint8)
+    with StoreWriter(tmp_path / "store", fps=30) as writer:
+        writer.add(Episode("...", {"observation.images.static": image}, {}))
+    assert annotate(tmp_path / "store", "colour")["notes"] == {"unnamed": 2}
+
+
 class Once:
     """A detector that counts how often it is asked, and breaks at one call."""
 
@@ -239,6 +262,10 @@ def test_annotate_says_what_is_missing(tmp_path):
         annotate(store(tmp_path / "store", boxes=False), "truth")
     with pytest.raises(UserError, match="no detector"):
         annotate(tmp_path / "store", "yolo")
+    with pytest.raises(UserError, match="crops cannot be cut"):
+        annotate(tmp_path / "store", "colour", crop_size=(-5, -5))
+    with pytest.raises(UserError, match="need no weights"):
+        annotate(store(tmp_path / "other"), "truth", weights="somewhere")
 
 
 # --- quality ------------------------------------------------------------------------------------------------------------------------

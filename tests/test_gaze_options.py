@@ -139,6 +139,26 @@ def test_smoothing_does_not_go_from_the_target_to_the_destination():
     assert [g.valid for g in gazes] == [True, False, True] and gazes[2].box[0] == pytest.approx(0.7)
 
 
+def test_a_relation_that_nothing_meets_is_flagged():
+    alone = found(at(0.1, 0.1, 0.9, "blue block", 0.06), at(0.6, 0.6, 0.95, "red bowl", 0.2))
+    assert first(Told(alone), "pick up the blue block in the red bowl", ALL)[0].note == "relation not met"
+
+
+def test_smoothing_keeps_the_steady_boxes_of_a_detector_with_low_scores():
+    frames = [found(at(0.2, 0.2, 0.3))] * 10
+    assert all(g.valid for g in first(Told(*frames), "pick up the mug", replace(NONE, smooth=True), 10))
+
+
+def test_two_bowls_of_one_noun_are_two_things():
+    sentence = "stack the black bowl at the front on the black bowl in the middle"
+    bowls = found(at(0.45, 0.8, 0.8, "black bowl"), at(0.45, 0.5, 0.8, "black bowl"), at(0.45, 0.2, 0.8, "black bowl"))
+    phrase = parse(sentence)
+    assert (phrase.side, phrase.destination_side) == ("front", "middle")
+    held = [False, False, False, True, True, True]
+    gazes = look(Told(bowls, bowls, found(), found(), bowls, bowls), [IMAGE] * 6, [phrase] * 6, replace(ALL, tiles=False), held)
+    assert [round(float(g.box[1]), 1) if g.valid else None for g in gazes] == [0.8, 0.8, None, None, 0.5, 0.5]
+
+
 def test_what_nothing_names_is_flagged_without_a_look():
     assert not parse("go left").named
     assert first(None, parse("go left"), ALL)[0].note == "unnamed"

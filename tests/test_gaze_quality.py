@@ -62,12 +62,38 @@ def test_repainted_tables_keep_their_shape_and_the_known_ones_their_bits():
     assert looks.look("D") is looks.LOOKS["D"]
 
 
+def episode(sentence, truth, visible, held=None, **more):
+    count = len(truth)
+    phrases, never = [parse(sentence)] * count, [False] * count
+    return evaluation.Episode([None] * count, phrases, sentence, truth, np.array(visible), held or never, **more)
+
+
 def test_reasons_are_the_stated_rules():
-    truth = np.array([[0.1, 0.1, 0.3, 0.3], [0.1, 0.1, 0.15, 0.15], [0.1, 0.1, 0.3, 0.3], [np.nan] * 4])
-    episode = evaluation.Episode([None] * 4, parse("pick up the red block"), "", truth, np.array([1.0, 1.0, 0.5, 0.0]))
-    assert episode.reasons() == [(), ("small",), ("occluded",), ("occluded", "small")] and episode.counted.tolist() == [True] * 3 + [False]
-    nested = evaluation.Episode([None], parse("pick up the red block in the bowl"), "", truth[:1], np.ones(1), twin=True)
-    assert nested.reasons() == [("twin", "nested")]
+    truth = np.array([[0.1, 0.1, 0.3, 0.3], [0.1, 0.1, 0.15, 0.15], [0.1, 0.1, 0.3, 0.3], [np.nan] * 4, [0.1, 0.1, 0.3, 0.3]])
+    plain = episode("pick up the red block", truth, [1.0, 1.0, 0.5, 0.0, np.nan])
+    assert plain.reasons() == [(), ("small",), ("occluded",), ("occluded", "small"), ()]
+    assert plain.counted.tolist() == [True] * 3 + [False, True]
+    assert episode("pick up the red block in the bowl", truth[:1], [1.0], twin=True).reasons() == [("twin", "nested")]
+    assert episode("lift the block", truth[:1], [1.0]).reasons() == [("twin",)], "there are three"
+    moved = episode("put the red block from the bowl into the drawer", truth[[0, 0]], [1.0, 1.0], [False, True])
+    assert moved.reasons() == [("nested",), ()], "the drawer is what is looked at then"
+
+
+def test_every_kind_of_scene_is_drawn_near_and_far(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(clutter, "make", lambda *given, far: drawn.append((given[1], far)) or clutter.Clip("lift it", "", {}, []))
+    evaluation.clutter(240)
+    counts = {kind: sum(k == kind for k, _ in drawn) for kind in clutter.KINDS}
+    assert counts.pop("plain") == 80 and min(counts.values()) >= 26
+    assert {(kind, far) for kind in clutter.KINDS for far in (False, True)} == set(drawn)
+
+
+def test_a_closed_drawer_is_not_an_occluded_one(test_data):
+    frames = evaluation.items(test_data("calvin_sim"), "training", every=8)
+    drawers = np.concatenate([e.visible for e in frames.episodes if e.item == "drawer"])
+    assert (drawers > 0.6).mean() > 0.9 and drawers.max() <= 1
+    blocks = np.concatenate([e.visible[e.counted] for e in frames.episodes if e.item == "blue_block"])
+    assert (blocks > 0.6).mean() > 0.6 and (blocks < 0.6).any(), "the hand covers some"
 
 
 class Right:
@@ -88,7 +114,9 @@ class Right:
 def test_a_perfect_detector_is_perfect_and_a_constant_one_is_not(scenes):
     every = np.ones(sum(len(e.images) for e in scenes.episodes), bool)
     perfect = evaluation.measure(Right(scenes), scenes, NONE)
-    assert perfect.rate(every)["value"] == 1 and perfect.quality()["precision"] == 1 and perfect.quality()["centre_error"] < 1e-3
+    others = perfect.others()
+    assert perfect.rate(every)["value"] == 1 == others["precision"]["value"] and others["centre error"]["value"] < 1e-3
+    assert others["share of the thing in the crop, margin 0%"]["value"] > 0.999 and others["precision"]["low"] < 1
     constant = evaluation.measure(Right(scenes, [0.45, 0.45, 0.55, 0.55]), scenes, NONE)
     assert constant.rate(every)["value"] < 0.1, "the floor: a box in the middle"
     change = evaluation.gain(perfect, constant, every)
@@ -112,7 +140,8 @@ def test_records_hold_gains_and_tables_say_not_run(scenes, tmp_path):
         path = results.save(record, tmp_path)
         assert json.loads(path.read_text())["metrics"]["all"]["n"] > 20
     text = evaluation.report(records)
-    assert "not run" in text and "| 92 | 67 |" in text and "gain" in text
+    assert "not run" in text and "| 92 | 67 |" in text and "not comparable" in text and "| all but relations |" in text
+    assert len({r["data_hash"] for r in records}) == 1 and records[0]["data_hash"]
     assert len(evaluation.save_figures(found["few", "all"], found["few", "none"], tmp_path / "figures", "colour")) == 3
 
 
@@ -126,7 +155,7 @@ def test_an_interval_of_no_difference_is_no_certainty():
 def test_colour_on_real_simulator_frames(test_data):
     frames = evaluation.items(test_data("calvin_sim"), "validation", every=6)
     one = evaluation.measure(Colour(), frames, ALL)
-    record = evaluation._record(Colour(), one, one, 0)
+    record = evaluation._record(Colour(), one, one, one, 0, 0.0)
     half = record["metrics"]["at least half visible"]
     print("\ncolour, items at least half visible:", half)
     assert half["n"] > 400 and half["value"] >= 0.80

@@ -149,13 +149,19 @@ WEIGHTS = click.option("--weights", help="GroundingDINO's: hub id, folder, or Ka
 @click.option("--crops", type=int, help="Also a column gaze.crop of square pictures with this side.")
 @click.option("--plain", is_flag=True, help="The best box of one look, without tiles, filters, relations and smoothing.")
 @click.option("--stay", is_flag=True, help="The gaze stays on the target while the gripper holds it (ReconVLA's own code).")
-def gaze_annotate(store: Path, detector: str, weights: str | None, crops: int | None, plain: bool, stay: bool) -> None:
+@click.option("--margin", default=0.0, show_default=True, help="Of a crop, as a share of its box's sides, at each side.")
+@click.option("--minimum", default=0, show_default=True, help="Least side of a crop, in pixels of the picture.")
+@click.option("--camera", type=click.Path(path_type=Path), help="With state: a CALVIN folder whose .hydra config tells another camera.")
+def gaze_annotate(store: Path, detector: str, weights: str | None, crops: int | None, plain: bool, stay: bool, margin: float, minimum: int,
+                  camera: Path | None) -> None:
     """Add gaze boxes to a store; what was done is kept when it is interrupted."""
     from repro.gaze.annotate import annotate
     from repro.gaze.options import ALL, NONE
+    from repro.gaze.state import camera_of
 
-    report = annotate(store, detector, NONE if plain else ALL, weights=weights, follow=not stay,
-                      crop_size=(crops, crops) if crops else None, log=click.echo)
+    report = annotate(store, detector, NONE if plain else ALL, weights=weights, follow=not stay, margin=margin, minimum=minimum,
+                      crop_size=None if crops is None else (crops, crops), camera=camera and camera_of(camera, any_camera=True),
+                      log=click.echo)
     click.echo(json.dumps(report, indent=1))
 
 

@@ -27,13 +27,14 @@ from repro.machine import UserError
 
 
 def replace_columns(folder: Path | str, new: Callable[[Episode], dict], reads: Sequence[str] = (), key: str | None = None,
-                    log: Callable[[str], None] | None = None, workers: int = 1) -> Store:  # fmt: skip
+                    log: Callable[[str], None] | None = None, workers: int = 1, drops: Sequence[str] = ()) -> Store:  # fmt: skip
     """Add or replace columns: `new` gets each episode with the columns `reads` and returns {name: values of its T frames}.
 
     `key` names what `new` depends on besides the episode (detector, weights, options). With it a killed run goes on with the episodes
     that are missing, and a store that has these columns from this key, and from the same episodes, is left as it is; without it nothing
-    is kept. `workers`: threads that call `new`, with a key. Pictures are copied as they are, not encoded again. The store is rewritten
-    aside and then takes the old one's name; its hash changes, and `meta["columns"]` says which key made what. `log` gets the progress.
+    is kept. `workers`: threads that call `new`, with a key. `drops`: columns that go, where they are there. Pictures are copied as they
+    are, not encoded again. The store is rewritten aside and then takes the old one's name; its hash changes, and `meta["columns"]` says
+    which key made what. `log` gets the progress.
     """
     folder, say = Path(folder), log or (lambda line: None)
     with _locked(folder):
@@ -63,7 +64,7 @@ def replace_columns(folder: Path | str, new: Callable[[Episode], dict], reads: S
             if journal:
                 _fill(journal, made, Progress(log, store.frames, journal.frames), workers)
             stamp = {"key": key, "stamp": journal.stamp if journal else None}
-            _rewrite(store, journal.get if journal else made, stamp, Progress(log, store.frames))
+            _rewrite(store, journal.get if journal else made, stamp, Progress(log, store.frames), drops)
         if journal:
             journal.remove()
     return Store(folder)
@@ -78,7 +79,8 @@ def _fill(journal: "Journal", made: Callable[[int], dict], progress: "Progress",
             progress.add(label, journal.store.episodes[i].length)
 
 
-def _rewrite(store: Store, found: Callable[[int], dict[str, Column]], stamp: dict, progress: "Progress") -> None:
+def _rewrite(store: Store, found: Callable[[int], dict[str, Column]], stamp: dict, progress: "Progress",
+             drops: Sequence[str] = ()) -> None:  # fmt: skip
     """The store once more, with the columns `found(i)` in place of those of the same names, or after the others."""
     kept, columns = pq.ParquetFile(store.folder / EPISODES_PATH), {}
     meta = {name: value for name, value in store.meta.items() if name != "hash"}
@@ -86,8 +88,8 @@ def _rewrite(store: Store, found: Callable[[int], dict[str, Column]], stamp: dic
         for row in (row for batch in kept.iter_batches(32) for row in batch.to_pylist()):
             episode, digests = store.episodes[row["episode_index"]], json.loads(row["digests"])
             columns = found(episode.index)
-            stays = [name for name in store.columns if name not in columns]
-            table, both = store.table(episode.index, stays), dict.fromkeys(store.columns) | columns
+            stays = [name for name in store.columns if name not in columns and name not in drops]
+            table, both = store.table(episode.index, stays), dict.fromkeys(name for name in store.columns if name not in drops) | columns
             for name in stays:
                 keys = [key for key in ("min", "max", "mean", "std", "count") if f"stats/{name}/{key}" in row]
                 stats = {key: np.array(row[f"stats/{name}/{key}"]) for key in keys}

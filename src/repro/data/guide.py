@@ -135,14 +135,14 @@ def crop(root_folder: Path | str, detector: str = "colour", npz_src_dir: Path | 
 
 def _crops(folder: Path, detector, boxes) -> Iterator[tuple[str, tuple[bytes, dict]]]:
     """(file name, (PNG, line of crop_info.jsonl)) of every picture of one episode. detector: a Detector, "truth" or "none"."""
-    from repro.gaze.annotate import BOXES, PROPRIO, STATE, STATIC, detected, exact, true_boxes
+    from repro.gaze.annotate import BOXES, PROPRIO, STATE, STATIC, course, detected, exact, holding, true_boxes, understood
     from repro.gaze.crops import crop as cut
     from repro.gaze.crops import pixels
     from repro.gaze.detectors import Gaze
-    from repro.gaze.phrase import parse
+    from repro.gaze.phrase import look
 
     steps, sentence = _steps(folder), _sentence(folder)
-    numbers, phrase = steps["frame"].tolist(), parse(sentence)
+    numbers = steps["frame"].tolist()
     if not numbers:
         return
     pictures = np.stack([decode_png((folder / "img" / f"frame_{number:07d}.png").read_bytes()) for number in numbers])
@@ -154,10 +154,11 @@ def _crops(folder: Path, detector, boxes) -> Iterator[tuple[str, tuple[bytes, di
         gazes = exact(episode, true_boxes(episode, pictures.shape[1:3]), "truth")
     else:
         gazes = detected(episode, detector)
-    for number, picture, gaze in zip(numbers, pictures, gazes, strict=True):
+    labels = [look(phrase, held)[0] for phrase, held in zip(*course(understood(sentence), holding(episode))[:2], strict=True)]
+    for number, picture, gaze, label in zip(numbers, pictures, gazes, labels, strict=True):
         name = f"frame_{number:07d}.png"
         corners = dict(zip(("x1", "y1", "x2", "y2"), pixels(gaze.box, *picture.shape[:2]), strict=True))
-        line = {"npz": f"episode_{number:07d}.npz", "original_image": f"img/{name}", "crop_image": f"crop/{name}", "label": phrase.target,
+        line = {"npz": f"episode_{number:07d}.npz", "original_image": f"img/{name}", "crop_image": f"crop/{name}", "label": label,
                 "coordinates": corners, "score": float(gaze.score), "source": gaze.source, "note": gaze.note}  # fmt: skip
         yield name, (encode_png(cut(picture, gaze.box)), line)
 

@@ -3,11 +3,10 @@
     Colour()([image], [["blue block", "drawer"]])         # -> [Candidates]
 
 A picture is cut into patches of one named colour (hue ranges of everyday words, not of any renderer), into dark and bright grey patches,
-and
-into patches that stand out from their surroundings. A noun is a colour word and a kind; a patch's score is how well its size and
-place fit the kind, times how well its colour fits the word. Sizes and places of a table's parts were set on the training split of
-real CALVIN simulator frames, those of bowls, plates and mugs on our own cluttered scenes. A drawer and a sliding door look like
-the table they are part of: they are found by their handles, and their box is laid out from the handle's.
+and into patches that stand out from their surroundings. A noun is a colour word and a kind; a patch's score is how well its size and place
+fit the kind, times how well its colour fits the word. Sizes and places of a table's parts were set on the training split of real CALVIN
+simulator frames, those of bowls, plates and mugs on our own cluttered scenes. A drawer and a sliding door look like the table they are
+part of: they are found by their handles, and their box is laid out from the handle's.
 """
 
 import hashlib

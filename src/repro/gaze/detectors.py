@@ -52,7 +52,8 @@ def truth(boxes: dict, item: str | None, source: str = "truth") -> Gaze:
 
 
 class Detector(Protocol):
-    """Finds nouns in pictures. `name` stands in records; `fingerprint()` changes with weights, thresholds and rules."""
+    """Finds nouns in pictures. `name` stands in records; `fingerprint()` changes with weights, thresholds and rules. A detector may also
+    have `needs_whole(noun) -> bool`: nouns that it tells by their place in the whole picture, and must not be asked of a tile."""
 
     name: str
 

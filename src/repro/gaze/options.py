@@ -1,4 +1,4 @@
-"""Better boxes from any detector: six named options, each of which can be left out. NONE is the best box of one look, unfiltered.
+"""Better boxes from any detector: five named options, each of which can be left out. NONE is the best box of one look, unfiltered.
 
     gazes = look(detector, images, phrases, ALL)          # one episode's frames; [Gaze], one a frame
 
@@ -13,15 +13,15 @@ import numpy as np
 
 from repro.gaze.candidates import Candidates, candidates, iou
 from repro.gaze.detectors import Gaze
-from repro.gaze.phrase import Phrase, nouns
+from repro.gaze.phrase import Phrase, moved_on, nouns
 
 
 @dataclass(frozen=True)
 class Options:
     """What is done with a detector's candidates.
 
-    tiles: a second look at four overlapping tiles of 5/8 of the side, enlarged to the picture's size; boxes cut by an inner border are
-    dropped.
+    tiles: a second look at four overlapping tiles of 5/8 of the side, enlarged to the picture's size; boxes that an inner border cuts
+        are dropped.
     nms: of two boxes of one noun that overlap by more than half (IoU), the better one stays.
     filters: boxes of impossible size or aspect, or cut by two borders, go (`plausible`).
     relations: "in the red bowl", "next to the plate", "the left mug" decide among candidates (`related`).
@@ -46,6 +46,7 @@ WITHOUT = tuple(replace(ALL, **{field.name: False}) for field in fields(Options)
 TILE, GAP, KEPT = 5 / 8, 8, 6  # share of the side; frames; candidates a frame that a path may go through
 LARGE = ("drawer", "door", "slider", "cabinet", "stove", "microwave", "shelf", "table", "rack", "caddy", "tray", "basket", "compartment")
 ALIKE = 0.9  # of the best one's rank: then two candidates are equal, and the box is flagged
+MET = 0.2  # a relation that the best candidate meets by less (0 ... 1) is not met, and the box is flagged
 
 
 def look(detector, images: Sequence[np.ndarray], phrases: Sequence[Phrase], options: Options = ALL, held: Sequence[bool] | None = None,
@@ -54,8 +55,8 @@ def look(detector, images: Sequence[np.ndarray], phrases: Sequence[Phrase], opti
 
     images: uint8 (H, W, 3) RGB; phrases: one a frame; held: whether the gripper holds the target, when the gaze goes on to the destination.
     Nothing found: a fallback with the note "no detection"; nothing to look for: "unnamed". Notes also say "ambiguous" (two candidates
-    are as good),
-    "reference not found" and "carried over" (bridged by smoothing, with half the score).
+    are as good), "reference not found", "relation not met" (no candidate stands where the sentence says) and "carried over" (bridged
+    by smoothing, with half the score).
     """
     held = [False] * len(images) if held is None else held
     asked = [nouns(phrase, bool(h)) if phrase.named else () for phrase, h in zip(phrases, held, strict=True)]
@@ -67,9 +68,11 @@ def look(detector, images: Sequence[np.ndarray], phrases: Sequence[Phrase], opti
         boxes = nms(boxes) if options.nms else boxes
         boxes = boxes.take(plausible(boxes, image.shape[1] / image.shape[0])) if options.filters else boxes
         ranked.append(_rank(boxes, names, phrase, bool(h), options.relations))
-    picks = _path(ranked, asked) if options.smooth else [0 if len(r.boxes) else None for r in ranked]
+    # What is looked for may change along the episode; "the bowl in front" and "the bowl in the middle" are two things of one noun.
+    sought = [(*names, *said(p, bool(h)), moved_on(p, bool(h)), p.target) for names, p, h in zip(asked, phrases, held, strict=True)]
+    picks = _path(ranked, sought) if options.smooth else [0 if len(r.boxes) else None for r in ranked]
     gazes = [_gaze(r, pick, source) for r, pick in zip(ranked, picks, strict=True)]
-    return _bridged(gazes, asked) if options.smooth else gazes
+    return _bridged(gazes, sought) if options.smooth else gazes
 
 
 # ---- more candidates, and fewer ---------------------------------------------------------------------------------------------------------
@@ -83,8 +86,8 @@ def _ask(detector, images, asked) -> list[Candidates]:
 
 
 def _tiles(detector, images, asked) -> list[list[Candidates]]:
-    """Per image, the candidates of its four tiles in the image's own [0, 1]. Nouns that a detector `needs_whole` pictures for are not
-    asked."""
+    """Per image, the candidates of its four tiles in the image's own [0, 1]. Not asked: nouns that the detector `needs_whole` pictures
+    for."""
     origins = [(x, y) for y in (0.0, 1 - TILE) for x in (0.0, 1 - TILE)]
     cut = [_tile(image, origin) for image in images for origin in origins]
     whole = getattr(detector, "needs_whole", lambda noun: False)
@@ -109,8 +112,7 @@ def _placed(found: Candidates, origin: tuple[float, float]) -> Candidates:
 
 
 def _merged(whole: Candidates, parts: list[Candidates]) -> Candidates:
-    """All candidates. A thing seen twice keeps the box of its better look; a tile's new finds count a little less than the whole
-    picture's."""
+    """All candidates: the whole picture's, and the tiles' with a little less score. A thing seen twice is there twice, until `nms`."""
     every = [whole, *parts]
     scores = np.concatenate([whole.scores, *(0.95 * part.scores for part in parts)])
     return candidates(np.concatenate([c.boxes for c in every]), scores, [name for c in every for name in c.names])
@@ -128,15 +130,14 @@ def nms(found: Candidates, most: float = 0.5) -> Candidates:
 def plausible(found: Candidates, aspect: float = 1.0) -> np.ndarray:
     """Mask of the boxes that can be what they are called. aspect: the picture's width over its height.
 
-    Things are between 0.02 % and 8 % of the picture, furniture up to 40 %; sides differ by less than a factor 4 (furniture 5); and a box
-    that touches
-    two borders of the picture is cut off, or is the background.
+    Things are between 0.02 % and 15 % of the picture, furniture (LARGE) up to 40 %; sides differ by less than a factor 4 (furniture 5);
+    and a box that touches two borders of the picture is cut off, or is the background.
     """
     width, height = (found.boxes[:, 2] - found.boxes[:, 0]) * aspect, found.boxes[:, 3] - found.boxes[:, 1]
-    large = np.array([any(word in name for word in LARGE) for name in found.names], dtype=bool)
+    large = np.array([bool(set(name.split()) & set(LARGE)) for name in found.names], dtype=bool)
     area, shape = width * height / aspect, np.maximum(width, height) / np.maximum(1e-6, np.minimum(width, height))
     borders = (found.boxes[:, :2] < 0.005).sum(1) + (found.boxes[:, 2:] > 0.995).sum(1)
-    return (area > 2e-4) & (area < np.where(large, 0.40, 0.08)) & (shape < np.where(large, 5, 4)) & (borders < 2)
+    return (area > 2e-4) & (area < np.where(large, 0.40, 0.15)) & (shape < np.where(large, 5, 4)) & (borders < 2)
 
 
 # ---- which one is meant -----------------------------------------------------------------------------------------------------------------
@@ -156,7 +157,7 @@ def _rank(found: Candidates, asked: Sequence[str], phrase: Phrase, held: bool, r
         return _Ranked(np.zeros((0, 4), np.float32), *np.zeros((2, 0), np.float32), "unnamed")
     mine, ranks, note = found.of(asked[0]), None, ""
     if relations and len(mine):
-        ranks, note = related(mine, [found.of(name) for name in asked[1:]], *_said(phrase, held))
+        ranks, note = related(mine, [found.of(name) for name in asked[1:]], *said(phrase, held))
     ranks = mine.scores if ranks is None else ranks
     order = np.argsort(-ranks, kind="stable")
     rivals = [i for i in order[1:] if ranks[i] >= ALIKE * ranks[order[0]] and iou(mine.boxes[i], mine.boxes[order[0]]) < 0.3]
@@ -165,22 +166,24 @@ def _rank(found: Candidates, asked: Sequence[str], phrase: Phrase, held: bool, r
     return _Ranked(mine.boxes[order], mine.scores[order], ranks[order], note)
 
 
-def _said(phrase: Phrase, held: bool) -> tuple[str | None, str | None]:
+def said(phrase: Phrase, held: bool) -> tuple[str | None, str | None]:
     """(place, side) of what is looked at."""
-    return (phrase.destination_place, phrase.destination_side) if held and phrase.destination else (phrase.place, phrase.side)
+    return (phrase.destination_place, phrase.destination_side) if moved_on(phrase, held) else (phrase.place, phrase.side)
 
 
 def related(mine: Candidates, references: list[Candidates], place: str | None, side: str | None) -> tuple[np.ndarray, str]:
     """(rank of each candidate, note): its score times how well it stands where the sentence says."""
     ranks, note = mine.scores.astype(np.float64).copy(), ""
-    if place is not None and references:
+    if place is not None and references and place != "and":  # "between A and B": A is looked at, wherever it stands
         if any(len(r) == 0 for r in references):
             note = "reference not found"
         elif place == "between" and len(references) > 1:
             ranks *= [max(_between(box, a, b) for a in references[0].boxes for b in references[1].boxes) for box in mine.boxes]
         else:
             r = references[0]
-            ranks *= [max(s * _stands(box, other, place) for other, s in zip(r.boxes, r.scores, strict=True)) for box in mine.boxes]
+            fit = np.array([[_stands(box, other, place) for other in r.boxes] for box in mine.boxes])
+            ranks *= (fit * r.scores).max(1)
+            note = "relation not met" if fit[ranks.argmax()].max() < MET else ""
     if side is not None:
         good = mine.scores >= 0.6 * mine.scores.max()
         centre = (mine.boxes[:, :2] + mine.boxes[:, 2:]) / 2
@@ -214,11 +217,9 @@ def _stands(box: np.ndarray, other: np.ndarray, place: str) -> float:
     elif place == "right of":
         value = step(across) * (0.3 + 0.7 * near)
     elif place == "behind":
-        value = step(-down) * near
-    elif place == "in front of":
-        value = step(down) * near
-    elif place == "under":
-        value = step(down) * near
+        value = step(-down) * (0.3 + 0.7 * near)
+    elif place in ("in front of", "under"):
+        value = step(down) * (0.3 + 0.7 * near)
     else:  # next to, near, beside ...
         value = near * (1 - 0.8 * float(iou(box, other) > 0.3))
     return max(0.02, value)
@@ -250,7 +251,8 @@ def _path(ranked: list[_Ranked], asked: Sequence[tuple]) -> list[int | None]:
 
 def _viterbi(ranked: list[_Ranked]) -> list[int | None]:
     """A state is a candidate, or None, which keeps the place of the last one seen."""
-    missing = np.log(0.35)
+    # Leaving a frame out costs as much as a candidate with a third of the scores that this detector usually gives here.
+    missing = np.log(0.35 * np.median([frame.scores[0] for frame in ranked if len(frame.boxes)] or [1.0]))
     # per frame: (cost so far, place or None, pick, index of the state before)
     states, history = [(0.0, None, None, -1)], []
     for frame in ranked:

@@ -110,16 +110,21 @@ def look(phrase: Phrase, held: bool) -> tuple[str, str | None]:
 
     What a button switches is never looked at instead of the button. "The block in your hand" is held whatever `held` says.
     """
-    placing = phrase.destination is not None and phrase.relation != "switches"
-    if placing and (held or phrase.target == HELD):
+    if moved_on(phrase, held):
         return phrase.destination, phrase.destination_item
     return phrase.target, phrase.item
+
+
+def moved_on(phrase: Phrase, held: bool) -> bool:
+    """Whether the gaze is on the destination."""
+    placing = phrase.destination is not None and phrase.relation != "switches"
+    return placing and (held or phrase.target == HELD)
 
 
 def nouns(phrase: Phrase, held: bool = False) -> tuple[str, ...]:
     """What to ask an open-vocabulary detector for: the thing to look at first, then what its place refers to; () if nothing is named."""
     first = look(phrase, held)[0]
-    references = phrase.references if first == phrase.target else phrase.destination_references
+    references = phrase.destination_references if moved_on(phrase, held) else phrase.references
     return tuple(dict.fromkeys(noun for noun in (first, *references) if noun))
 
 

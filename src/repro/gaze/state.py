@@ -198,7 +198,7 @@ def check(images: Sequence[np.ndarray], scene_obs: np.ndarray, scene: str, order
         fit = replace(fit, unsure=f"{told} could be looked at; the two best orders fit {shares[best]:.0%} and {shares[second]:.0%} of them")
         if must:
             raise UserError("Not checked: the pictures cannot tell if state and camera fit.", f"at least {least} blocks, of all colours",
-                            fit.unsure, "more pictures, of other episodes; must=False goes on unchecked")  # fmt: skip
+                            fit.unsure, "more pictures, of other episodes; in Python, check(..., must=False) goes on")  # fmt: skip
     return fit
 
 
@@ -207,7 +207,7 @@ def _remedy(images: np.ndarray, places: list) -> str:
     for how, pictures in turned.items():
         if max(_evidence(pictures, places)[0].values()) >= FITS:
             return f"{how}, these pictures fit: turn them"
-    return "pass the camera that took them (camera_of), or the pictures of these very states"
+    return "pass the camera that took them (camera_of, --camera), or the pictures of these very states"
 
 
 def _places(table: Table, states: np.ndarray, camera: Camera) -> list[tuple[int, int, np.ndarray]]:

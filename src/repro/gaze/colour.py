@@ -79,8 +79,8 @@ LEAST = 12 / 40_000  # of the picture's pixels: smaller patches are noise
 
 @dataclass(frozen=True)
 class Patch:
-    """A connected part of a picture. box: pixels x0, y0, x1, y1; area: its pixels; close: 0 ... 1, how near its colour is to its name; grey:
-    share of bright grey pixels around it (a robot, a floor)."""
+    """A connected part of a picture. box: pixels x0, y0, x1, y1; area: its pixels; close: 0 ... 1, how near its colour is to its name;
+    grey: share of bright grey pixels around it (a robot, a floor)."""
 
     name: str
     box: tuple[int, int, int, int]

@@ -31,7 +31,8 @@ def test_committed_notebooks_are_executed_whole_and_of_their_sources():
         assert publish.problems(notebook, ROOT / "notebooks" / f"{path.stem}.py") == [], path
         assert notebook.metadata.papermill.exception is None, path
         assert notebook.metadata.papermill.parameters == {"profile": path.parts[-3]}, path
-        assert not re.search(rf"{re.escape(str(Path.home()))}/|/tmp/", path.read_text()), f"{path} names a folder of one machine"
+        text = re.sub(r"[\w+/=]{300,}", "", path.read_text())  # without pictures, whose letters may spell anything
+        assert not re.search(rf"{re.escape(str(Path.home()))}/|/tmp/", text), f"{path} names a folder of one machine"
 
 
 def test_the_sanitise_file_leaves_numbers_to_compare():

@@ -88,8 +88,6 @@ def test_detectors_are_loaded_by_name_and_never_replaced():
         load("yolo")
     with pytest.raises(UserError, match="no weights"):
         load("colour", "somewhere")
-    with pytest.raises(UserError, match="weights"):
-        load("transformers")
 
 
 def shares(rows: list[tuple[Gaze, Gaze]]) -> dict:

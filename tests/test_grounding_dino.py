@@ -527,3 +527,13 @@ def test_other_users_of_bert_and_of_the_package_see_no_change(original):
     new = int(transformers.__version__.split(".")[0]) >= 5
     assert ("_with_masks" in ours.get_head_mask.__qualname__) == new and "get_head_mask" not in vars(other)
     assert "get_extended_attention_mask" not in vars(other) and get_tokenlizer.get_tokenlizer.__name__ == "get_tokenlizer"
+
+
+def test_without_weights_nothing_takes_their_place(monkeypatch, tmp_path):
+    from repro.gaze import detectors
+
+    monkeypatch.setenv("KAGGLE_INPUT", str(tmp_path))
+    monkeypatch.setattr("repro.gaze.grounding_dino.find_weights", lambda *folders: None)
+    for name in ("transformers", "groundingdino-py"):
+        with pytest.raises(UserError, match="weights are not here"):
+            detectors.load(name)

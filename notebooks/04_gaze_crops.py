@@ -65,19 +65,17 @@ for split, store in stores.items():
 # %% [markdown]
 # ## Scenes that are hard
 # Drawn with textures and colours nobody has seen: twins of the same colour, things in bowls and on plates, far things, and a hand that
-# passes over. The sentence is above each picture, the true box is dashed.
+# passes over. The sentence is above each picture, the true box is drawn.
 
 # %%
-import numpy as np
-
 from repro import pictures, results
+from repro.attention import boxed
 from repro.evaluation import gaze as evaluation
 
 clutter = evaluation.clutter(evaluation.SIZES.get(profile, evaluation.SIZES["cpu"])[0])
 shown = [episode for episode in clutter.episodes if episode.truth[2, 0] >= 0][:12]
-boxes = np.array([episode.truth[2] for episode in shown])
-sheet = evaluation.contact_sheet([e.images[2] for e in shown], boxes, boxes, [e.said for e in shown], title="cluttered scenes, true boxes")
-pictures.keep(sheet, work / "figures" / "gaze_scenes.png")
+marked = [boxed(episode.images[2], episode.truth[2]) for episode in shown]
+pictures.keep(pictures.sheet(marked, [episode.said for episode in shown], columns=4), work / "figures" / "gaze_scenes.png")
 
 # %% [markdown]
 # ## With and without each option
@@ -93,8 +91,10 @@ detectors = [load("colour")] + ([load("transformers", where)] if where else [])
 held_out = [evaluation.stored(stores["validation"])] if "info.boxes" in stores["validation"].columns else []
 records, found = [], {}
 for each in detectors:
-    made, measured = evaluation.compare(each, [clutter, *held_out], seed=seed, log=lambda line: None)
+    made, measured = evaluation.compare(each, [clutter, *held_out], seed=seed, log=print if where else lambda line: None)
     records, found[each.name] = records + made, measured
+
+# %%
 paths = [results.save(record, work / "gaze" / "runs") for record in records]
 print(results.markdown(*evaluation.detectors_table(records)))
 
@@ -129,10 +129,10 @@ pictures.keep(reliability(meaning, f"colour: {clutter.name}"), work / "figures" 
 
 # %% [markdown]
 # ## What the model will have to reconstruct
-# Above: the frame with its gaze region. Below: the crop, which takes the static camera's place on the reconstruction target.
+# Above: the frame with its gaze region. Below: the crop, which takes the static camera's place on the
+# reconstruction target (here stretched to a square; ReconVLA stretches it too).
 
 # %%
-from repro.attention import boxed
 from repro.gaze.crops import crop
 
 store = Store(work / "store" / "training")

@@ -107,9 +107,8 @@ def crop(root_folder: Path | str, detector: str = "colour", npz_src_dir: Path | 
 
     boxes = box_index(Path(npz_src_dir).parent, Path(npz_src_dir).name) if npz_src_dir else None
     if detector == "truth" and boxes is None:
-        raise UserError(
-            f"{npz_src_dir} holds no boxes.json.", expected="--npz_src_dir with true boxes (play table, calvin_sim)", next_step="use colour"
-        )
+        raise UserError(f"{npz_src_dir} holds no boxes.json." if npz_src_dir else "Where are the true boxes?", next_step="use colour",
+                        expected="--npz_src_dir with true boxes (play table, calvin_sim)")  # fmt: skip
     finder = load(detector, weights) if detector not in ("truth", "none") else None
     how, sources = f"{detector} {finder.fingerprint() if finder else ''}".strip(), Counter()
     for _, folder in folders(Path(root_folder)):
@@ -166,10 +165,11 @@ def _crops(folder: Path, detector, boxes) -> Iterator[tuple[str, tuple[bytes, di
 def write_json(root_folder: Path | str, output: Path | str, future_k: int = 5) -> int:
     """Write the guide's records to `output`, one a line of a JSON list; the number of records. "crop" is null where none was made."""
     root, output = Path(root_folder), Path(output)
+    found = folders(root)
     part, count = output.with_name(output.name + ".part"), 0
     output.parent.mkdir(parents=True, exist_ok=True)
     with open(part, "w") as file:
-        for i, folder in folders(root):
+        for i, folder in found:
             sentence, steps = _sentence(folder), _steps(folder)
             rows = np.arange(len(steps["frame"]))
             following = chunk_rows(rows, last_of_run(steps["frame"], np.zeros(len(rows))), future_k)

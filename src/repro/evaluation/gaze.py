@@ -283,14 +283,14 @@ def compare(detector: Detector, sets: Sequence[Set], options: Sequence[Options] 
     for frames in sets:
         start = time.monotonic()
         for each in dict.fromkeys((NONE, ALL, *options)):
-            found[frames.name, each.label] = measure(detector, frames, each)
+            one = found[frames.name, each.label] = measure(detector, frames, each)
+            rates = {"simple": one.rate(~one.complex), "complex": one.rate(one.complex)}
+            shares = ", ".join(f"{name} {m['value']:.3f} (n {m['n']})" for name, m in rates.items() if m["n"])
+            log(f"{detector.name}, {frames.name}, {each.label}: {shares}, {1000 * one.seconds / max(1, len(one.hit)):,.0f} ms a frame")
         minutes = (time.monotonic() - start) / 60
         for each in options:
             one = found[frames.name, each.label]
             records.append(_record(detector, one, found[frames.name, "none"], found[frames.name, "all"], seed, minutes))
-            m = records[-1]["metrics"]
-            shares = ", ".join(f"{k} {m[k]['value']:.3f} (n {m[k]['n']})" for k in ("simple", "complex") if k in m)
-            log(f"{frames.name}: {each.label}: {shares}")
     return records, found
 
 
@@ -388,7 +388,7 @@ def _percent(metric: dict | None, sign: str = "") -> str:
 # ---- a whole measurement
 # ------------------------------------------------------------------------------------------------------------------
 
-SIZES = {"smoke": (42, 12), "cpu": (240, 60), "t4": (240, 60)}  # cluttered scenes, play tables with unseen textures
+SIZES = {"smoke": (42, 12), "cpu": (240, 60), "t4": (240, 60), "paper": (240, 60)}  # cluttered scenes, play tables with unseen textures
 
 
 def run(work: Path, profile: str, detectors: Sequence[Detector], folders: Sequence[Path] = (), seed: int = 0,
@@ -397,7 +397,13 @@ def run(work: Path, profile: str, detectors: Sequence[Detector], folders: Sequen
     boxes.json (its instructions' own things, and all items); records in work/runs, sheets and reliability in work/figures, tables
     in work/report.md."""
     if profile not in SIZES:
-        raise UserError(f"no size {profile!r}", " | ".join(SIZES), profile)
+        raise UserError(f"there is no profile {profile!r}", " | ".join(SIZES), profile, "use one of these names")
+    for folder in folders:  # before an hour is spent
+        if not (Path(folder) / "validation" / "boxes.json").is_file():
+            raise UserError(f"{folder} has no true boxes to compare with.", f"{folder}/validation/boxes.json", "none",
+                            "the folder over training/ and validation/, in CALVIN's layout, that a simulator wrote (repro demos calvin)")
+    for earlier in ("runs", "figures"):
+        shutil.rmtree(work / earlier, ignore_errors=True)
     clips, tables = SIZES[profile]
     sets, every = [clutter(clips), textures(tables, seed=1)], 4 if profile == "smoke" else 1
     for folder in folders:
@@ -405,13 +411,13 @@ def run(work: Path, profile: str, detectors: Sequence[Detector], folders: Sequen
         sets += [stored(store, every), items(folder, "validation", every, Path(folder).name)]
     records = []
     for detector in detectors:
-        made, found = compare(detector, sets, seed=seed, log=log)
-        records += made
         for frames in sets:
+            made, found = compare(detector, [frames], seed=seed, log=log)
+            for record in made:
+                results.save(record, work / "runs")
             save_figures(found[frames.name, "all"], found[frames.name, "none"], work / "figures", detector.name)
-    for record in records:
-        results.save(record, work / "runs")
-    (work / "report.md").write_text(report(ordered(work)))
+            (work / "report.md").write_text(report(ordered(work)))
+            records += made
     return records
 
 
@@ -431,6 +437,8 @@ def sheet(one: Measured, which: np.ndarray, count: int = 12):
     pictures = [image for episode in one.set.episodes for image in episode.images]
     said = [episode.said for episode in one.set.episodes for _ in episode.images]
     picks = np.flatnonzero(which & one.counted)
+    apart = np.unique(one.episode[picks], return_index=True)[1]  # one frame an episode, where there are enough
+    picks = picks[apart] if len(apart) >= min(count, 4) else picks
     picks = picks[np.linspace(0, len(picks) - 1, min(count, len(picks))).round().astype(int)] if len(picks) else picks
     truth = np.where(one.counted[:, None], one.truth, np.nan)
     return contact_sheet([pictures[i] for i in picks], np.array([one.gazes[i].box for i in picks]), truth[picks], [said[i] for i in picks],
@@ -441,13 +449,15 @@ def sheet(one: Measured, which: np.ndarray, count: int = 12):
 def report(records: list[dict]) -> str:
     """The tables of a measurement, in markdown."""
     parts = ["# Gaze boxes: how good they are",
-             "Shares of frames with IoU >= 0.5 with the simulator's box; brackets: 95 % bootstrap over scenes or episodes. What makes "
-             "a frame complex is written in `src/repro/evaluation/gaze.py`. " + _where(records),
+             "Shares of frames with IoU >= 0.5 with the simulator's box; brackets: 95 % bootstrap over scenes or episodes; where "
+             "no scene differs, what so many scenes can still hide (Wilson). What makes a frame complex is written in "
+             "`src/repro/evaluation/gaze.py`. " + _where(records),
              results.markdown(*detectors_table(records))]  # fmt: skip
-    for name in dict.fromkeys(r["data"] for r in records):
-        parts.append(f"## {name}\n\n{results.markdown(*options_table(records, name))}")
-        if any(k.startswith("item ") for r in records if r["data"] == name for k in r["metrics"]):
-            parts.append(results.markdown(*items_table(records, name)))
+    for name, detector in dict.fromkeys((r["data"], r["config"]["detector"]) for r in records):
+        mine = [r for r in records if (r["data"], r["config"]["detector"]) == (name, detector)]
+        parts.append(f"## {name}: {detector}\n\n{results.markdown(*options_table(mine, name))}")
+        if any(k.startswith("item ") for r in mine for k in r["metrics"]):
+            parts.append(results.markdown(*items_table(mine, name)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -476,7 +486,8 @@ def readme_section(records: list[dict]) -> str:
     parts = [_where(records), results.markdown(*detectors_table(records)), f"Options on {drawn}, frames with IoU >= 0.5:",
              results.markdown(*options_table([r for r in records if r["config"]["detector"] == "colour"], drawn))]  # fmt: skip
     for name in dict.fromkeys(r["data"] for r in records if r["data"].endswith("all items") and r["simulator"].startswith("CALVIN")):
-        parts += [f"`colour` on {name} (at least half visible):", results.markdown(*items_table(records, name))]
+        colour = [r for r in records if r["config"]["detector"] == "colour"]
+        parts += [f"`colour` on {name} (at least half visible):", results.markdown(*items_table(colour, name))]
     return "\n\n".join(parts) + "\n"
 
 

@@ -45,10 +45,13 @@ def annotate(folder: Path | str, detector: str | Detector = "truth", options: Op
     An instruction of several steps goes on to the next when the hand lets go; where that cannot be seen, notes say "several steps".
     Report: frames by source and by note in all, by source per task, and `unnamed`: instructions that named no item, with their frames.
     """
-    if crop_size is not None and (min(crop_size) < 1 or margin < 0 or minimum < 0):
-        raise UserError("These crops cannot be cut.", expected="at least 1 pixel, nothing negative",
+    if crop_size is not None and (not 1 <= min(crop_size) <= max(crop_size) <= 2000 or margin < 0 or minimum < 0):
+        raise UserError("These crops cannot be cut.", expected="1 to 2,000 pixels, nothing negative",
                         found=f"{crop_size}, margin {margin}, minimum {minimum}")
     store, name = Store(folder), detector if isinstance(detector, str) else detector.name
+    if isinstance(detector, str) and name not in (*EXACT, "colour", "transformers", "groundingdino-py"):
+        raise UserError(f"There is no detector {name!r}.", expected="truth, state, colour, transformers or groundingdino-py", found=name,
+                        next_step="truth where the data have true boxes, state for CALVIN, else a detector that looks")  # fmt: skip
     if name not in EXACT:
         detector = load(name, weights) if isinstance(detector, str) else detector
         how = f"{detector.name} {detector.fingerprint()} {options.label}"

@@ -138,7 +138,7 @@ def read_config(file: Path, state: dict[str, torch.Tensor], given: str | Path | 
     except Exception as error:  # transformers raises many kinds
         raise UserError(f"No config of GroundingDINO for {file}.", expected="a config.json of transformers (a .py is never executed), or "
                         f"weights of a published model (Swin {' or '.join(map(str, SWIN))} wide)", found=f"{path}: {_line(error)}",
-                        next_step="pass config=, the config.json of this model") from error  # fmt: skip
+                        next_step="put the model's config.json beside the weights, or pass config=") from error  # fmt: skip
     if getattr(config.backbone_config, "model_type", None) != "swin" or not config.two_stage or not config.embedding_init_target:
         raise UserError(f"The config for {file} is of another kind of model.", expected="a Swin backbone, two stages, learnt queries",
                         found=getattr(config.backbone_config, "model_type", None), next_step="use a published GroundingDINO")  # fmt: skip
@@ -151,7 +151,7 @@ def read_tokenizer(folder: Path, config):
     from transformers import AutoTokenizer
 
     folder = folder.parent if folder.is_file() else folder
-    next_step = "pass tokenizer=, a folder of bert-base-uncased's tokenizer or its hub id, google-bert/bert-base-uncased"
+    next_step = "put bert-base-uncased's tokenizer beside the weights, or pass tokenizer=, its folder or google-bert/bert-base-uncased"
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise UserError(f"No tokenizer in {folder}.", expected="tokenizer.json or vocab.txt of bert-base-uncased", found=_listed(folder),
                         next_step=next_step)  # fmt: skip

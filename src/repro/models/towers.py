@@ -1,9 +1,18 @@
-"""What turns pictures into tokens: the canvas that holds both cameras, a small convolutional tower, keypoints.
+"""What turns pictures into tokens: the canvas that holds both cameras, pretrained SigLIP, FLUX's VAE and Qwen2, a small tower.
+
+    tower = vision("google/siglip-so400m-patch14-384")                     # hub id at its pinned commit, folder, or Kaggle input
+    model, tokenizer = language("Qwen/Qwen2.5-0.5B", quantise="nf4")
+    model, _ = language("Qwen/Qwen2-7B", pretrained=False)                 # the published config, random weights, nothing downloaded
+
+What cannot be loaded is a UserError; another model is never taken instead. Only safetensors are read, and no code from the hub.
 
 The canvas is ReconVLA's: one image, the static camera above the wrist camera, so that one grid of tokens covers both and
 the reconstruction target lies on the same grid. `compose` is the only place that builds it, for training and acting
 alike (upstream stitches 173/161 rows in training and 167/167 when acting, defect D2).
 """
+
+from pathlib import Path
+
 import cv2
 import numpy as np
 import torch
@@ -11,6 +20,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from repro.machine import UserError, compute_dtype
+from repro.models import pretrained as files
 
 
 def resize(image: UInt8[np.ndarray, "h w 3"], height: int, width: int, resample: str = "area") -> UInt8[np.ndarray, "height width 3"]:
@@ -95,3 +107,101 @@ class Keypoints(nn.Module):
         """`text`: mean word embedding; `state`: normalised proprioception."""
         text = F.layer_norm(text, text.shape[-1:])
         return self.fuse(torch.cat([self.points(features, text).flatten(1), text, state], dim=1))
+
+
+# ------------------------------------------------------------------------------------------------- pretrained parts
+
+
+class VisionTower(nn.Module):
+    """A frozen SigLIP: (B, 3, S, S) normalised pixels -> (B, N, Dv), the state before the last layer (hidden_states[-2]), row by row.
+
+    The last layer, final norm and pooling head are not kept. dim: Dv; grid: (rows, columns); image_size: S; image_mean, image_std: 3
+    numbers each for pixels in [0, 1]; identity: name, revision, sha256.
+    """
+
+    frozen = True
+
+    def __init__(self, model: nn.Module, image_mean: list[float], image_std: list[float], identity: dict):
+        super().__init__()
+        self.embeddings, self.encoder = model.embeddings, model.encoder
+        del self.encoder.layers[-1]
+        self.dim, self.image_size = model.config.hidden_size, model.config.image_size
+        self.grid = (self.image_size // model.config.patch_size,) * 2
+        self.image_mean, self.image_std, self.identity = image_mean, image_std, identity
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "VisionTower":
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b n d"]:
+        if pixels.shape[-1] != self.image_size:
+            raise UserError("the picture has another size than the vision tower", expected=self.image_size, found=pixels.shape[-1])
+        return self.encoder(inputs_embeds=self.embeddings(pixels.to(self.embeddings.patch_embedding.weight.dtype))).last_hidden_state
+
+
+def vision(name: str | Path, revision: str | None = None, pretrained: bool = True, token: str | None = None,
+           dtype: torch.dtype = torch.float32, expect: dict | None = None) -> VisionTower:
+    """SigLIP's vision part, from a vision-only or a full checkpoint. `expect`: config values it must have, beside those published."""
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    place = files.find("vision tower", name, revision, pretrained, token, "", files.siglip, expect)
+    mean = std = [0.5] * 3  # every published SigLIP's
+    if pretrained:
+        model = files.load(place, SiglipVisionModel, dtype=dtype)
+        about = files.read_json(place.folder / "preprocessor_config.json")
+        mean, std = about.get("image_mean", mean), about.get("image_std", std)
+    else:
+        model = SiglipVisionModel(SiglipVisionConfig.from_dict(place.config)).to(dtype)
+    return VisionTower(model, mean, std, place.identity)
+
+
+def language(name: str | Path, revision: str | None = None, pretrained: bool = True, dtype: torch.dtype | None = None,
+             quantise: str | None = None, token: str | None = None, expect: dict | None = None):
+    """(causal language model, tokenizer); the model has `identity`. Another family than Qwen2 is asked for by expect={"model_type": ...}.
+
+    dtype: of weights, and of arithmetic under "nf4"; by default `machine.compute_dtype()`. quantise="nf4": 4-bit linear layers
+    (repro.models.adapters). The tokenizer is None where only the config of a published model is used, which has no vocabulary.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from repro.models import adapters
+
+    if quantise not in (None, "nf4"):
+        raise UserError("the language model cannot be quantised so", expected='None or "nf4"', found=quantise)
+    dtype = dtype or compute_dtype()[0]
+    place = files.find("language model", name, revision, pretrained, token, "", files.causal, {"model_type": "qwen2"} | (expect or {}))
+    if pretrained:
+        options = {"quantization_config": adapters.nf4(dtype), "device_map": {"": adapters.here()}} if quantise else {}
+        model = files.load(place, AutoModelForCausalLM, dtype=dtype, trust_remote_code=False, **options)
+    else:
+        config = AutoConfig.for_model(**place.config)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        model = adapters.quantise(model, dtype) if quantise else model
+    model = adapters.guard(model)
+    model.identity, tokenizer = place.identity, None
+    if place.folder is not None and (pretrained or (place.folder / "tokenizer.json").is_file()):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(place.folder), local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # transformers raises many kinds
+            raise UserError(f"the tokenizer of the language model {name} cannot be read", expected="tokenizer.json beside config.json",
+                            found=files.line(error), next_step="put the model's tokenizer files beside its weights") from error  # fmt: skip
+        if len(tokenizer) > model.config.vocab_size:
+            raise UserError(f"the tokenizer of {name} is not the model's", expected=f"at most {model.config.vocab_size} words",
+                            found=len(tokenizer), next_step="use the files of one model")  # fmt: skip
+    return model, tokenizer
+
+
+def vae(name: str | Path, revision: str | None = None, pretrained: bool = True, subfolder: str | None = None, token: str | None = None,
+        expect: dict | None = None):
+    """diffusers.AutoencoderKL, frozen, float32 whatever the file holds, in evaluation mode; it has `identity`.
+
+    Its latents are (z - shift_factor) * scaling_factor, both in its config. subfolder: by default "vae" for the FLUX models.
+    """
+    from diffusers import AutoencoderKL
+
+    subfolder = subfolder if subfolder is not None else "vae" if str(name).startswith("black-forest-labs/") else ""
+    place = files.find("VAE", name, revision, pretrained, token, subfolder, files.autoencoder, expect)
+    model = files.load(place, AutoencoderKL, torch_dtype=torch.float32) if pretrained else AutoencoderKL.from_config(place.config).float()
+    model.identity = place.identity
+    return model.requires_grad_(False).eval()

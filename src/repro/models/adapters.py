@@ -1,0 +1,164 @@
+"""LoRA (Hu et al. 2021, arXiv 2106.09685) on a language model, NF4 base weights (QLoRA, Dettmers et al. 2023, arXiv 2305.14314).
+
+    model, tokenizer = towers.language("Qwen/Qwen2-7B", quantise="nf4")
+    model = adapters.add(model, LoRA(rank=16), checkpointing=True)         # in place: adapters train, the base does not
+    adapters.save(policy, folder / "adapters.safetensors", {"language": model.identity})
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from repro.machine import UserError, compute_dtype
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank updates B A * alpha / rank beside the frozen linear maps named in `targets`."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.05  # of what goes into A
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # attention and MLP
+
+    def __post_init__(self):
+        if self.rank < 1 or not 0 <= self.dropout < 1 or not self.targets:
+            raise UserError("LoRA config", expected="rank >= 1, 0 <= dropout < 1, some targets", found=asdict(self))
+
+
+# --------------------------------------------------------------------------------------------------------- NF4
+
+
+def nf4(dtype: torch.dtype | None = None):
+    """transformers' config of NF4 with double quantisation; arithmetic in `dtype` (float16 on a T4, see machine.compute_dtype)."""
+    _bitsandbytes()
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                              bnb_4bit_compute_dtype=dtype or compute_dtype()[0])  # fmt: skip
+
+
+def quantise(model: nn.Module, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> nn.Module:
+    """Make every linear map of a model NF4 in place, except the output head, one at a time; the rest moves to `device` as it is.
+
+    For models built from a config: maps on the "meta" device are given random weights (deviation 0.02). Files are quantised while they
+    are loaded (`nf4`), which never holds the whole model in 16 bits.
+    """
+    bnb, dtype, device = _bitsandbytes(), dtype or compute_dtype()[0], device or here()
+    for path, old in [(path, part) for path, part in model.named_modules() if isinstance(part, nn.Linear) and path != "lm_head"]:
+        new = bnb.nn.Linear4bit(old.in_features, old.out_features, bias=old.bias is not None, compute_dtype=dtype, quant_type="nf4",
+                                device="meta")  # fmt: skip
+        values = [None if tensor is None else 0.02 * torch.randn(tensor.shape, dtype=dtype) if tensor.is_meta else tensor.detach()
+                  for tensor in (old.weight, old.bias)]  # fmt: skip
+        new.weight = bnb.nn.Params4bit(values[0].to(dtype), requires_grad=False, quant_type="nf4", module=new)
+        new.bias = None if values[1] is None else nn.Parameter(values[1].to(dtype), requires_grad=False)
+        model.set_submodule(path, new.to(device))
+    model.is_loaded_in_4bit = True  # what peft asks for
+    return guard(model if any(p.is_meta for p in model.parameters()) else model.to(device))
+
+
+def guard(model: nn.Module) -> nn.Module:
+    """Keep 4-bit layers in the layout that training can differentiate; call right after loading, before any evaluation.
+
+    On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks the weights in the first evaluation pass, after which gradients are None, wrong
+    or an error, for good (papers/reconvla/notes.md; shown in tests/test_adapters.py).
+    """
+    for part in model.modules():
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            part.support_avx512bf16_for_cpu = False
+    return model
+
+
+def here() -> str:
+    """The device that a quantised model is loaded onto."""
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+
+
+def _bitsandbytes():
+    try:
+        import bitsandbytes
+    except Exception as error:  # ImportError, or its native library does not load
+        raise UserError("NF4 needs bitsandbytes, which does not import", found=f"{type(error).__name__}: {error}",
+                        next_step="pip install bitsandbytes, or load without quantise=") from error  # fmt: skip
+    return bitsandbytes
+
+
+# -------------------------------------------------------------------------------------------------------- LoRA
+
+
+def add(model: nn.Module, lora: LoRA, checkpointing: bool = True) -> nn.Module:
+    """Put adapters into a causal language model, in place (names and attributes of the rest stay), and make only them trainable.
+
+    Ready for k-bit training: adapters and norms in float32, everything else as it is. (peft's own preparation also widens the
+    vocabulary matrices, 2.0 GiB more for Qwen2-7B in float16.) checkpointing: activations of a layer are recomputed in the backward
+    pass.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    names = {path.rsplit(".", 1)[-1] for path, part in model.named_modules() if isinstance(part, nn.Linear)}
+    if not set(lora.targets) <= names:
+        raise UserError("LoRA's targets are not in this model", expected=sorted(names), found=sorted(set(lora.targets) - names))
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets), bias="none")
+    model = inject_adapter_in_model(config, model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+        if "lora_" in name or name.endswith("norm.weight"):
+            parameter.data = parameter.data.float()
+    model.lora = lora
+    return switch_checkpointing(model, checkpointing)
+
+
+def switch_checkpointing(model: nn.Module, on: bool) -> nn.Module:
+    """Gradient checkpointing of each decoder layer, on or off; it acts in training mode only."""
+    if on:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_disable()
+    return model
+
+
+def trainable(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What trains, by name: adapters and new heads (projector, denoiser, whatever asks for gradients)."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def save(model: nn.Module, file: Path | str, bases: dict[str, dict]) -> None:
+    """Write `trainable(model)` alone, with the identities of the frozen parts ({"language": {name, revision, sha256}, ...})."""
+    tensors = {name: tensor.detach().contiguous() for name, tensor in trainable(model).items()}
+    save_file(tensors, file, {"format": "pt", "bases": json.dumps(bases)})
+
+
+def load(model: nn.Module, file: Path | str, bases: dict[str, dict]) -> None:
+    """Take a file of `save` into a model with the same frozen parts and trainable tensors: all of it bit for bit, or nothing."""
+    try:
+        with safe_open(file, "pt") as opened:
+            about, found = opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} cannot be read as adapters", expected="a whole file written by adapters.save",
+                        found=f"{type(error).__name__}: {error}", next_step="train again, or copy the file again") from error  # fmt: skip
+    saved, mine = json.loads(about.get("bases", "{}")), trainable(model)
+    if saved.keys() != bases.keys() or any(_told(saved[part]) != _told(bases[part]) for part in bases):
+        raise UserError(f"{file} was trained on other frozen parts", expected=saved, found=bases,
+                        next_step="load the parts it was trained on (name, revision), then the adapters")  # fmt: skip
+    wrong = [f"{name}: expected {_shape(mine.get(name))}, found {_shape(found.get(name))}" for name in sorted(mine.keys() | found.keys())
+             if _shape(mine.get(name)) != _shape(found.get(name))]  # fmt: skip
+    if wrong:
+        raise UserError(f"{file} does not fit the model", expected=f"{len(mine)} tensors", found="; ".join(wrong[:12]),
+                        next_step="build the model with the config and LoRA it was trained with")  # fmt: skip
+    with torch.no_grad():
+        for name, tensor in found.items():
+            mine[name].copy_(tensor)
+
+
+def _told(identity: dict) -> tuple:
+    """What two frozen parts are compared by: their weights, or for random ones their name."""
+    return ("sha256", identity["sha256"]) if identity.get("sha256") else ("random", identity.get("name"))
+
+
+def _shape(tensor: torch.Tensor | None) -> str:
+    return "absent" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

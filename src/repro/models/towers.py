@@ -180,9 +180,14 @@ def language(name: str | Path, revision: str | None = None, pretrained: bool = T
         model = adapters.quantise(model, dtype) if quantise else model
     model = adapters.guard(model)
     model.identity, tokenizer = place.identity, None
-    if place.folder is not None and (pretrained or (place.folder / "tokenizer.json").is_file()):
+    vocabulary = place.folder is not None and any((place.folder / file).is_file() for file in ("tokenizer.json", "vocab.json"))
+    if pretrained or vocabulary:
         try:
+            if not vocabulary:
+                raise ValueError("neither tokenizer.json nor vocab.json is there")
             tokenizer = AutoTokenizer.from_pretrained(str(place.folder), local_files_only=True, trust_remote_code=False)
+            if not tokenizer("lift the red block")["input_ids"]:  # transformers 5 reads foreign kinds of vocabulary as empty ones
+                raise ValueError("it makes no tokens of words")
         except Exception as error:  # transformers raises many kinds
             raise UserError(f"the tokenizer of the language model {name} cannot be read", expected="tokenizer.json beside config.json",
                             found=files.line(error), next_step="put the model's tokenizer files beside its weights") from error  # fmt: skip

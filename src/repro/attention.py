@@ -80,7 +80,7 @@ def record(model, queries: int = 1, rollout: bool = False):
     positions are kept: 1 while tokens are written one by one (the prompt's last token first, then one per generated token). Only what
     runs the decoder's own modules is seen: a loop with attention of its own is not, use `attention_of`.
     """
-    decoder, image = model.decoder, model.image_positions
+    decoder = model.decoder
     modules = [m for m in decoder.modules() if type(m).__name__.endswith("Attention") and hasattr(m, "layer_idx")]
     if not modules:
         raise UserError("the decoder has no attention modules to record", "transformers decoder layers", type(decoder).__name__)
@@ -88,7 +88,7 @@ def record(model, queries: int = 1, rollout: bool = False):
 
     def keep(layer: int):
         def hook(_module, _inputs, output):
-            weights = output[1]  # (B, heads, queries, keys)
+            weights, image = output[1], model.image_positions  # (B, heads, queries, keys); where the image lies in this batch
             if weights is None:
                 raise UserError("an attention module gave no weights", "eager attention", decoder.config._attn_implementation)
             recording.layers[layer].append(weights[:, :, -queries:, image].detach().float().cpu().numpy())
@@ -112,7 +112,8 @@ def attention_of(model, observations: list[dict], instructions: list[str], actio
 
     One forward pass over the whole sequence, so it does not matter how `act` decodes. For it a model offers `sequence(observations,
     instructions, ids)`: embeddings (B, L, d) of the prompt and of all action tokens but the last (`ids` None: the greedy ones), so that
-    the last chunk x action_dim positions are those that predict. A model without it is recorded while it acts.
+    the last chunk x action_dim positions are those that predict; or a pair of them and a mask (B, L) that is False where a row is filled
+    up. `image_positions` must hold for it. A model without it is recorded while it acts.
     """
     queries, was_training = model.config.chunk * model.config.action_dim, model.training
     model.eval()
@@ -121,9 +122,11 @@ def attention_of(model, observations: list[dict], instructions: list[str], actio
             return _while_acting(model, observations, instructions, actions, queries, rollout)
         ids = None if actions is None else model.tokens.encode(np.asarray(actions).reshape(len(actions), -1))
         with torch.inference_mode():
-            embeddings = model.sequence(observations, instructions, ids)
+            found = model.sequence(observations, instructions, ids)
+            embeddings, mask = found if isinstance(found, tuple) else (found, None)
+            filled = {} if mask is None else {"attention_mask": mask.long(), "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
             with record(model, queries, rollout) as recorded:
-                model.decoder.model(inputs_embeds=embeddings, use_cache=False)
+                model.decoder.model(inputs_embeds=embeddings, use_cache=False, **filled)
         return recorded
     finally:
         model.train(was_training)

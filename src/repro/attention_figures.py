@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from repro.attention import UNIFORM, caption, mass_in, quantities
 
-MAP = LinearSegmentedColormap.from_list("attention", ["white", *colormaps["YlOrRd"](np.linspace(0.1, 1, 8))])  # lightness falls
+MAP = LinearSegmentedColormap.from_list("attention", ["white", *colormaps["inferno_r"](np.linspace(0.12, 0.92, 8))])  # evenly darker
 SCALE = "attention per token / uniform (1 = uniform)"
 STYLES = (("0.0", "-", "o"), ("0.45", "--", "s"), ("0.25", ":", "^"), ("0.6", "-.", "D"))  # grey, line, marker of each model
 
@@ -36,7 +36,7 @@ def overlay(image: np.ndarray, static: np.ndarray, box: np.ndarray | None = None
     """uint8 (H, W, 3): the map over the faded grey picture, light to dark, and the box; `top` is the value drawn darkest, in units of
     uniform attention (default: the map's own maximum; share one between panels)."""
     height, width = image.shape[:2]
-    faded = 0.55 + 0.45 * cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None] / 255
+    faded = 0.65 + 0.35 * cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None] / 255
     values = cv2.resize(relative(static).astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     colour = MAP(Normalize(0, top or float(relative(static).max()), clip=True)(values))[..., :3]
     drawn = np.ascontiguousarray((255 * faded * colour).round().astype(np.uint8))
@@ -84,7 +84,7 @@ def compare(rows: list[tuple[str, np.ndarray, dict[str, np.ndarray], np.ndarray]
     top = max(1.5, max(float(relative(static).max()) for _, _, maps, _ in rows for static in maps.values()))
     lines = [_numbers(numbers[name]) for name in names] if numbers else []
     figure = Figure(figsize=(2.6 * (1 + len(names)) + 1.0, 2.95 * len(rows) + 0.5 + 0.14 * (1 + max(map(len, lines), default=0))),
-                    layout="constrained", dpi=130)
+                    layout="compressed", dpi=130)
     axes = figure.subplots(len(rows), 1 + len(names), squeeze=False)
     for at, (line, (label, image, maps, box)) in enumerate(zip(axes, rows, strict=True)):
         big = _big(image)

@@ -210,10 +210,10 @@ def test_all_mass_in_the_box_scores_one():
 @pytest.mark.parametrize("shape", [(6, 6), (14, 27)])
 def test_a_uniform_map_scores_its_floor(shape, box):
     found = A.measure(np.full(shape, 0.3 / (shape[0] * shape[1])), box)
-    assert found["mass"] == pytest.approx(found["uniform"]) and found["iou"] == pytest.approx(found["iou_uniform"])
+    assert found["mass"] == pytest.approx(found["mass_uniform"]) and found["iou"] == pytest.approx(found["iou_uniform"])
     assert found["pointing"] == found["pointing_uniform"] and found["entropy"] == pytest.approx(1)
     area = (box[2] - box[0]) * (box[3] - box[1])
-    assert found["uniform"] == pytest.approx(area) and found["iou_uniform"] == pytest.approx(area / (2 - area))
+    assert found["mass_uniform"] == pytest.approx(area) and found["iou_uniform"] == pytest.approx(area / (2 - area))
 
 
 def test_an_empty_box_is_an_error():
@@ -465,9 +465,10 @@ def test_static_maps_of_the_tiny_reconvla():
     model = ReconVLA(config, {"observation.state": {"mean": [0.0] * 15, "std": [1.0] * 15}})
     observation = {"observation.images.static": np.full((50, 50, 3), 9, np.uint8),
                    "observation.images.wrist": np.zeros((20, 20, 3), np.uint8), "observation.state": np.zeros(15, np.float32)}
-    with A.record(model) as recorded:
-        plain = model.act([observation] * 2, ["lift"] * 2)
+    plain, recorded = model.act([observation] * 2, ["lift"] * 2), A.attention_of(model, [observation] * 2, ["lift"] * 2)
     assert recorded.maps().shape == (2, 2, 2, 14, 6)  # batch, layers, heads, 2 actions of 7 tokens, 3 x 2 image tokens
+    rolled = A.static_maps(model, [observation] * 2, ["lift"] * 2, layers="rollout")
+    assert rolled.shape == (2, 2, 2) and (0 < rolled).all() and (rolled.sum((1, 2)) < 1).all()
     static = A.static_maps(model, [observation] * 2, ["lift"] * 2)
     assert static.shape == (2, 2, 2) and (static.sum((1, 2)) < 1).all()
     assert np.array_equal(plain, model.act([observation] * 2, ["lift"] * 2)) and hooks(model) == 0

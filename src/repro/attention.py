@@ -241,12 +241,16 @@ def smooth(static: np.ndarray, size: int) -> np.ndarray:
     return weights(static.shape[0]) @ np.asarray(static, np.float64) @ weights(static.shape[1]).T
 
 
-def equal_area_iou(picture: np.ndarray, box: np.ndarray) -> float:
-    """Overlap of the box with as many of the brightest pixels as the box covers; pixels that tie for the last places share them."""
+def equal_area_iou(picture: np.ndarray, box: np.ndarray, ranked: np.ndarray | None = None) -> float:
+    """Overlap of the box with as many of the brightest pixels as the box covers; pixels that tie for the last places share them.
+
+    `ranked`: the picture's values in rising order, where one picture meets many boxes.
+    """
     inside, flat = covered(*picture.shape, box).ravel(), picture.ravel()
     area = inside.sum()
-    level = np.partition(flat, max(0, flat.size - 1 - int(area)))[max(0, flat.size - 1 - int(area))]
-    slack = 1e-9 * max(abs(float(flat.max())), 1e-300)
+    ranked = np.sort(flat) if ranked is None else ranked
+    level = ranked[max(0, flat.size - 1 - int(area))]
+    slack = 1e-9 * max(abs(float(ranked[-1])), 1e-300)
     above, tied = flat > level + slack, np.abs(flat - level) <= slack
     both = inside[above].sum() + inside[tied].mean() * (area - above.sum())
     return float(both / (2 * area - both))
@@ -267,7 +271,7 @@ def measure(static: np.ndarray, box: np.ndarray, tolerance: float = 5, size: int
     """
     _need_area(box)
     area = float(covered(1, 1, box)[0, 0])
-    return {"mass": mass_in(static, box), "uniform": area, "pointing": pointing(static, box, tolerance / size),
+    return {"mass": mass_in(static, box), "mass_uniform": area, "pointing": pointing(static, box, tolerance / size),
             "pointing_uniform": pointing(np.ones_like(static), box, tolerance / size), "iou": equal_area_iou(smooth(static, size), box),
             "iou_uniform": area / (2 - area), "entropy": entropy(static)}
 
@@ -314,23 +318,22 @@ def frame_numbers(statics: np.ndarray, boxes: np.ndarray, episodes: np.ndarray, 
     controls = {"another episode's box": other_frames(episodes, None, draws, np.random.default_rng([seed, 0]))}
     if tasks is not None:
         controls["the same task's box in another episode"] = other_frames(episodes, tasks, draws, np.random.default_rng([seed, 1]))
-    rows, side = [], tolerance / size
+    rows = []
     for i, (static, box) in enumerate(zip(statics, boxes, strict=True)):
-        picture, ideal = smooth(static, size), covered(*static.shape, box)
-        score = {"mass": lambda b, m=static: mass_in(m, b), "pointing": lambda b, m=static: pointing(m, b, side),
-                 "iou": lambda b, m=picture: equal_area_iou(m, b)}
-        drawn = {"mass": mass_in(ideal, box), "pointing": pointing(ideal, box, side), "iou": equal_area_iou(smooth(ideal, size), box)}
-        area = float(covered(1, 1, box)[0, 0])
-        floor = {"mass": area, "pointing": pointing(np.ones_like(static), box, side), "iou": area / (2 - area)}
+        picture = smooth(static, size)
+        ranked = np.sort(picture, axis=None)
+        score = {"mass": lambda b, m=static: mass_in(m, b), "pointing": lambda b, m=static: pointing(m, b, tolerance / size),
+                 "iou": lambda b, m=picture, r=ranked: equal_area_iou(m, b, r)}
+        found, itself = (measure(m, box, tolerance, size) for m in (static, covered(*static.shape, box)))
         row = {}
         for key, (name, at) in named.items():
-            row[f"{name} {at} the gaze box"] = own = score[key](box)
-            row[f"{name}, {UNIFORM[key]}"] = floor[key]
+            row[f"{name} {at} the gaze box"] = own = found[key]
+            row[f"{name}, {UNIFORM[key]}"] = found[f"{key}_uniform"]
             for control, others in controls.items():
                 row[f"{name} {at} {control}"] = other = np.mean([score[key](boxes[j]) for j in others[i]]) if len(others[i]) else np.nan
                 row[f"{name}, gaze box minus {control}"] = own - other
-            row[f"{name}, {ITSELF}"] = drawn[key]
-        rows.append({**row, "attention entropy (1 = uniform)": entropy(static)})
+            row[f"{name}, {ITSELF}"] = itself[key]
+        rows.append({**row, "attention entropy (1 = uniform)": found["entropy"]})
     return {"episode": episodes, **{name: np.array([row[name] for row in rows]) for name in rows[0]}}
 
 

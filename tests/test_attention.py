@@ -151,6 +151,26 @@ def test_a_decode_loop_that_cannot_be_seen_is_an_error():
         A.attention_of(Policy(), [{}], [""], actions=np.zeros((1, 1, 3)))
 
 
+def test_what_is_written_after_the_actions_is_left_out():
+    class Ending(Policy):
+        config = SimpleNamespace(grid=GRID, height=48, static_rows=32, chunk=1, action_dim=2)
+
+    shorter, whole = A.attention_of(Ending(), [{}], [""], rollout=True), A.attention_of(Policy(), [{}], [""])
+    assert np.allclose(shorter.maps(), whole.maps()[:, :, :, :2]) and len(shorter.rows) == 2
+
+
+def test_token_rows_of_a_canvas_whose_pixel_rows_were_rounded():
+    """The published canvas: 14 of 27 token rows are 173 of 334 px, and 27 * 173 / 334 is 13.98."""
+    class Large(OnePass):
+        image_positions = slice(0, 54)
+        config = SimpleNamespace(grid=(27, 2), height=334, static_rows=173, chunk=1, action_dim=1)
+
+        def sequence(self, observations, instructions, ids=None):
+            return torch.ones(len(observations), 55, 16)
+
+    assert A.static_maps(Large(), [{}], [""]).shape == (1, 14, 2)
+
+
 def test_static_maps_of_every_reduction():
     model = OnePass()
     last, rolled = A.static_maps(model, [{}], [""]), A.static_maps(model, [{}], [""], layers="rollout")
@@ -460,15 +480,19 @@ def test_dots_show_controls_beside_each_number():
 def test_static_maps_of_the_tiny_reconvla():
     from repro.models.reconvla import ReconVLA, ReconVLAConfig
     torch.manual_seed(0)
-    config = ReconVLAConfig(words=("lift",), height=48, width=32, static_rows=32, keypoints=0, hidden=32, layers=2, heads=2, chunk=2,
+    config = ReconVLAConfig(grid=(3, 2), height=48, width=32, static_tokens=2, keypoints=0, hidden=32, layers=2, heads=2, chunk=2,
                             recon=False)
-    model = ReconVLA(config, {"observation.state": {"mean": [0.0] * 15, "std": [1.0] * 15}})
+    sentences = ["lift the block", "open the drawer, slowly"]  # of unequal length: the shorter one is filled up
+    model = ReconVLA.build(config, {"observation.state": {"mean": [0.0] * 15, "std": [1.0] * 15}}, instructions=sentences)
     observation = {"observation.images.static": np.full((50, 50, 3), 9, np.uint8),
                    "observation.images.wrist": np.zeros((20, 20, 3), np.uint8), "observation.state": np.zeros(15, np.float32)}
-    plain, recorded = model.act([observation] * 2, ["lift"] * 2), A.attention_of(model, [observation] * 2, ["lift"] * 2)
+    plain, recorded = model.act([observation] * 2, sentences), A.attention_of(model, [observation] * 2, sentences, rollout=True)
     assert recorded.maps().shape == (2, 2, 2, 14, 6)  # batch, layers, heads, 2 actions of 7 tokens, 3 x 2 image tokens
-    rolled = A.static_maps(model, [observation] * 2, ["lift"] * 2, layers="rollout")
-    assert rolled.shape == (2, 2, 2) and (0 < rolled).all() and (rolled.sum((1, 2)) < 1).all()
-    static = A.static_maps(model, [observation] * 2, ["lift"] * 2)
-    assert static.shape == (2, 2, 2) and (static.sum((1, 2)) < 1).all()
-    assert np.array_equal(plain, model.act([observation] * 2, ["lift"] * 2)) and hooks(model) == 0
+    for i, sentence in enumerate(sentences):
+        alone = A.attention_of(model, [observation], [sentence], rollout=True)
+        assert np.allclose(alone.maps()[0], recorded.maps()[i], atol=1e-5), "maps do not depend on what else is in the batch"
+        assert np.allclose(alone.rollout()[0], recorded.rollout()[i], atol=1e-5)
+    for layers in (-1, "rollout"):
+        static = A.static_maps(model, [observation] * 2, sentences, layers)
+        assert static.shape == (2, 2, 2) and (0 < static).all() and (static.sum((1, 2)) < 1).all()
+    assert np.array_equal(plain, model.act([observation] * 2, sentences)) and hooks(model) == 0

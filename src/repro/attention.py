@@ -51,6 +51,7 @@ class Recording:
         """(B, image tokens), each sums to 1: attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928), mean over the queries.
 
         The product over all layers of (A + I) / 2, A the mean over heads: it follows attention through other tokens too.
+        In a causal model early tokens are read by all that follow, so rollout leans to the top of the picture whatever is there.
         """
         if not self.rows:
             raise UserError("no rollout was recorded", "record(model, rollout=True)", "rollout=False")
@@ -138,8 +139,9 @@ def _while_acting(model, observations, instructions, actions, queries: int, roll
                         type(model).__name__, "leave `actions` out: the model's own actions")
     with record(model, rollout=rollout) as recorded:
         model.act(observations, instructions)
-    found = recorded.maps().shape[3]
-    if found != queries:
+    found = min(map(len, recorded.layers))
+    recorded.layers, recorded.rows = [rows[:queries] for rows in recorded.layers], recorded.rows[:queries]  # without an end token's
+    if found < queries:
         raise UserError("act() ran the decoder's attention modules for some action tokens only", f"{queries} queries", found,
                         "give the model a method sequence(observations, instructions, ids)")
     return recorded
@@ -194,7 +196,7 @@ def static_maps(model, observations: list[dict], instructions: list[str], layers
     """(B, static rows, columns): record, reduce and keep the static camera's part (sum < 1: the wrist has the rest)."""
     recorded, config = attention_of(model, observations, instructions, actions, rollout=layers == "rollout"), model.config
     tokens = recorded.rollout() if layers == "rollout" else reduce(recorded.maps(), layers, heads)
-    return split(tokens, config.grid, config.grid[0] * config.static_rows // config.height)[0]
+    return split(tokens, config.grid, round(config.grid[0] * config.static_rows / config.height))[0]  # pixel rows are rounded down
 
 
 # ---- numbers of one map --------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from repro.attention import UNIFORM, caption, mass_in, quantities
 
 MAP = LinearSegmentedColormap.from_list("attention", ["white", *colormaps["inferno_r"](np.linspace(0.12, 0.92, 8))])  # evenly darker
 SCALE = "attention per token / uniform (1 = uniform)"
+LEAST = 4.0  # the darkest shade is at least this much times uniform: maps that are nearly flat look it
 STYLES = (("0.0", "-", "o"), ("0.45", "--", "s"), ("0.25", ":", "^"), ("0.6", "-.", "D"))  # grey, line, marker of each model
 
 
@@ -81,7 +82,7 @@ def compare(rows: list[tuple[str, np.ndarray, dict[str, np.ndarray], np.ndarray]
     same models in the same order. numbers: {model name: metrics of attention.measure_all}, written under the columns with n and interval.
     """
     names = list(rows[0][2])
-    top = max(1.5, max(float(relative(static).max()) for _, _, maps, _ in rows for static in maps.values()))
+    top = max(LEAST, max(float(relative(static).max()) for _, _, maps, _ in rows for static in maps.values()))
     lines = [_numbers(numbers[name]) for name in names] if numbers else []
     figure = Figure(figsize=(2.6 * (1 + len(names)) + 1.0, 2.95 * len(rows) + 0.5 + 0.14 * (1 + max(map(len, lines), default=0))),
                     layout="compressed", dpi=130)
@@ -125,7 +126,7 @@ def gallery(images: list[np.ndarray], statics: np.ndarray, boxes: np.ndarray, st
             columns: int = 8, note: str = "") -> Figure:
     """A strip of an episode's frames, every `every`-th of those given: map, box, time step, attention mass in the box."""
     picks, steps = range(0, len(images), every), np.asarray(steps)
-    top = max(1.5, max(float(relative(statics[i]).max()) for i in picks))
+    top = max(LEAST, max(float(relative(statics[i]).max()) for i in picks))
     lines = -(-len(picks) // columns)
     columns = -(-len(picks) // lines)  # lines of about one length
     figure = Figure(figsize=(1.75 * columns + 0.9, 2.3 * lines + 0.6), layout="constrained", dpi=130)

@@ -22,7 +22,7 @@ from repro.attention import UNIFORM, caption, mass_in, quantities
 
 MAP = LinearSegmentedColormap.from_list("attention", ["white", *colormaps["inferno_r"](np.linspace(0.12, 0.92, 8))])  # evenly darker
 SCALE = "attention per token / uniform (1 = uniform)"
-LEAST = 4.0  # the darkest shade is at least this much times uniform: maps that are nearly flat look it
+LEAST = 8.0  # the darkest shade is at least this much times uniform: maps that are nearly flat look it
 STYLES = (("0.0", "-", "o"), ("0.45", "--", "s"), ("0.25", ":", "^"), ("0.6", "-.", "D"))  # grey, line, marker of each model
 
 

@@ -115,10 +115,11 @@ def add(model: nn.Module, lora: LoRA, checkpointing: bool = True) -> nn.Module:
 
 def switch_checkpointing(model: nn.Module, on: bool) -> nn.Module:
     """Gradient checkpointing of each decoder layer, on or off; it acts in training mode only."""
+    word = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # transformers renamed it in 5.x
     if on:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        getattr(model, f"{word}_checkpointing_enable")({"use_reentrant": False})
     else:
-        model.gradient_checkpointing_disable()
+        getattr(model, f"{word}_checkpointing_disable")()
     return model
 
 

@@ -118,7 +118,7 @@ def _folder(what: str, name: str, revision: str | None, token: str | None, subfo
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise UserError(f"the {what} {name} is missing", expected="a folder, or a hub id such as Qwen/Qwen2.5-0.5B",
                         found="nothing at that path", next_step="correct the path")  # fmt: skip
-    if name in PUBLISHED and KAGGLE_INPUT.is_dir():
+    if name in PUBLISHED and revision == PUBLISHED[name][0] and KAGGLE_INPUT.is_dir():  # an input does not say its commit
         same = [folder for folder in _configs(KAGGLE_INPUT) if not _differences(read(read_json(folder / "config.json")), want)]
         if PUBLISHED[name][1] is None:  # no hash to tell fine-tuned copies by: then the path must say the name
             parts = set(name.split("/")[1].lower().split("-"))

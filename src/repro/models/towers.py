@@ -141,18 +141,21 @@ class VisionTower(nn.Module):
 
 
 def vision(name: str | Path, revision: str | None = None, pretrained: bool = True, token: str | None = None,
-           dtype: torch.dtype = torch.float32, expect: dict | None = None) -> VisionTower:
-    """SigLIP's vision part, from a vision-only or a full checkpoint. `expect`: config values it must have, beside those published."""
-    from transformers import SiglipVisionConfig, SiglipVisionModel
+           dtype: torch.dtype | None = torch.float32, expect: dict | None = None) -> VisionTower:
+    """SigLIP's vision part, from a vision-only or a full checkpoint.
+
+    dtype: of weights and arithmetic; None: `machine.compute_dtype()`. expect: config values it must have, beside those published.
+    """
+    from transformers import AutoModel, SiglipVisionConfig, SiglipVisionModel
 
     place = files.find("vision tower", name, revision, pretrained, token, "", files.siglip, expect)
-    mean = std = [0.5] * 3  # every published SigLIP's
+    dtype, mean, std = dtype or compute_dtype()[0], [0.5] * 3, [0.5] * 3  # every published SigLIP's
     if pretrained:
         model = files.load(place, SiglipVisionModel, dtype=dtype)
         about = files.read_json(place.folder / "preprocessor_config.json")
         mean, std = about.get("image_mean", mean), about.get("image_std", std)
     else:
-        model = SiglipVisionModel(SiglipVisionConfig.from_dict(place.config)).to(dtype)
+        model = AutoModel.from_config(SiglipVisionConfig.from_dict(place.config), dtype=dtype)
     return VisionTower(model, mean, std, place.identity)
 
 
@@ -207,6 +210,6 @@ def vae(name: str | Path, revision: str | None = None, pretrained: bool = True, 
 
     subfolder = subfolder if subfolder is not None else "vae" if str(name).startswith("black-forest-labs/") else ""
     place = files.find("VAE", name, revision, pretrained, token, subfolder, files.autoencoder, expect)
-    model = files.load(place, AutoencoderKL, torch_dtype=torch.float32) if pretrained else AutoencoderKL.from_config(place.config).float()
+    model = files.load(place, AutoencoderKL, torch_dtype=torch.float32) if pretrained else AutoencoderKL.from_config(place.config)
     model.identity = place.identity
     return model.requires_grad_(False).eval()

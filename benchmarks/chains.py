@@ -10,7 +10,6 @@ import argparse
 import json
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from repro.evaluation.chains import evaluate
@@ -23,13 +22,12 @@ def policy(folder: str | None, threads: int):
     import torch  # here: the simulator processes import this file too, and need none of it
 
     from repro.models.reconvla import PRESETS, ReconVLA
-    from repro.models.words import vocabulary
     torch.set_num_threads(threads)
     if folder:
         return ReconVLA.load(folder)
     torch.manual_seed(0)
-    words = vocabulary(sentence for sentences in TRAIN.values() for sentence in sentences)
-    return ReconVLA(replace(PRESETS["tiny"], words=words), {"observation.state": {"mean": [0.0] * 15, "std": [1.0] * 15}})
+    words = [sentence for sentences in TRAIN.values() for sentence in sentences]
+    return ReconVLA.build(PRESETS["tiny"], {"observation.state": {"mean": [0.0] * 15, "std": [1.0] * 15}}, instructions=words)
 
 
 def timed(model, plan, simulators: int, workers: int, max_steps: int):

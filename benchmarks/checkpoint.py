@@ -11,13 +11,11 @@ import json
 import statistics
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from repro.models.reconvla import PRESETS, ReconVLA
-from repro.models.words import vocabulary
 from repro.training import checkpoint
 from repro.training.loop import TrainConfig, train
 
@@ -29,7 +27,7 @@ def batch(net: ReconVLA, size: int) -> dict:
     rng, config = np.random.default_rng(0), net.config
     pictures = lambda *shape: rng.integers(0, 256, (size, *shape, 3), np.uint8)
     return {
-        "canvas": pictures(config.height, config.width), "target": pictures(*(n * config.latent_patch for n in config.grid)),
+        "canvas": pictures(config.height, config.width), "target_gaze": pictures(*(n * config.latent_patch for n in config.grid)),
         "state": rng.normal(size=(size, config.state_dim)), "action": rng.uniform(-1, 1, (size, config.chunk, config.action_dim)),
         "instruction": ["open the drawer"] * size, "gaze.valid": np.ones(size, bool),
     }  # fmt: skip
@@ -41,7 +39,7 @@ def main() -> None:
     options.add_argument("--json", type=Path, help="file for the numbers")
     given = options.parse_args()
     stats = {"observation.state": {"mean": [0.0] * 15, "std": [1.0] * 15}}
-    net = ReconVLA(replace(PRESETS["tiny"], words=vocabulary(["open the drawer"])), stats)
+    net = ReconVLA.build(PRESETS["tiny"], stats, instructions=["open the drawer"])
     data, saves, save = batch(net, 32), [], checkpoint.save
 
     def timed(*args, **kwargs):

@@ -302,7 +302,8 @@ def test_config_files_are_checked_before_anything_runs(tmp_path):
             launch.write_config(tmp_path / "job.json", **good, **wrong)
     assert not (tmp_path / "job.json").exists()
     path = launch.write_config(tmp_path / "job.json", **good, model={"preset": "tiny", "recon": False})
-    words = launch.model_config(json.loads(path.read_text())["model"], [SimpleNamespace(task="open the drawer")]).words
+    assert not launch.model_config(json.loads(path.read_text())["model"], []).recon
+    words = launch.model_config({"preset": "keypoints"}, [SimpleNamespace(task="open the drawer", task_id="open_drawer")]).words
     assert words == ("drawer", "open", "the")
     with pytest.raises(UserError, match="there is no config"):
         launch.train_from_config(tmp_path / "missing.json")

@@ -192,7 +192,7 @@ def reconstructions(model: ReconVLA, work: Path, count: int = 6, seed: int = 0):
     """Figure: for `count` held-out frames the target and what the denoiser draws from noise (static part above, wrist below)."""
     store = Store(work / "store" / "validation")
     frames = attention_frames(store, count)
-    targets = np.stack([model.prepare(frame)["target"] for frame in frames])
+    targets = model.targets(frames)
     torch.manual_seed(seed)
     drawn = model.reconstruct(frames, [frame["task"] for frame in frames])
     labels = [f"target: {frame['task']}" for frame in frames] + ["drawn from noise"] * len(frames)

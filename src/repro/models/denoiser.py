@@ -4,7 +4,8 @@ For each image token n the language model's last hidden state h[n] conditions on
     c[n] = t_emb + Linear(SiLU(LayerNorm(h[n])))          (no cross-attention, the two grids lie on top of each other)
 and an adaLN-Zero DiT predicts the noise in the latents (DDPM, 1000 steps, cosine schedule, mean squared error).
 Structure and parameter names follow OpenHelix-Team/ReconVLA @047ccd9 (`denoiser_dit.py`), which took them from ROSS;
-grid, width and latent size are free here (upstream: 27x27, 1024, 64). The loss mask is real (upstream's is not, D6).
+grid, width and latent size are free here (upstream: 27x27, 1024, 64, 16 heads). The loss mask is real (upstream's is not, D6);
+output, loss and the 1000-step sampler are compared with numbers of the official code in tests/test_reconvla_exact.py.
 
 | paper / upstream | here |
 |---|---|
@@ -170,10 +171,12 @@ class Denoiser(nn.Module):
         self.register_buffer("alphas", cosine_alphas(), persistent=False)
 
     def loss(self, latents: Float[Tensor, "b d gh gw"], hidden: Float[Tensor, "b n h"], mask: Bool[Tensor, " b"],
-             t: Int[Tensor, " k"] | None = None, noise: Float[Tensor, "k d gh gw"] | None = None) -> Float[Tensor, ""]:
+             t: Int[Tensor, " k"] | None = None, noise: Float[Tensor, "k d gh gw"] | None = None,
+             tokens: Bool[Tensor, "gh gw"] | None = None) -> Float[Tensor, ""]:
         """Mean squared error of the predicted noise over the samples whose `mask` is true (0 if there is none).
 
-        Runs in float32 whatever the autocast. `t` and `noise` (k = draws * b) are given by tests only.
+        `tokens`: which of the grid's tokens count (default all). Runs in float32 whatever the autocast. `t` and `noise` (k = draws * b)
+        are given by tests only; drawn, they come in upstream's order (levels, then noise).
         """
         with torch.autocast(latents.device.type, enabled=False):
             latents, hidden = latents.float().repeat(self.draws, 1, 1, 1), hidden.float().repeat(self.draws, 1, 1)
@@ -181,8 +184,8 @@ class Denoiser(nn.Module):
             t = torch.randint(0, STEPS, (len(latents),), device=latents.device) if t is None else t
             noise = torch.randn_like(latents) if noise is None else noise
             alpha = self.alphas[t].float().view(-1, 1, 1, 1)
-            predicted = self.net(alpha.sqrt() * latents + (1 - alpha).sqrt() * noise, t, hidden)
-            each = (predicted - noise).square().mean(dim=(1, 2, 3))
+            error = (self.net(alpha.sqrt() * latents + (1 - alpha).sqrt() * noise, t, hidden) - noise).square().mean(dim=1)
+            each = error.mean(dim=(1, 2)) if tokens is None else error[:, tokens].mean(dim=1)
             return (each * weight).sum() / weight.sum().clamp(min=1.0)
 
     @torch.no_grad()
@@ -190,7 +193,8 @@ class Denoiser(nn.Module):
                generator: torch.Generator | None = None) -> Float[Tensor, "b d gh gw"]:
         """Latents rebuilt from the image tokens by ancestral DDPM sampling on `steps` evenly spaced of the 1000 levels.
 
-        Variance fixed at beta, as upstream, which always walks all 1000. `clip`: bound of the latents if they have one (pixels: 1.0).
+        Variance fixed at beta (FIXED_LARGE). steps=1000 is upstream's sampler, which walks them all. `clip`: bound of the latents if
+        they have one (pixels: 1.0).
         """
         levels = torch.linspace(0, STEPS - 1, min(steps, STEPS)).round().long().tolist()
         x = torch.randn(len(hidden), self.net.x_embedder.proj.in_channels, *self.net.grid, generator=generator).to(hidden.device)

@@ -1,102 +1,42 @@
 """ReconVLA (arXiv 2508.10333): a language model that reads both cameras, writes actions, and rebuilds where it should look.
 
-    instruction | image tokens | instruction | proprioception | <act> | 35 action tokens
-                        |                                                    |
-             denoiser rebuilds the gaze region                  cross-entropy on the actions
+    instruction | image tokens | instruction | proprioception | ASSISTANT: | 35 action tokens, end
+                        |                                                          |
+             denoiser rebuilds the gaze region                        cross-entropy on actions and end
 
-The instruction stands before *and* after the image, so that image tokens can attend to it causally. Loss = action
-cross-entropy + recon_weight * diffusion loss; the reconstruction exists in training only.
-
-Departures of the `tiny` preset, which has no pretrained part and trains on a CPU. Each is a field of the config, so that
-`plain` (all of them off) can be compared: keypoints, ordered_bins, soft_bins, proprio="linear", word_dropout, action_dropout,
-draws=1. Two have no switch: no VAE (the latents are the target's own pixels, area-averaged so that one token holds
-latent_patch x latent_patch x 3 of them, scaled to [-1, 1]: nothing random is frozen), and no end token (35 actions always).
+The instruction stands before *and* after the image, so that image tokens can attend to it causally. Loss = cross-entropy +
+recon_weight * diffusion loss; the reconstruction exists in training only. One class for every size: `ReconVLA(config, stats, parts)`
+puts a vision tower, a language model with its tokenizer, and a VAE together (models/parts.py); `PRESETS["paper"]` is the published
+model, `"t4"` the same with smaller backbones and LoRA, `"tiny"` trains on a CPU. Departures of `tiny` from the paper are fields of the
+config: vision, language, vae="pixels", template, keypoints, ordered_bins, soft_bins, proprio, word_dropout, draws, constrained.
 """
 
 import json
-from dataclasses import asdict, dataclass, fields
+from contextlib import nullcontext
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerFast
 
 from repro.gaze.crops import crop
 from repro.machine import UserError
-from repro.models.action_tokens import BIN_VALUES, BINS, ActionTokens, normalise_state
+from repro.models import parts as part
+from repro.models.action_tokens import BIN_VALUES, BINS, normalise_state
+from repro.models.decoding import forward as decode
+from repro.models.decoding import greedy
 from repro.models.denoiser import Denoiser
-from repro.models.towers import Keypoints, TinyTower, compose, resize
-from repro.models.words import PAD, UNKNOWN, Words
+from repro.models.prompt import Prompt
+from repro.models.reconvla_config import AS_PUBLISHED, PRESETS, ReconVLAConfig  # noqa: F401 (callers import them from here)
+from repro.models.towers import Keypoints, compose, resize
 
 BIN_SCALE = 0.1  # standard deviation of ordered bins; with the decoder's 0.02 the loss stands still for the first hundreds of steps
-
-
-@dataclass(frozen=True)
-class ReconVLAConfig:
-    """Everything that decides the model; saved beside the weights. `words` is filled from the training instructions."""
-
-    words: tuple[str, ...] = ()
-    text_length: int = 12           # word slots of one instruction
-    word_dropout: float = 0.1       # share of words made unknown in training: wordings not seen before contain unseen words
-    height: int = 144               # canvas, px
-    width: int = 96
-    static_rows: int = 96           # of the canvas' rows; a multiple of 16
-    resample: str = "area"          # or "lanczos", as upstream
-    channels: int = 24              # of the tower's first convolution
-    keypoints: int = 32             # per camera, added to every action position; 0 = none at all, as in the paper
-    asked_keypoints: int = 16       # further ones per camera, on maps that the instruction picks
-    hidden: int = 128               # decoder
-    layers: int = 3
-    heads: int = 4
-    intermediate: int = 256
-    init: float = 0.09              # deviation of first weights: 1 / sqrt(hidden); Qwen2's 0.02 suits widths in the thousands
-    chunk: int = 5                  # actions per query
-    action_dim: int = 7
-    state_dim: int = 15
-    proprio: str = "linear"         # "tokens": 15 action-slot tokens, as in the paper; "linear": one continuous token
-    ordered_bins: bool = True       # action embeddings start as Fourier features of their value; False: random
-    soft_bins: float = 2.0          # width (in bins) of the Gaussian target over bins; 0: one-hot, as in the paper
-    action_dropout: float = 0.0     # share of action tokens hidden from later ones in training: without, a chunk is copied, not seen
-    recon: bool = True              # False: the paper's baseline
-    target: str = "gaze"            # "gaze": crop above wrist image; "whole": the canvas itself
-    recon_weight: float = 1.0       # lambda
-    gaze_margin: float = 0.0        # of the box's size, added on each side; 0 as upstream
-    latent_patch: int = 4           # pixels of the target per token and axis
-    denoiser_width: int = 96
-    denoiser_depth: int = 2
-    denoiser_heads: int = 4
-    draws: int = 1                  # noise levels per sample and step; upstream 4: less noise per step, fewer steps a minute
-    blind: bool = False             # canvas blanked in training and acting: the floor of a policy that cannot see
-
-    def __post_init__(self):
-        for name, allowed in (("proprio", ("linear", "tokens")), ("target", ("gaze", "whole")), ("resample", ("area", "lanczos"))):
-            if getattr(self, name) not in allowed:
-                raise UserError(f"model config: unknown {name}", expected=f"one of {allowed}", found=repr(getattr(self, name)))
-        if self.height % 16 or self.width % 16 or self.static_rows % 16 or not 0 < self.static_rows < self.height:
-            raise UserError("model config: the canvas does not fall into 16 px patches", found=(self.height, self.width, self.static_rows),
-                            expected="height, width, static_rows multiples of 16")
-        if self.recon_weight < 0:
-            raise UserError("model config: recon_weight must not be negative", expected=">= 0", found=self.recon_weight)
-        if self.blind and self.recon:
-            raise UserError("model config: a blind model has nothing to reconstruct from", next_step="set recon to false with blind")
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of image tokens; rows below static_rows / 16 belong to the static camera."""
-        return self.height // TinyTower.patch, self.width // TinyTower.patch
-
-
-PRESETS = {
-    "tiny": ReconVLAConfig(),
-    "plain": ReconVLAConfig(keypoints=0, ordered_bins=False, soft_bins=0.0, proprio="tokens", word_dropout=0.0, action_dropout=0.0,
-                            draws=4),
-}
-
-
 def fourier(values: Float[np.ndarray, " n"], width: int) -> Float[Tensor, "n width"]:
     """Sines and cosines of `values` in [-1, 1], periods from 4 down to 1/16, unit variance: neighbours start alike."""
     angles = torch.from_numpy(np.pi * values[:, None] * 2.0 ** np.linspace(-1, 5, width // 2)[None]).float()
@@ -106,199 +46,352 @@ def fourier(values: Float[np.ndarray, " n"], width: int) -> Float[Tensor, "n wid
 class ReconVLA(nn.Module):
     """The policy. `stats`: {"observation.state": {"mean": [...], "std": [...]}} of the training data."""
 
-    def __init__(self, config: ReconVLAConfig, stats: dict):
+    def __init__(self, config: ReconVLAConfig, stats: dict, parts: part.Parts):
         super().__init__()
-        if not config.words:
-            raise UserError("model config: no words", next_step="fill `words` with repro.models.words.vocabulary(training instructions)")
-        self.config, self.text = config, Words(config.words, config.text_length)
+        c, self.config = config, config
         self.stats = {"observation.state": {k: [float(x) for x in stats["observation.state"][k]] for k in ("mean", "std")}}
         self.state_mean, self.state_std = (np.asarray(self.stats["observation.state"][k], np.float32) for k in ("mean", "std"))
-        if self.state_mean.shape != (config.state_dim,):
-            raise UserError("the data's state has another size than the model's", expected=config.state_dim, found=self.state_mean.shape)
-        self.act_id = self.text.size  # stands where upstream has " ASSISTANT:"
-        self.tokens = ActionTokens(self.text.size + 1 + BINS)
-        c, d = config, config.hidden
-        self.vision_tower = TinyTower(c.height, c.width, c.channels, d)
-        self.mm_projector = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, d))  # mlp2x_gelu
-        map_rows = c.static_rows // TinyTower.map_stride
-        self.keypoints = Keypoints(2 * c.channels, c.keypoints, c.asked_keypoints, map_rows, d, c.state_dim) if c.keypoints else None
+        if self.state_mean.shape != (c.state_dim,):
+            raise UserError("the data's state has another size than the model's", expected=c.state_dim, found=self.state_mean.shape)
+        if tuple(parts.vision.grid) != c.grid:
+            raise UserError("the vision tower has another grid than the config", expected=c.grid, found=tuple(parts.vision.grid))
+        self.text = Prompt(parts.tokenizer, c.template)
+        self.tokens = self.text.tokens
+        self.vision_tower, self.decoder, self.vae = parts.vision, parts.language, parts.vae if c.recon else None
+        if len(parts.tokenizer) > self.decoder.config.vocab_size:
+            raise UserError("the tokenizer is not the language model's", expected=f"at most {self.decoder.config.vocab_size} tokens",
+                            found=len(parts.tokenizer))
+        size = parts.vision.image_size
+        self.image_size = (size, size) if isinstance(size, int) else tuple(size)
+        self.image_positions = slice(0, 0)  # of the latest sequence
+        self.malformed = 0  # answers of `act` that were no chunk of actions (constrained=False)
+        d = self.decoder.config.hidden_size
+        self.mm_projector = nn.Sequential(nn.Linear(parts.vision.dim, d), nn.GELU(), nn.Linear(d, d))  # mlp2x_gelu
         self.proprio = nn.Sequential(nn.Linear(c.state_dim, d), nn.GELU(), nn.Linear(d, d)) if c.proprio == "linear" else None
-        self.decoder = Qwen2ForCausalLM(Qwen2Config(
-            vocab_size=self.tokens.vocab_size, hidden_size=d, intermediate_size=c.intermediate, num_hidden_layers=c.layers,
-            num_attention_heads=c.heads, num_key_value_heads=c.heads, max_position_embeddings=1024, tie_word_embeddings=True,
-            initializer_range=c.init, bos_token_id=None, eos_token_id=None, attn_implementation="sdpa"))
+        self.slots = nn.Parameter(torch.zeros(2, BINS, d)) if c.train_slots else None  # of embeddings, of outputs
+        self.keypoints = None
+        if c.keypoints:
+            map_rows = parts.vision.map_rows * c.static_tokens // c.grid[0]
+            self.keypoints = Keypoints(parts.vision.map_channels, c.keypoints, c.asked_keypoints, map_rows, d, c.state_dim)
         if c.ordered_bins:
             with torch.no_grad():  # slots run from the highest value (id first) down
-                self.embedding[self.tokens.first:] = BIN_SCALE * fourier(BIN_VALUES[::-1].copy(), d)
-        latent_dim = 3 * c.latent_patch**2
-        self.denoiser = Denoiser(d, latent_dim, c.grid, c.denoiser_width, c.denoiser_depth, c.denoiser_heads, c.draws) if c.recon else None
+                slots = self.decoder.get_input_embeddings().weight[self.tokens.first: self.tokens.vocab_size]
+                slots.copy_(BIN_SCALE * fourier(BIN_VALUES[::-1].copy(), d))
+        latent = 3 * c.latent_patch**2 if self.vae is None else 4 * self.vae.config.latent_channels  # 4: 2 x 2 unfolded
+        self.denoiser = Denoiser(d, latent, c.grid, c.denoiser_width, c.denoiser_depth, c.denoiser_heads, c.draws) if c.recon else None
+        self.box_head = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, 4)) if c.aux == "box" else None
+        if self.vae is not None:
+            self.vae.requires_grad_(False)
+        self.train(self.training)
 
-    @property
-    def embedding(self) -> Tensor:
-        """Input embeddings (vocabulary, hidden); tied to the output head."""
-        return self.decoder.get_input_embeddings().weight
+    @classmethod
+    def build(cls, config: ReconVLAConfig, stats: dict, pretrained: bool = True, instructions: list[str] = (), **given) -> "ReconVLA":
+        """With the parts that the config names (see parts.build; `given`: tokenizer, vision, vae that are ready)."""
+        return cls(config, stats, part.build(config, pretrained, instructions, **given))
+
+    def train(self, mode: bool = True) -> "ReconVLA":
+        super().train(mode)
+        for frozen in (self.vae, self.vision_tower if self.vision_tower.frozen else None):
+            if frozen is not None:
+                frozen.eval()
+        return self
 
     @property
     def device(self) -> torch.device:
-        return self.embedding.device
+        return self.mm_projector[0].weight.device
 
     # ---- pictures -----------------------------------------------------------------------------------------------
     @property
     def key(self) -> str:
-        """Names what `prepare` depends on: baseline, whole and gaze models of one geometry share a cache."""
-        names = ("height", "width", "static_rows", "resample", "latent_patch", "gaze_margin")
-        return "reconvla " + json.dumps({name: getattr(self.config, name) for name in names})
+        """Names what `prepare` depends on, frozen weights included: baseline, whole and gaze models of one geometry share a cache."""
+        c = self.config
+        about = {name: getattr(c, name) for name in ("grid", "height", "width", "static_tokens", "resample", "latent_patch", "gaze_margin")}
+        about |= {"image": self.image_size, "vae": part.fingerprint(self.vae) if self._encodes else "none"}
+        return "reconvla " + json.dumps(about | ({"tower": part.fingerprint(self.vision_tower)} if self._sees_once else {}))
 
-    def canvas(self, observation: dict, static: np.ndarray | None = None) -> UInt8[np.ndarray, "h w 3"]:
-        """Both cameras of a raw observation in one image; `static` stands in for the static camera's picture."""
+    @property
+    def _encodes(self) -> bool:
+        return self.vae is not None and self.config.cache_latents
+
+    @property
+    def _sees_once(self) -> bool:
+        return self.config.cache_features and self.vision_tower.frozen
+
+    def canvas(self, observation: dict, static: np.ndarray | None = None, acting: bool = False) -> UInt8[np.ndarray, "h w 3"]:
+        """Both cameras of a raw observation in one image, at the tower's size; `static` stands in for the static camera's picture."""
         c = self.config
         static = observation["observation.images.static"] if static is None else static
-        return compose(static, observation["observation.images.wrist"], c.height, c.width, c.static_rows, c.resample)
+        rows = c.acting_static_rows if acting and c.acting_static_rows else c.static_rows
+        picture = compose(static, observation["observation.images.wrist"], c.height, c.width, rows, c.resample)
+        if picture.shape[:2] != self.image_size:  # SigLIP's own processor: bicubic; in two passes as in `resize`, for the same pixels
+            for size in ((self.image_size[1], picture.shape[0]), self.image_size[::-1]):
+                picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+        return picture
 
     def prepare(self, observation: dict) -> dict[str, np.ndarray]:
-        """One step -> {"canvas": uint8 (H, W, 3)} and, if it has a gaze box, {"target": uint8 (gh * p, gw * p, 3)}.
+        """One step -> "canvas" uint8 (H, W, 3), or "features" float16 (N, Dv); "target_whole" and, with a gaze box, "target_gaze".
 
-        The target is the canvas with the gaze crop (stretched, as upstream) in place of the static picture, above the unchanged
-        wrist picture, area-averaged to `latent_patch` pixels a token. The whole-image target is the canvas itself (see `latents`).
+        A target is the canvas, or the canvas with the gaze crop (stretched, as upstream) in place of the static picture, above the
+        unchanged wrist picture: as posterior of the VAE, float16 (2 C, h, w), mean and log variance; without cache_latents as uint8
+        (H, W, 3); without a VAE uint8 (gh * p, gw * p, 3), averaged to `latent_patch` pixels a token.
         """
-        c, out = self.config, {"canvas": self.canvas(observation)}
+        c, canvas = self.config, self.canvas(observation)
+        targets = {"target_whole": canvas}
         if "gaze.box" in observation:
             gaze = crop(observation["observation.images.static"], observation["gaze.box"], margin=c.gaze_margin)
-            out["target"] = resize(self.canvas(observation, gaze), c.grid[0] * c.latent_patch, c.grid[1] * c.latent_patch)
+            targets["target_gaze"] = self.canvas(observation, gaze)
         elif c.recon and c.target == "gaze":
             raise UserError("the gaze target needs gaze boxes in the data", expected="column gaze.box", found=sorted(observation),
                             next_step="run the gaze step (notebook 04), or set target='whole' or recon=False")
+        out = {"canvas": canvas}
+        if self._sees_once:
+            with torch.no_grad():
+                out = {"features": self.vision_tower(self._pixels(canvas[None]))[0].to(torch.float16).cpu().numpy()}
+        for name, picture in targets.items():
+            if self._encodes:
+                with torch.no_grad():
+                    out[name] = self.moments(torch.from_numpy(picture[None]).to(self.device))[0].to(torch.float16).cpu().numpy()
+            else:
+                p = c.latent_patch
+                out[name] = picture if self.vae is not None else resize(picture, c.grid[0] * p, c.grid[1] * p)
         return out
 
-    def latents(self, picture: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b d gh gw"]:
-        """A target, or a canvas (averaged down first), unfolded to the token grid in [-1, 1]; channel order colour, row, column."""
-        picture = picture.permute(0, 3, 1, 2).float() / 127.5 - 1
-        shrink = picture.shape[2] // (self.config.grid[0] * self.config.latent_patch)
-        return F.pixel_unshuffle(F.avg_pool2d(picture, shrink), self.config.latent_patch)
+    def _pixels(self, canvas: np.ndarray | Tensor) -> Float[Tensor, "b 3 h w"]:
+        """Canvases as the tower wants them."""
+        pixels = torch.as_tensor(np.asarray(canvas)).to(self.device).permute(0, 3, 1, 2).float() / 255
+        mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in
+                     (self.vision_tower.image_mean, self.vision_tower.image_std))
+        return (pixels - mean) / std
 
+    def moments(self, picture: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b c2 lh lw"]:
+        """Mean and log variance of the VAE's posterior, float32, at two latents per token and axis."""
+        scale = 2 ** len(self.vae.config.block_out_channels)  # the VAE's 2 ** (n - 1), and 2 x 2 latents per token
+        with torch.autocast(self.device.type, enabled=False):
+            image = (picture.permute(0, 3, 1, 2).float() / 255 * 2 - 1).clamp(-1, 1)
+            image = F.interpolate(image, size=[n * scale for n in self.config.grid], mode="bilinear")
+            return self.vae.encode(image).latent_dist.parameters
+
+    @torch.no_grad()
+    def latents(self, target: UInt8[Tensor, "b h w 3"] | Float[Tensor, "b c2 lh lw"]) -> Float[Tensor, "b d gh gw"]:
+        """What the denoiser rebuilds, on the token grid, channel order channel, row, column; `target` as `prepare` gives it."""
+        if self.vae is None:
+            return F.pixel_unshuffle(target.permute(0, 3, 1, 2).float() / 127.5 - 1, self.config.latent_patch)
+        mean, spread = (self.moments(target) if target.dtype == torch.uint8 else target.float()).chunk(2, dim=1)
+        if self.config.posterior == "sample":
+            mean = mean + (0.5 * spread.clamp(-30, 20)).exp() * torch.randn(mean.shape, device=mean.device)  # upstream's order of draws
+        return F.pixel_unshuffle((mean - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor, 2)
+
+    @torch.no_grad()
     def pixels(self, latents: Float[Tensor, "b d gh gw"]) -> UInt8[Tensor, "b th tw 3"]:
         """The inverse of `latents`, rounded to bytes."""
-        image = F.pixel_shuffle(latents.float(), self.config.latent_patch).permute(0, 2, 3, 1)
-        return ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        if self.vae is None:
+            image = F.pixel_shuffle(latents.float(), self.config.latent_patch)
+        else:
+            z = F.pixel_shuffle(latents.float(), 2) / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
+            image = self.vae.decode(z).sample
+        return ((image.permute(0, 2, 3, 1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
     # ---- sequence -----------------------------------------------------------------------------------------------
-    @property
-    def image_positions(self) -> slice:
-        """Where the grid's tokens lie in the sequence, row by row."""
-        return slice(self.config.text_length, self.config.text_length + self.config.grid[0] * self.config.grid[1])
+    def embed(self, ids: Int[Tensor, "*b"]) -> Float[Tensor, "*b d"]:
+        embedded = self.decoder.get_input_embeddings()(ids)
+        if self.slots is None:
+            return embedded
+        slot = ids - self.tokens.first
+        offset = F.embedding(slot.clamp(0, BINS - 1), self.slots[0]) * ((slot >= 0) & (slot < BINS))[..., None]
+        return embedded + offset.to(embedded.dtype)
 
-    def prompt(self, canvas: UInt8[Tensor, "b h w 3"], state: Float[np.ndarray, "b s"], instructions: list[str]
-               ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b 1 d"]]:
-        """Embeddings of everything before the first action token (the last is <act>), and what is added to each action token.
+    def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
+        logits = self.decoder.lm_head(hidden.to(self.decoder.lm_head.weight.dtype)).float()
+        if self.slots is None:
+            return logits
+        return logits + F.pad(hidden.float() @ self.slots[1].T, (self.tokens.first, logits.shape[-1] - self.tokens.vocab_size))
 
-        The second is the keypoints' vector, already added to <act>; zero without keypoints.
-        """
-        words = torch.from_numpy(self.text.encode(instructions)).to(self.device)
-        if self.training and self.config.word_dropout:
-            hidden = (torch.rand(words.shape, device=self.device) < self.config.word_dropout) & (words > UNKNOWN)
-            words = torch.where(hidden, torch.randint_like(words, 1, UNKNOWN + 1), words)
-        text = F.embedding(words, self.embedding)
-        pixels = canvas.permute(0, 3, 1, 2).float() / 127.5 - 1
-        image, features = self.vision_tower(pixels * 0 if self.config.blind else pixels)
-        normal = normalise_state(np.asarray(state, np.float32), self.state_mean, self.state_std)
-        numbers = torch.from_numpy(normal).to(self.device)
-        if self.proprio is not None:
-            proprio = self.proprio(numbers)[:, None]
+    def look(self, batch: dict) -> tuple[Float[Tensor, "b n d"], Tensor | None]:
+        """Image tokens in the language model's width, and the tower's map if it has one; of `features` or of `canvas`."""
+        maps = None
+        if "features" in batch:
+            tokens = torch.as_tensor(np.asarray(batch["features"])).to(self.device)
         else:
-            proprio = F.embedding(torch.from_numpy(self.tokens.encode(normal)).to(self.device), self.embedding)
-        where = torch.zeros_like(text[:, :1])
+            pixels = self._pixels(batch["canvas"])
+            with torch.no_grad() if self.vision_tower.frozen else nullcontext():
+                tokens = self.vision_tower(pixels * 0 if self.config.blind else pixels)
+            tokens, maps = tokens if isinstance(tokens, tuple) else (tokens, None)
+        return self.mm_projector(tokens.to(self.mm_projector[0].weight.dtype)), maps
+
+    def prompt(self, batch: dict) -> tuple[Float[Tensor, "b l d"], Bool[Tensor, "b l"], Float[Tensor, "b 1 d"]]:
+        """Embeddings of all that stands before the first action token, what of it is real, and what is added to each action token.
+
+        `batch`: canvas or features, state (B, S), instruction. The image lies at `image_positions` for all samples. The last output is
+        the keypoints' vector, already added to the prompt's last token; zero without keypoints.
+        """
+        c = self.config
+        ids, real, at = (torch.from_numpy(x).to(self.device) if isinstance(x, np.ndarray) else x
+                         for x in self.text.texts(list(batch["instruction"])))
+        if self.training and c.word_dropout:  # a token is replaced wherever it stands in the sample
+            shape = (len(ids), self.tokens.first)
+            other, chosen = torch.randint(0, self.tokens.first, shape, device=self.device), torch.rand(shape, device=self.device)
+            place = ids.clamp(max=self.tokens.first - 1)
+            ids = torch.where((chosen.gather(1, place) < c.word_dropout) & (ids < self.tokens.first), other.gather(1, place), ids)
+        text = self.embed(ids)
+        image, maps = self.look(batch)
+        normal = normalise_state(np.asarray(batch["state"], np.float32), self.state_mean, self.state_std)
+        numbers = torch.from_numpy(normal).to(self.device)
+        state = self.embed(torch.from_numpy(self.tokens.encode(normal)).to(self.device)) if self.proprio is None else (
+            self.proprio(numbers)[:, None])
+        answer = self.embed(torch.tensor(self.text.answer, device=self.device)).expand(len(ids), -1, -1)
+        where = torch.zeros_like(answer[:, :1])
         if self.keypoints is not None:
-            there = (words != PAD)[..., None]
-            where = self.keypoints(features, (text * there).sum(1) / there.sum(1).clamp(min=1), numbers)[:, None]
-        return torch.cat([text, self.mm_projector(image), text, proprio, self.embedding[self.act_id] + where], dim=1), where
+            there = real[:, at:, None]
+            where = self.keypoints(maps, (text[:, at:] * there).sum(1) / there.sum(1), numbers)[:, None]
+        self.image_positions = slice(at, at + image.shape[1])
+        whole = [text[:, :at], image, text[:, at:], state, answer[:, :-1], answer[:, -1:] + where]
+        inputs = torch.cat([piece.to(text.dtype) for piece in whole], dim=1)
+        ones = lambda n: real.new_ones(len(ids), n)
+        mask = torch.cat([real[:, :at], ones(image.shape[1]), real[:, at:], ones(state.shape[1] + answer.shape[1])], dim=1)
+        return inputs, mask, where
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         """`loss`, under the name that DistributedDataParallel calls."""
         return self.loss(batch)
 
     def loss(self, batch: dict) -> dict[str, Tensor]:
-        """Scalars: "loss" (total), "action" (cross-entropy), "recon", and "l1": mean error of the most likely *first* action.
+        """Scalars: "loss" (total), "action" (cross-entropy of actions and end token), "recon", "box", and "l1": mean error of the most
+        likely *first* action. (Later ones of a chunk resemble the ones before them, which the model is shown here.)
 
-        (Later actions of a chunk resemble the ones before them, which the model is shown here: their error says little.)
-
-        Batch, numpy: canvas, target (uint8), state (B, S), action (B, K, A), instruction list, gaze.valid (B,) bool.
+        Batch, numpy: canvas or features, target_gaze or target_whole (as `prepare` gives them), state (B, S), action (B, K, A),
+        instruction list, gaze.valid (B,) bool, gaze.box (B, 4) for aux="box".
         """
-        ids = self.tokens.encode(batch["action"].reshape(len(batch["action"]), -1))
-        labels = torch.from_numpy(ids).to(self.device)
-        prompt, where = self.prompt(torch.as_tensor(batch["canvas"]).to(self.device), batch["state"], list(batch["instruction"]))
-        shown = labels[:, :-1]
-        if self.training and self.config.action_dropout:
-            hidden = torch.rand(shown.shape, device=self.device) < self.config.action_dropout
-            shown = torch.where(hidden, torch.full_like(shown, self.act_id), shown)
-        sequence = torch.cat([prompt, F.embedding(shown, self.embedding) + where], dim=1)
-        hidden = self.decoder.model(inputs_embeds=sequence, use_cache=False).last_hidden_state
-        logits = (hidden[:, prompt.shape[1] - 1:] @ self.embedding.T).float()
-        out = {"action": self.cross_entropy(logits, labels)}
+        c, B = self.config, len(batch["action"])
+        ids = torch.from_numpy(self.tokens.encode(batch["action"].reshape(B, -1))).to(self.device)
+        inputs, mask, where = self.prompt(batch)
+        shown = ids
+        if self.training and c.action_dropout:
+            hidden = torch.rand(shown.shape, device=self.device) < c.action_dropout
+            shown = torch.where(hidden, torch.full_like(shown, self.text.answer[-1]), shown)
+        start = inputs.shape[1] - 1
+        hidden = decode(self.decoder, torch.cat([inputs, self.embed(shown) + where.to(inputs.dtype)], dim=1),
+                        F.pad(mask, (0, ids.shape[1]), value=True))
+        logits = self.logits(hidden[:, start:])  # those that predict actions and end
+        out = {"action": self.cross_entropy(logits, F.pad(ids, (0, 1), value=self.text.end))}
         with torch.no_grad():
-            slots = logits[:, : self.config.action_dim, self.tokens.first:]
+            slots = logits[:, : c.action_dim, self.tokens.first: self.tokens.vocab_size]
             best = self.tokens.decode((self.tokens.first + slots.argmax(-1)).cpu().numpy())
             out["l1"] = torch.tensor(float(np.abs(best - batch["action"][:, 0]).mean()))
         out["loss"] = out["action"]
+        found = torch.as_tensor(np.asarray(batch.get("gaze.valid", np.ones(B)), bool)).to(self.device)
         if self.denoiser is not None:
-            gaze = self.config.target == "gaze"
-            valid = batch["gaze.valid"] if gaze else np.ones(len(labels), bool)
-            latents = self.latents(torch.as_tensor(batch["target" if gaze else "canvas"]).to(self.device))
-            mask = torch.as_tensor(np.asarray(valid, bool)).to(self.device)
-            out["recon"] = self.denoiser.loss(latents, hidden[:, self.image_positions], mask)
-            out["loss"] = out["loss"] + self.config.recon_weight * out["recon"]
+            keep = found if c.target == "gaze" and c.mask_fallback else torch.ones_like(found)
+            tokens = None if c.target_wrist else (torch.arange(c.grid[0], device=self.device) < c.static_tokens)[:, None].expand(c.grid)
+            latents = self.latents(torch.as_tensor(np.asarray(batch[f"target_{c.target}"])).to(self.device))
+            out["recon"] = self.denoiser.loss(latents, hidden[:, self.image_positions], keep, tokens=tokens)
+            out["loss"] = out["loss"] + c.recon_weight * out["recon"]
+        if self.box_head is not None:
+            x0, y0, x1, y1 = torch.as_tensor(np.asarray(batch["gaze.box"], np.float32)).to(self.device).unbind(1)
+            wanted = torch.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], dim=1)
+            error = (self.box_head(hidden[:, start].float()).sigmoid() - wanted).abs().mean(1)
+            out["box"] = (error * found).sum() / found.sum().clamp(min=1)
+            out["loss"] = out["loss"] + c.aux_weight * out["box"]
         return out
 
     def cross_entropy(self, logits: Float[Tensor, "b n v"], labels: Int[Tensor, "b n"]) -> Float[Tensor, ""]:
-        """Over the whole vocabulary; with soft_bins the target is a Gaussian over neighbouring bins instead of one bin."""
+        """Over the whole vocabulary; with soft_bins an action's target is a Gaussian over neighbouring bins instead of one bin."""
         if not self.config.soft_bins:
             return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
         slots = torch.arange(self.tokens.first, self.tokens.vocab_size, device=logits.device)
         weight = F.softmax(-0.5 * ((slots - labels[..., None]) / self.config.soft_bins).square(), dim=-1)
-        return -(weight * F.log_softmax(logits, dim=-1)[..., self.tokens.first:]).sum(-1).mean()
+        logs = F.log_softmax(logits, dim=-1)
+        soft = -(weight * logs[..., self.tokens.first: self.tokens.vocab_size]).sum(-1)
+        return torch.where(labels < self.tokens.vocab_size, soft, -logs.gather(-1, labels[..., None])[..., 0]).mean()
 
     # ---- acting -------------------------------------------------------------------------------------------------
-    def _prompt_of(self, observations: list[dict], instructions: list[str]) -> tuple[Tensor, Tensor]:
-        canvas = torch.from_numpy(np.stack([self.canvas(observation) for observation in observations])).to(self.device)
-        return self.prompt(canvas, np.stack([observation["observation.state"] for observation in observations]), instructions)
+    def observed(self, observations: list[dict], instructions: list[str]) -> dict:
+        """Raw observations as a batch for `prompt`."""
+        return {"canvas": np.stack([self.canvas(observation, acting=True) for observation in observations]),
+                "state": np.stack([observation["observation.state"] for observation in observations]), "instruction": instructions}
 
     @torch.inference_mode()
     def act(self, observations: list[dict], instructions: list[str]) -> Float[np.ndarray, "b k a"]:
-        """Greedy actions in [-1, 1] for a batch of raw observations: the best of the 256 action slots at each position."""
+        """Greedy actions in [-1, 1], float32, for a batch of raw observations.
+
+        constrained: the best of the 256 slots at each of chunk * action_dim positions. Otherwise, as upstream, the best of the whole
+        vocabulary until the end token; an answer that is no chunk of actions is counted in `malformed` and read again, constrained
+        (upstream decodes whatever comes, and its client fails).
+        """
         was_training, c = self.training, self.config
-        self.eval()
-        inputs, where = self._prompt_of(observations, instructions)
-        cache, chosen, slots = DynamicCache(config=self.decoder.config), [], self.embedding[self.tokens.first:]
-        for _ in range(c.chunk * c.action_dim):
-            hidden = self.decoder.model(inputs_embeds=inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
-            chosen.append((hidden @ slots.T).argmax(-1))
-            inputs = F.embedding(chosen[-1], slots)[:, None] + where
-        self.train(was_training)
-        ids = self.tokens.first + torch.stack(chosen, dim=1).cpu().numpy()
-        return self.tokens.decode(ids).reshape(len(observations), c.chunk, c.action_dim)
+        if was_training:
+            self.eval()
+        inputs, mask, where = self.prompt(self.observed(observations, instructions))
+        n, first = c.chunk * c.action_dim, self.tokens.first
+        if c.constrained:
+            ids = self._read(inputs, mask, where, n, True)
+        else:
+            ids = self._read(inputs, mask, where, n + 1, False)
+            wrong = ((ids[:, :n] < first) | (ids[:, :n] >= self.tokens.vocab_size)).any(1) | (ids[:, n] != self.text.end)
+            ids, self.malformed = ids[:, :n], self.malformed + int(wrong.sum())
+            if wrong.any():
+                ids[wrong] = self._read(inputs[wrong], mask[wrong], where[wrong], n, True)
+        if was_training:
+            self.train()
+        return self.tokens.decode(ids.cpu().numpy()).reshape(len(observations), c.chunk, c.action_dim)
+
+    def _read(self, inputs: Tensor, mask: Tensor, where: Tensor, steps: int, constrained: bool) -> Int[Tensor, "b steps"]:
+        first, stop, where = self.tokens.first, self.tokens.vocab_size, where.to(inputs.dtype)
+        choose = (lambda h: first + self.logits(h)[:, first:stop].argmax(-1)) if constrained else (lambda h: self.logits(h).argmax(-1))
+        fast = self.decoder.config._attn_implementation != "eager"  # whoever wants to see attention needs the modules themselves
+        return greedy(self.decoder, inputs, mask, steps, lambda ids: self.embed(ids)[:, None] + where, choose, fast)
+
+    @torch.inference_mode()
+    def sequence(self, observations: list[dict], instructions: list[str], ids: Int[np.ndarray, "b n"] | None = None
+                 ) -> tuple[Float[Tensor, "b l d"], Bool[Tensor, "b l"]]:
+        """Embeddings of prompt and action tokens but the last (`ids` None: the greedy ones), and what of them is real.
+
+        One forward pass over it sees what `act` sees step by step (attention.attention_of); the last chunk * action_dim positions predict.
+        """
+        inputs, mask, where = self.prompt(self.observed(observations, instructions))
+        n = self.config.chunk * self.config.action_dim
+        ids = self._read(inputs, mask, where, n, True) if ids is None else torch.as_tensor(ids).to(self.device)
+        shown = self.embed(ids[:, : n - 1]) + where.to(inputs.dtype)
+        return torch.cat([inputs, shown], dim=1), F.pad(mask, (0, n - 1), value=True)
 
     @torch.inference_mode()
     def reconstruct(self, observations: list[dict], instructions: list[str], steps: int = 50) -> UInt8[np.ndarray, "b th tw 3"]:
-        """What the denoiser draws from noise at the image tokens: pictures laid out like the target. To look at; acting does not use it."""
+        """What the denoiser draws from noise at the image tokens: pictures laid out like the target. To look at; acting does not use it.
+
+        steps=1000 is upstream's sampler. `targets` gives what should be seen.
+        """
         if self.denoiser is None:
             raise UserError("this model has no reconstruction head", expected="a model trained with recon=True")
         was_training = self.training
         self.eval()
-        hidden = self.decoder.model(inputs_embeds=self._prompt_of(observations, instructions)[0], use_cache=False).last_hidden_state
-        drawn = self.denoiser.sample(hidden[:, self.image_positions], steps, clip=1.0)
+        inputs, mask, _ = self.prompt(self.observed(observations, instructions))
+        hidden = decode(self.decoder, inputs, mask)[:, self.image_positions]
+        drawn = self.pixels(self.denoiser.sample(hidden, steps, clip=1.0 if self.vae is None else None))
         self.train(was_training)
-        return self.pixels(drawn).cpu().numpy()
+        return drawn.cpu().numpy()
+
+    @torch.inference_mode()
+    def targets(self, observations: list[dict]) -> UInt8[np.ndarray, "b th tw 3"]:
+        """The targets of observations as the denoiser is shown them (through the VAE, if there is one): a perfect reconstruction."""
+        name = f"target_{self.config.target}"
+        found = torch.from_numpy(np.stack([self.prepare(observation)[name] for observation in observations])).to(self.device)
+        return self.pixels(self.latents(found)).cpu().numpy()
 
     # ---- on disk ------------------------------------------------------------------------------------------------
     def save(self, folder: Path | str) -> None:
-        """Write `model.safetensors` and `model.json` (config and statistics) into an existing folder."""
+        """Write model.safetensors, model.json (config, statistics, identities of frozen parts) and the tokenizer into a folder."""
         folder, weights = Path(folder), self.state_dict()
-        weights.pop("decoder.lm_head.weight")  # the same numbers as the input embeddings
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "model.safetensors")
-        (folder / "model.json").write_text(json.dumps({"model": "ReconVLA", "config": asdict(self.config), "stats": self.stats}, indent=1))
+        save_file({name: weights[name].contiguous() for name in part.saved_names(self)}, folder / "model.safetensors")
+        about = {"model": "ReconVLA", "config": asdict(self.config), "stats": self.stats, "parts": part.identities(self)}
+        if self.vae is not None:
+            about["vae_config"] = {name: value for name, value in self.vae.config.items() if not name.startswith("_")}
+        (folder / "model.json").write_text(json.dumps(about, indent=1))
+        self.text.tokenizer.save_pretrained(folder)
 
     @classmethod
-    def load(cls, folder: Path | str) -> "ReconVLA":
-        """The model of a folder written by `save` (a checkpoint is one). Missing, foreign or misshapen tensors are all named."""
+    def load(cls, folder: Path | str, parts: part.Parts | None = None) -> "ReconVLA":
+        """The model of a folder written by `save`. Missing, foreign or misshapen tensors are all named, and so are frozen parts whose
+        weights are not those it was trained on. `parts`: ready ones; by default those that the config names are built.
+        """
         folder = Path(folder)
         if not (folder / "model.json").exists():
             raise UserError(f"{folder} holds no model", expected="model.json and model.safetensors", next_step="train first (notebook 05)")
@@ -307,13 +400,20 @@ class ReconVLA(nn.Module):
         if unknown:
             raise UserError(f"{folder}/model.json has config fields this version does not know", found=sorted(unknown),
                             next_step="use the version of repro named in about.json")
-        model = cls(ReconVLAConfig(**{**about["config"], "words": tuple(about["config"]["words"])}), about["stats"])
+        config = ReconVLAConfig(**about["config"])
+        if parts is None:
+            pretrained = {name: name in about["parts"] for name in part.MODULES.values()}
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+            parts = part.build(config, pretrained, tokenizer=tokenizer, vae_config=about.get("vae_config"))
+        model = cls(config, about["stats"], parts)
+        part.same(about["parts"], model, folder)
         model.load_weights(load_file(folder / "model.safetensors"), folder / "model.safetensors")
         return model
 
     def load_weights(self, weights: dict[str, Tensor], source: Path | str) -> None:
         """Take over all tensors or none."""
-        expected = {name: tuple(t.shape) for name, t in self.state_dict().items() if name != "decoder.lm_head.weight"}
+        state = self.state_dict()
+        expected = {name: tuple(state[name].shape) for name in part.saved_names(self)}
         found = {name: tuple(t.shape) for name, t in weights.items()}
         wrong = [f"{name}: expected {expected.get(name, 'absent')}, found {found.get(name, 'absent')}"
                  for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]

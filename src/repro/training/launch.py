@@ -65,15 +65,16 @@ def write_config(path: Path | str, **job) -> Path:
 
 
 def model_config(chosen: dict, episodes: list[EpisodeInfo]) -> ReconVLAConfig | KeypointConfig:
-    """The config that {"preset": .., field: value, ..} names, with the words (and tasks) of the training episodes."""
+    """The config that {"preset": .., field: value, ..} names, with the training episodes' words and tasks where it has such fields."""
     chosen = dict(chosen)
     preset = chosen.pop("preset", "tiny")
     if preset not in PRESETS:
         raise UserError(f"there is no model preset {preset!r}", expected=" | ".join(PRESETS), found=repr(preset))
     _checked(type(PRESETS[preset]), chosen, "model config")
-    filled = {"words": vocabulary(episode.task for episode in episodes)}
+    filled = {}
     if isinstance(PRESETS[preset], KeypointConfig):
-        filled["tasks"] = tuple(sorted({episode.task_id for episode in episodes}))
+        filled = {"words": vocabulary(episode.task for episode in episodes),
+                  "tasks": tuple(sorted({episode.task_id for episode in episodes}))}
     return replace(PRESETS[preset], **{**filled, **chosen})
 
 
@@ -91,7 +92,8 @@ def train_from_config(path: Path | str, log: Callable[[str], None] = print) -> S
     config = model_config(job.model, store.episodes)
     torch.manual_seed(settings.seed)  # the first weights
     small = isinstance(config, KeypointConfig)
-    model = (KeypointPolicy if small else ReconVLA)(config, store.stats)
+    model = KeypointPolicy(config, store.stats) if small else ReconVLA.build(
+        config, store.stats, instructions=[episode.task for episode in store.episodes])
     state = PartialState(cpu=not torch.cuda.is_available())
     batches = Batches(store, settings.batch_size, config.chunk, settings.seed, prepare=model.prepare, key=model.key, log=log,
                       gaze=config.point_weight > 0 if small else config.recon and config.target == "gaze",

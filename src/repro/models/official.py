@@ -1,0 +1,154 @@
+"""Read a checkpoint in the layout of the official ReconVLA code (OpenHelix-Team/ReconVLA @047ccd9) into our `ReconVLA`.
+
+    model = load_official("ReconVLA", stats)                        # config.json, model.safetensors(.index.json), tokenizer
+    model = load_official(folder, stats, vision=tower, vae=vae)     # parts that are at hand
+
+Every tensor is accounted for: the denoiser, which the official loader drops when it goes on training (D1), the vision tower and the
+VAE are taken from the file as well. Missing, unexpected and misshapen tensors are listed in one error, before anything is copied.
+"""
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from repro.machine import UserError
+from repro.models import towers
+from repro.models.parts import Parts
+from repro.models.reconvla import PRESETS, ReconVLA, ReconVLAConfig
+
+NAMES = (  # theirs -> ours, by the beginning of the name
+    ("model.vision_tower.vision_tower.vision_model.", "vision_tower."),
+    ("model.mm_projector.", "mm_projector."),
+    ("model.pixel_decoder.pixel_decoder.", "vae."),
+    ("model.mm_inv_projector.net.", "denoiser.net."),
+    ("model.embed_tokens.", "decoder.model.embed_tokens."),
+    ("model.layers.", "decoder.model.layers."),
+    ("model.norm.", "decoder.model.norm."),
+    ("lm_head.", "decoder.lm_head."),
+)
+POSITIONS = "denoiser.net.pos_embed"  # fixed sines: compared, not loaded
+HEADS = 16  # of the denoiser; the official code has no field for it
+
+
+def rename(name: str) -> str | None:
+    """Our name of one of their tensors; None for a name of no known module."""
+    return next((ours + name[len(theirs):] for theirs, ours in NAMES if name.startswith(theirs)), None)
+
+
+def unused(name: str, layers: int) -> bool:
+    """Parts of SigLIP behind hidden_states[-2], which neither code reads: the last layer, the last norm, the pooling head."""
+    return re.match(rf"vision_tower\.(encoder\.layers\.{layers}\.|post_layernorm\.|head\.)", name) is not None
+
+
+def shards(folder: Path) -> Iterator[Path]:
+    """The safetensors files of a folder."""
+    index = folder / "model.safetensors.index.json"
+    files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    for name in files:
+        if not (folder / name).exists():
+            raise UserError(f"{folder} lacks {name}", expected=f"{len(files)} safetensors files",
+                            found=sorted(path.name for path in folder.glob("*.safetensors")), next_step="download the folder again")
+        yield folder / name
+
+
+def header(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor, without reading any."""
+    found = {}
+    for path in shards(folder):
+        with safe_open(path, "pt") as file:
+            found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    return found
+
+
+def config_of(about: dict, shapes: dict[str, tuple[int, ...]], vae: object | None) -> ReconVLAConfig:
+    """Our config of their config.json; the denoiser's width and depth are read off its tensors."""
+    net = {name: shape for name, shape in shapes.items() if name.startswith("model.mm_inv_projector.net.")}
+    blocks = {int(match[1]) for name in net if (match := re.search(r"\.blocks\.(\d+)\.", name))}
+    rows = round(about["image_embed_len"] ** 0.5)
+    paper = PRESETS["paper"]
+    changes = {"vision": about["mm_vision_tower"], "grid": (rows, rows), "static_tokens": -(-rows // 2), "recon": bool(net)}
+    if net:
+        changes |= {"vae": about.get("mm_pixel_decoder", paper.vae), "denoiser_depth": len(blocks), "denoiser_heads": HEADS,
+                    "denoiser_width": net["model.mm_inv_projector.net.x_embedder.proj.weight"][0]}
+        if about.get("decode_image_size", 16 * rows) != 16 * rows:
+            raise UserError("the checkpoint's target has another size than two latents per token", expected=16 * rows,
+                            found=about["decode_image_size"])
+    return replace(paper, **changes)
+
+
+def load_official(folder: Path | str, stats: dict, dtype: torch.dtype = torch.float32, vision=None, vae=None, tokenizer=None,
+                  **fields) -> ReconVLA:
+    """The model of an official checkpoint folder, in `dtype` (the VAE in float32). `stats`: of the state, as for ReconVLA.
+
+    vision, vae, tokenizer: ready parts (their weights are overwritten by the file's); by default the published architectures, whose
+    names in config.json are often paths of the authors' machine. fields: of the config, e.g. chunk.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder} is no official checkpoint", expected="config.json and *.safetensors",
+                        found=sorted(path.name for path in folder.iterdir()) if folder.is_dir() else "no folder")
+    about, shapes = json.loads((folder / "config.json").read_text()), header(folder)
+    needed = [name for name in ("hidden_size", "num_hidden_layers", "mm_vision_tower", "image_embed_len") if name not in about]
+    if needed:
+        raise UserError(f"{folder}/config.json is not ReconVLA's", expected="model_type recon_qwen2 with its mm_* fields",
+                        found=f"lacks {', '.join(needed)}")
+    config = replace(config_of(about, shapes, vae), **fields)
+    sizes = {name: value for name, value in about.items() if name in Qwen2Config().to_dict() and name not in ("model_type", "dtype")}
+    if "rope_theta" in about:
+        sizes["rope_parameters"] = {"rope_type": "default", "rope_theta": about["rope_theta"]}
+    with torch.device("meta"):
+        language = Qwen2ForCausalLM(Qwen2Config(**sizes | {"attn_implementation": "sdpa"}))
+    language = language.to_empty(device="cpu").to(dtype)
+    with torch.device("cpu"):
+        language.model.rotary_emb = type(language.model.rotary_emb)(language.config)
+    vision = vision or towers.vision(PRESETS["paper"].vision, pretrained=False, dtype=dtype)
+    if config.recon:
+        vae = vae or towers.vae(PRESETS["paper"].vae, pretrained=False)
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = ReconVLA(config, stats, Parts(vision, language, tokenizer, vae))
+    model.mm_projector.to(dtype)
+    copy(model, folder, shapes, about)
+    for frozen in (model.vision_tower, model.vae):  # they are the file's now, whatever they were
+        if frozen is not None and hasattr(frozen, "identity"):
+            frozen.identity = {**frozen.identity, "sha256": None}
+    return model
+
+
+def copy(model: ReconVLA, folder: Path, shapes: dict[str, tuple[int, ...]], about: dict) -> None:
+    """All tensors of the file into the model, or an error that names every one that does not fit."""
+    ours, layers = dict(model.state_dict()), len(model.vision_tower.encoder.layers)
+    if model.decoder.config.tie_word_embeddings:
+        ours.pop("decoder.lm_head.weight")
+    ours = {name: tensor for name, tensor in ours.items() if not name.endswith("position_ids")}
+    theirs = {name: rename(name) for name in shapes if not name.endswith(("position_ids", "rotary_emb.inv_freq"))}
+    theirs = {name: new for name, new in theirs.items() if new is None or not unused(new, layers)}
+    if model.decoder.config.tie_word_embeddings:
+        theirs.pop("lm_head.weight", None)
+    back = {new: name for name, new in theirs.items()}
+    wrong = [f"missing: {name}" for name in sorted(ours.keys() - back.keys())]
+    wrong += [f"unexpected: {name}" for name, new in sorted(theirs.items()) if new not in ours]
+    wrong += [f"misshapen: {name} {shapes[name]}, expected {tuple(ours[new].shape)}" for name, new in sorted(theirs.items())
+              if new in ours and shapes[name] != tuple(ours[new].shape)]
+    if wrong:
+        raise UserError(f"{folder} does not fit ReconVLA", expected=f"{len(ours)} tensors", found="\n    ".join(wrong),
+                        next_step="check that it is a checkpoint of the official code, whole, and that the parts are those it names")
+    for path in shards(folder):
+        with safe_open(path, "pt") as file, torch.no_grad():
+            for name in file.keys():
+                if theirs.get(name) in ours:
+                    take(ours[theirs[name]], file.get_tensor(name), theirs[name], path)
+
+
+def take(target: Tensor, value: Tensor, name: str, path: Path) -> None:
+    if name == POSITIONS:
+        if (value.float() - target.float()).abs().max() > 1e-2:  # bfloat16 files round them
+            raise UserError(f"{path} has other denoiser positions than fixed sines", expected="get_2d_sincos_pos_embed of the grid",
+                            found=f"a difference of {(value.float() - target.float()).abs().max():.3f}")
+        return
+    target.copy_(value)

@@ -1,0 +1,108 @@
+"""Everything that decides a ReconVLA, and the sizes it comes in (see models/reconvla.py)."""
+from dataclasses import dataclass
+
+from repro.machine import UserError
+
+CHOICES = {"proprio": ("linear", "tokens"), "target": ("gaze", "whole"), "resample": ("area", "lanczos"), "posterior": ("sample", "mean"),
+           "template": ("official", "short"), "aux": ("none", "box"), "quantise": (None, "nf4")}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ReconVLAConfig:
+    """Everything that decides the model; saved beside the weights. Defaults are those of `tiny`."""
+
+    # parts: "tiny", or a hub id or folder for models/towers.py
+    vision: str = "tiny"
+    vision_revision: str | None = None
+    language: str = "tiny"
+    language_revision: str | None = None
+    vae: str = "pixels"             # "pixels": none, latents are the target's pixels, area-averaged; "tiny": one trained here
+    vae_revision: str | None = None
+    dtype: str = "float32"          # of pretrained parts but the VAE; "auto": by the device's capability
+    quantise: str | None = None     # "nf4": the language model's frozen weights in 4 bits
+    lora_rank: int = 0              # 0: the language model trains whole, as in the paper
+    lora_alpha: float = 32.0
+    train_slots: bool = False       # learned offsets of the 256 slots' embeddings and outputs, where LoRA leaves those frozen
+    checkpointing: bool = False     # recompute activations in the backward pass: less memory, more time
+    # canvas
+    grid: tuple[int, int] = (9, 6)  # rows and columns of image tokens; the tower must have the same
+    height: int = 144               # canvas, px; where the tower wants another size, it is resized to that (bicubic)
+    width: int = 96
+    static_tokens: int = 6          # rows of the grid for the static camera; its pixel rows follow: 334 * 14 // 27 = 173
+    resample: str = "area"          # or "lanczos", as upstream
+    acting_static_rows: int | None = None  # px; None: as in training. 167 repeats upstream's server, which moves the seam (D2)
+    # tiny parts
+    channels: int = 24              # of the tower's first convolution
+    hidden: int = 128               # decoder
+    layers: int = 3
+    heads: int = 4
+    intermediate: int = 256
+    init: float = 0.09              # deviation of first weights: 1 / sqrt(hidden); Qwen2's 0.02 suits widths in the thousands
+    # tokens
+    template: str = "short"         # "official": the published conversation
+    chunk: int = 5                  # actions per query
+    action_dim: int = 7
+    state_dim: int = 15
+    proprio: str = "linear"         # "tokens": 15 action-slot tokens, as in the paper; "linear": one continuous token
+    word_dropout: float = 0.1       # share of text tokens replaced in training: wordings not seen before hold unseen tokens
+    ordered_bins: bool = True       # action embeddings start as Fourier features of their value; False: as the language model has them
+    soft_bins: float = 2.0          # width (in bins) of the Gaussian target over bins; 0: one-hot, as in the paper
+    action_dropout: float = 0.0     # share of action tokens hidden from later ones in training: without, a chunk is copied, not seen
+    constrained: bool = True        # acting: the best of the 256 slots, chunk * action_dim times; False: as upstream, see `act`
+    keypoints: int = 32             # per camera, added to every action position; 0 = none at all, as in the paper
+    asked_keypoints: int = 16       # further ones per camera, on maps that the instruction picks
+    # reconstruction
+    recon: bool = True              # False: the paper's baseline
+    target: str = "gaze"            # "gaze": crop above wrist image; "whole": the canvas itself
+    recon_weight: float = 1.0       # lambda
+    target_wrist: bool = True       # the wrist image below is rebuilt too, as published; False: its tokens are left out of the loss
+    mask_fallback: bool = True      # samples without a gaze box are left out; False: upstream, trained on their full-frame box
+    gaze_margin: float = 0.0        # of the box's size, added on each side; 0 as upstream
+    posterior: str = "sample"       # of the VAE, drawn anew at each use; or its "mean"
+    latent_patch: int = 4           # pixels of the target per token and axis, where there is no VAE
+    denoiser_width: int = 96
+    denoiser_depth: int = 2
+    denoiser_heads: int = 4
+    draws: int = 1                  # noise levels per sample and step; upstream 4: less noise per step, fewer steps a minute
+    # comparisons, caches
+    aux: str = "none"               # "box": predict the gaze box from the last prompt token, as a row to compare with
+    aux_weight: float = 1.0
+    blind: bool = False             # canvas blanked in training and acting: the floor of a policy that cannot see
+    cache_latents: bool = True      # with a VAE: `prepare` gives its posterior; False: pictures, encoded at each use
+    cache_features: bool = False    # with a frozen tower: `prepare` gives its tokens; False: the canvas
+
+    def __post_init__(self):
+        object.__setattr__(self, "grid", tuple(self.grid))
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"model config: unknown {name}", expected=f"one of {allowed}", found=repr(getattr(self, name)))
+        if not 0 < self.static_tokens < self.grid[0]:
+            raise UserError("model config: static_tokens leaves one camera without tokens", found=self.static_tokens,
+                            expected=f"1 .. {self.grid[0] - 1} of the grid's rows")
+        if self.recon_weight < 0 or self.aux_weight < 0:
+            raise UserError("model config: recon_weight and aux_weight must not be negative", expected=">= 0",
+                            found=(self.recon_weight, self.aux_weight))
+        if self.blind and self.recon:
+            raise UserError("model config: a blind model has nothing to reconstruct from", next_step="set recon to false with blind")
+        if self.cache_features and (self.keypoints or self.blind):
+            raise UserError("model config: cached features hold neither maps for keypoints nor a blanked canvas",
+                            next_step="set keypoints=0, blind=False, or cache_features=False")
+
+    @property
+    def static_rows(self) -> int:
+        """Pixel rows of the canvas that show the static camera."""
+        return self.height * self.static_tokens // self.grid[0]
+
+
+AS_PUBLISHED = dict(resample="lanczos", template="official", proprio="tokens", word_dropout=0.0, ordered_bins=False, soft_bins=0.0,
+                    keypoints=0, draws=4, constrained=False)  # fmt: skip
+PRESETS = {
+    "tiny": ReconVLAConfig(),
+    "plain": ReconVLAConfig(keypoints=0, ordered_bins=False, soft_bins=0.0, proprio="tokens", word_dropout=0.0, draws=4),
+    "t4": ReconVLAConfig(**AS_PUBLISHED | dict(constrained=True), vision="google/siglip-base-patch16-384", language="Qwen/Qwen2.5-0.5B",
+                         vae="black-forest-labs/FLUX.1-dev", dtype="auto", lora_rank=16, train_slots=True, checkpointing=True,
+                         grid=(24, 24), height=384, width=384, static_tokens=12, denoiser_width=384, denoiser_depth=3, denoiser_heads=6),
+    "paper": ReconVLAConfig(**AS_PUBLISHED, vision="google/siglip-so400m-patch14-384", language="Qwen/Qwen2-7B",
+                            vae="black-forest-labs/FLUX.1-dev", dtype="auto", checkpointing=True, grid=(27, 27), height=334, width=334,
+                            static_tokens=14, denoiser_width=1024, denoiser_depth=3, denoiser_heads=16),
+}  # fmt: skip

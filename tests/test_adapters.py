@@ -139,11 +139,20 @@ def test_only_adapters_train_and_a_fresh_one_changes_nothing():
         LoRA(rank=0)
 
 
-def test_adapters_and_norms_of_a_half_model_are_float32():
-    model = adapters.add(base().half(), LoRA(rank=4))
-    kinds = {name.rsplit(".", 2)[-2] if "norm" in name else "lora" if "lora_" in name else "base": p.dtype
-             for name, p in model.named_parameters()}  # fmt: skip
-    assert kinds.pop("base") == torch.float16 and set(kinds.values()) == {torch.float32} and "lora" in kinds
+@pytest.mark.parametrize("quantised", [False, True])
+def test_adapters_of_a_half_model_are_float32_and_it_runs_with_and_without_autocast(quantised):
+    model = adapters.quantise(base().half(), torch.float16, "cpu") if quantised else base().half()
+    adapters.add(model, LoRA(rank=4, dropout=0.0), checkpointing=True)
+    kinds = {("lora" if "lora_" in name else "base"): p.dtype for name, p in model.named_parameters() if p.dtype != torch.uint8}
+    assert kinds == {"lora": torch.float32, "base": torch.float16}
+    logits = evaluate(model)
+    assert logits.dtype == torch.float16 and logits.isfinite().all()
+    with torch.autocast("cpu", torch.float16):
+        words = model.get_input_embeddings()(IDS).float()
+        model.train().model(inputs_embeds=words).last_hidden_state.float().square().mean().backward()
+    found = adapters.trainable(model)
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in found.values())
+    assert any(float(p.grad.norm()) > 0 for p in found.values())
 
 
 def test_checkpointing_gives_the_same_gradients():

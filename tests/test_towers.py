@@ -275,6 +275,9 @@ def test_kaggle_inputs_are_told_by_their_content(monkeypatch, qwen, tmp_path):
         language("Qwen/Some-1B")
     monkeypatch.setitem(pretrained.PUBLISHED, "Qwen/Some-1B", ("0" * 40, None, config))  # no hash: by the path's words
     assert language("Qwen/Some-1B")[0].config.hidden_size == 32
+    with pytest.raises(UserError, match="looked in"):  # an input does not say its commit
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        language("Qwen/Some-1B", revision="1" * 40)
     copy(place, tmp_path / "some" / "1b")
     with pytest.raises(UserError, match="several Kaggle inputs"):
         language("Qwen/Some-1B")

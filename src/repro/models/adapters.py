@@ -94,9 +94,9 @@ def _bitsandbytes():
 def add(model: nn.Module, lora: LoRA, checkpointing: bool = True) -> nn.Module:
     """Put adapters into a causal language model, in place (names and attributes of the rest stay), and make only them trainable.
 
-    Ready for k-bit training: adapters and norms in float32, everything else as it is. (peft's own preparation also widens the
-    vocabulary matrices, 2.0 GiB more for Qwen2-7B in float16.) checkpointing: activations of a layer are recomputed in the backward
-    pass.
+    Ready for k-bit training: adapters in float32, the base as it is. (peft's own preparation widens all of it that is not quantised,
+    2.0 GiB more for Qwen2-7B's vocabulary matrices.) In training give inputs_embeds in float32 under autocast: then what layers add up
+    is float32 too, and cannot overflow float16. checkpointing: activations of a layer are recomputed in the backward pass.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -107,7 +107,7 @@ def add(model: nn.Module, lora: LoRA, checkpointing: bool = True) -> nn.Module:
     model = inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
-        if "lora_" in name or name.endswith("norm.weight"):
+        if "lora_" in name:
             parameter.data = parameter.data.float()
     model.lora = lora
     return switch_checkpointing(model, checkpointing)

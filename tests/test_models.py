@@ -1,4 +1,4 @@
-"""Action tokens, denoiser, canvas and the tiny ReconVLA. Run: pytest tests/test_models.py"""
+"""Action tokens, denoiser, prompt and the tiny ReconVLA. Run: pytest tests/test_models.py"""
 
 import json
 import math
@@ -7,26 +7,52 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
+from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
 from repro.machine import UserError
+from repro.models import adapters
 from repro.models.action_tokens import ActionTokens, normalise_state
+from repro.models.decoding import Reader, forward, greedy
 from repro.models.denoiser import Denoiser, cosine_alphas, grid_positions
+from repro.models.parts import Parts, fingerprint
+from repro.models.prompt import IGNORE, IMAGE, Prompt, small_tokenizer
 from repro.models.reconvla import PRESETS, ReconVLA, ReconVLAConfig
-from repro.models.towers import Keypoints, compose
-from repro.models.words import Words, vocabulary
+from repro.models.towers import Keypoints, VisionTower, compose
 
 INSTRUCTIONS = ["lift the red block", "lift the blue block", "open the drawer"]
 STATS = {"observation.state": {"mean": [0.1] * 15, "std": [0.5] * 15}}
-SMALL = ReconVLAConfig(words=vocabulary(INSTRUCTIONS), height=96, width=48, static_rows=48, channels=8, keypoints=4, asked_keypoints=2,
+SMALL = ReconVLAConfig(grid=(6, 3), height=96, width=48, static_tokens=3, channels=8, keypoints=4, asked_keypoints=2,
                        hidden=32, layers=2, heads=2, intermediate=48, denoiser_width=32, denoiser_depth=1,
                        denoiser_heads=2, draws=2)  # fmt: skip
+LARGE = replace(PRESETS["paper"], grid=(3, 3), height=50, width=50, static_tokens=2, denoiser_width=32, denoiser_depth=1, denoiser_heads=2,
+                dtype="float32", checkpointing=False, chunk=2)  # the published model's fields on small parts
+VAE = dict(block_out_channels=[8, 8], down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
+           layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=12, scaling_factor=0.36, shift_factor=0.11)  # fmt: skip
 
 
 def model(config=SMALL, seed=0, **changes):
     torch.manual_seed(seed)
-    return ReconVLA(replace(config, **changes), STATS)
+    return ReconVLA.build(replace(config, **changes), STATS, instructions=INSTRUCTIONS)
+
+
+def parts(template="official", seed=0):
+    torch.manual_seed(seed)
+    sizes = dict(hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=42, patch_size=14)
+    tokenizer = small_tokenizer(INSTRUCTIONS, template)
+    language = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer) + 5, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                                            num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2, bos_token_id=None,
+                                            eos_token_id=None))  # fmt: skip
+    vision = VisionTower(SiglipVisionModel(SiglipVisionConfig(**sizes)), [0.5] * 3, [0.5] * 3, {"name": "siglip", "sha256": None})
+    return Parts(vision, language, tokenizer, AutoencoderKL(**VAE).eval())
+
+
+def large(given=None, **changes):
+    given = given or parts()
+    torch.manual_seed(1)
+    return ReconVLA(replace(LARGE, **changes), STATS, given)
 
 
 def observation(seed=0):
@@ -44,6 +70,7 @@ def batch(net, n=3):
     prepared = [net.prepare(one) for one in observations]
     out = {key: np.stack([one[key] for one in prepared]) for key in prepared[0]}
     out["state"] = np.stack([one["observation.state"] for one in observations])
+    out["gaze.box"] = np.stack([one["gaze.box"] for one in observations])
     out["action"] = np.random.default_rng(9).uniform(-1, 1, (n, net.config.chunk, net.config.action_dim)).astype(np.float32)
     return out | {"instruction": [INSTRUCTIONS[i % 3] for i in range(n)], "gaze.valid": np.ones(n, bool)}
 
@@ -146,7 +173,7 @@ def test_sampler_finds_the_only_picture_it_was_trained_on():
     assert (sampled - picture[:2]).abs().mean() < 0.15
 
 
-# ---- canvas and words --------------------------------------------------------------------------------------------------------
+# ---- canvas and prompt --------------------------------------------------------------------------------------------------------
 
 
 def test_canvas_holds_static_above_wrist_and_the_upstream_geometry_has_the_173rd_row_as_seam():
@@ -170,18 +197,18 @@ def test_gaze_target_is_the_crop_above_the_unchanged_wrist_and_whole_is_the_canv
     one["observation.images.static"][:] = 10
     one["observation.images.static"][60:100, 40:80] = 250  # exactly the box
     prepared = net.prepare(one)
-    target = prepared["target"]
+    target = prepared["target_gaze"]
     assert target.shape == (24, 12, 3) and (target[:12] == 250).all()
     averaged = prepared["canvas"][48:].reshape(12, 4, 12, 4, 3).mean((1, 3))
     assert np.abs(averaged - target[12:]).max() <= 1
-    whole = net.pixels(net.latents(torch.from_numpy(prepared["canvas"][None])))[0].numpy()
-    assert whole[:12].min() == 10 and np.abs(whole[12:].astype(int) - target[12:]).max() <= 1
+    whole = prepared["target_whole"]
+    assert whole[:12].min() == 10 and (whole[12:] == target[12:]).all()
     assert torch.equal(net.pixels(net.latents(torch.from_numpy(target[None])))[0], torch.from_numpy(target))
     assert model(recon=False).key == net.key == model(target="whole").key != model(gaze_margin=0.5).key
     del one["gaze.box"]
     with pytest.raises(UserError, match="gaze.box"):
         net.prepare(one)
-    assert set(model(recon=False).prepare(one)) == {"canvas"}
+    assert set(model(recon=False).prepare(one)) == {"canvas", "target_whole"}
 
 
 def test_latents_lie_on_the_token_grid_in_channel_row_column_order():
@@ -192,11 +219,35 @@ def test_latents_lie_on_the_token_grid_in_channel_row_column_order():
         assert latents[0, c * 16 + p * 4 + q, y, x] == pytest.approx(picture[0, 4 * y + p, 4 * x + q, c].item() / 127.5 - 1, abs=1e-6)
 
 
-def test_words_are_fixed_in_length_and_unseen_words_share_a_few_ids():
-    words = Words(vocabulary(INSTRUCTIONS), 6)
-    assert words.words == ("block", "blue", "drawer", "lift", "open", "red", "the")
-    assert words.encode(["Lift the RED block!"]).tolist() == [[8, 11, 10, 5, 0, 0]]
-    assert 1 <= words.encode(["hoist"])[0, 0] <= 4 and words.encode(["a b c d e f g h"]).shape == (1, 6)
+def test_small_tokenizer_has_qwens_format_and_is_the_same_for_the_same_sentences(tmp_path):
+    tokenizer = small_tokenizer(INSTRUCTIONS, "short")
+    assert tokenizer.backend_tokenizer.to_str() == small_tokenizer(INSTRUCTIONS[::-1] * 2, "short").backend_tokenizer.to_str()
+    assert len(tokenizer.encode(" lift the red block")) == 4 and len(tokenizer) == tokenizer.vocab_size + 2
+    text = "Hoist l'anneau; 3 blöcks!\n"
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text and max(ids) < ActionTokens(tokenizer.vocab_size).first  # no text reaches the slots
+    tokenizer.save_pretrained(tmp_path)
+    again = type(tokenizer).from_pretrained(tmp_path)
+    assert again.encode(text) == ids and Prompt(again, "short").end == Prompt(tokenizer, "short").end
+
+
+@pytest.mark.parametrize(("template", "dimension"), [("official", 14), ("short", 3)])
+def test_a_conversation_is_text_image_text_state_answer_and_only_the_answer_is_supervised(template, dimension):
+    prompt = Prompt(small_tokenizer(INSTRUCTIONS, template), template)
+    state, action = np.linspace(-1, 1, 4), np.linspace(-1, 1, dimension)
+    ids, labels = prompt.sample("open the drawer", state, action)
+    assert ids.count(IMAGE) == 1 and ids[-1] == prompt.end and labels[-dimension - 1:] == ids[-dimension - 1:]
+    assert set(labels[: -dimension - 1]) == {IGNORE} and prompt.tokens.decode(np.array(ids[-dimension - 1: -1])).shape == (dimension,)
+    at = ids.index(IMAGE)
+    text = prompt.tokenizer.decode(ids[:at]) + "<image>" + prompt.tokenizer.decode(ids[at + 1: -dimension - 1 - len(prompt.answer) - 4])
+    published = ("A chat between a curious human and an artificial intelligence robot. The robot provides actions to follow out "
+                 "the user's instructions. USER: open the drawer\n<image>\nopen the drawer\n")
+    assert text == (published if template == "official" else " open the drawer<image> open the drawer")
+    assert prompt.sample("open the drawer", state)[0] == ids[: -dimension - 1]
+    with pytest.raises(UserError, match="marker"):
+        prompt.text("open <image>")
+    with pytest.raises(UserError, match="template"):
+        Prompt(prompt.tokenizer, "long")
 
 
 # ---- ReconVLA ----------------------------------------------------------------------------------------------------------------
@@ -224,18 +275,71 @@ def test_every_variant_learns_a_batch_by_heart_and_acts_in_range(changes):
     assert actions.shape == (2, net.config.chunk, net.config.action_dim) and actions.dtype == np.float32 and np.abs(actions).max() <= 1
 
 
-def test_acting_is_the_greedy_reading_of_the_training_forward():
-    net = model().eval()
+@pytest.mark.parametrize("build", [model, large])
+def test_acting_is_the_greedy_reading_of_the_training_forward(build):
+    net = build().eval()
     observations = [observation(i) for i in range(3)]
-    actions = net.act(observations, INSTRUCTIONS)
-    data = batch(net) | {"action": actions}
-    prompt, where = net.prompt(torch.from_numpy(data["canvas"]), data["state"], INSTRUCTIONS)
-    ids = torch.from_numpy(net.tokens.encode(actions.reshape(3, -1)))
-    hidden = net.decoder.model(inputs_embeds=torch.cat([prompt, F.embedding(ids[:, :-1], net.embedding) + where], 1)).last_hidden_state
-    logits = hidden[:, prompt.shape[1] - 1:] @ net.embedding[net.tokens.first:].T
-    again = net.tokens.decode(net.tokens.first + logits.argmax(-1).numpy()).reshape(actions.shape)
-    assert (again == actions).mean() > 0.98  # cached and uncached sums differ in the last bits
-    assert (net.act(observations[:1], INSTRUCTIONS[:1])[0] == actions[0]).mean() > 0.9  # the batch does not matter either
+    n, first, stop = net.config.chunk * net.config.action_dim, net.tokens.first, net.tokens.vocab_size
+    with torch.inference_mode():
+        inputs, mask, where = net.prompt(net.observed(observations, INSTRUCTIONS))
+        assert not mask.all()  # the instructions differ in length
+        fast, plain = (net._read(inputs, mask, where, n, True) for _ in range(2))
+        net.decoder.set_attn_implementation("eager")
+        plain = net._read(inputs, mask, where, n, True)
+        net.decoder.set_attn_implementation("sdpa")
+        assert torch.equal(fast, plain) and Reader.fits(net.decoder)
+        whole, real = net.sequence(observations, INSTRUCTIONS, fast.numpy())
+        logits = net.logits(forward(net.decoder, whole, real)[:, -n:])[..., first:stop]
+    assert torch.equal(first + logits.argmax(-1), fast)
+    if net.config.constrained:
+        actions = net.act(observations, INSTRUCTIONS)
+        assert np.array_equal(actions.reshape(3, -1), net.tokens.decode(fast.numpy()))
+
+
+@pytest.mark.parametrize("build", [model, large])
+def test_neither_filling_up_nor_the_batch_changes_a_result(build):
+    net = build(word_dropout=0.0, recon=False).eval()
+    sentences = ["open the drawer", "lift the red block and then the blue block, slowly", "lift"]
+    data = batch(net) | {"instruction": sentences}
+    with torch.inference_mode():
+        together, mask, _ = net.prompt(data)
+        hidden = forward(net.decoder, together, mask)
+        image = net.image_positions
+        assert torch.isfinite(hidden).all()
+        for i, sentence in enumerate(sentences):
+            one = {key: value[i: i + 1] for key, value in data.items()} | {"instruction": [sentence]}
+            alone, real, _ = net.prompt(one)
+            assert real.all()
+            states = forward(net.decoder, alone, real)
+            assert torch.allclose(states[:, net.image_positions], hidden[i: i + 1, image], atol=2e-5)
+            assert torch.allclose(states[:, -1], hidden[i: i + 1, -1], atol=2e-5)
+    losses = [net.loss({key: value[i: i + 1] for key, value in data.items()})["action"].item() for i in range(3)]
+    assert net.loss(data)["action"].item() == pytest.approx(np.mean(losses), abs=1e-5)
+
+
+def test_an_answer_that_is_no_chunk_is_counted_and_read_again():
+    net = large().eval()
+    observations = [observation(i) for i in range(2)]
+    actions = net.act(observations, INSTRUCTIONS[:2])
+    assert net.malformed == 2 and np.abs(actions).max() <= 1  # random weights do not end after 14 tokens
+    constrained = large(constrained=True).eval()
+    assert np.array_equal(actions, constrained.act(observations, INSTRUCTIONS[:2])) and constrained.malformed == 0
+    good = iter([torch.full((2,), net.tokens.first + 3)] * 14 + [torch.full((2,), net.text.end)])
+    net._read = lambda *_: torch.stack([next(good) for _ in range(15)], dim=1)
+    net.act(observations, INSTRUCTIONS[:2])
+    assert net.malformed == 2
+
+
+def test_greedy_gives_grouped_heads_and_adapters_the_same_tokens():
+    torch.manual_seed(0)
+    decoder = parts().language.eval()
+    inputs, mask = torch.randn(2, 5, 32), torch.tensor([[False, True, True, False, True], [True] * 5])
+    embed, choose = lambda ids: decoder.get_input_embeddings()(ids)[:, None], lambda hidden: decoder.lm_head(hidden).argmax(-1)
+    with torch.inference_mode():
+        fast, plain = (greedy(decoder, inputs, mask, 6, embed, choose, fast) for fast in (True, False))
+    assert torch.equal(fast, plain)
+    adapters.add(decoder, adapters.LoRA(rank=2), checkpointing=False)
+    assert not Reader.fits(decoder)
 
 
 def test_image_tokens_see_the_instruction_and_lie_where_the_model_says():
@@ -243,7 +347,7 @@ def test_image_tokens_see_the_instruction_and_lie_where_the_model_says():
     keep = lambda _module, _args, kwargs, out: seen.append((kwargs["inputs_embeds"], out.last_hidden_state))
     net.decoder.model.register_forward_hook(keep, with_kwargs=True)
     data = batch(net, 1)
-    for sentence in ("lift the red block", "open the drawer"):
+    for sentence in ("lift the red block", "lift the blue block"):
         net.loss(data | {"instruction": [sentence]})
     (inputs_a, a), (inputs_b, b) = seen
     image = net.image_positions
@@ -260,7 +364,7 @@ def test_a_blind_model_ignores_the_image_and_a_fallback_gaze_is_masked():
     torch.nn.init.normal_(net.denoiser.net.final_layer.linear.weight)
     losses = []
     for value in (0, 255):
-        data["target"][1] = value
+        data["target_gaze"][1] = value
         torch.manual_seed(0)
         losses.append(net.loss(data)["recon"].item())
     assert losses[0] == losses[1]
@@ -271,12 +375,143 @@ def test_a_blind_model_ignores_the_image_and_a_fallback_gaze_is_masked():
 def test_soft_bins_are_a_gaussian_around_the_bin_and_zero_is_plain_cross_entropy():
     net = model()
     labels = torch.tensor([[net.tokens.first + 100]])
-    logits = torch.full((1, 1, net.tokens.vocab_size), -30.0)
+    logits = torch.full((1, 1, len(net.text.tokenizer)), -30.0)
     distance = torch.arange(256) - 100
-    logits[0, 0, net.tokens.first:] = -0.5 * (distance / 2.0).float() ** 2  # the target itself: loss = its entropy
+    logits[0, 0, net.tokens.first: net.tokens.vocab_size] = -0.5 * (distance / 2.0).float() ** 2  # the target itself: loss = its entropy
     assert net.cross_entropy(logits, labels).item() == pytest.approx(math.log(2 * math.sqrt(2 * math.pi * math.e)), abs=1e-3)
     plain = model(soft_bins=0.0)
     assert plain.cross_entropy(logits, labels).item() == pytest.approx(math.log(2 * math.sqrt(2 * math.pi)), abs=1e-3)
+
+
+def test_with_a_vae_prepare_gives_its_posterior_and_the_loss_is_the_one_of_the_pictures():
+    given = parts()
+    cached, fresh = large(given, posterior="mean"), large(given, posterior="mean", cache_latents=False)
+    data, pictures = batch(cached), batch(fresh)
+    assert data["target_gaze"].dtype == np.float16 and data["target_gaze"].shape == (3, 8, 6, 6)
+    assert pictures["target_gaze"].shape == (3, 42, 42, 3) and set(data) == set(pictures)
+    losses = []
+    for net, one in ((cached, data), (fresh, pictures)):
+        torch.nn.init.normal_(net.denoiser.net.final_layer.linear.weight, generator=torch.Generator().manual_seed(0))
+        torch.manual_seed(3)
+        losses.append(net.loss(one)["recon"].item())
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)  # float16 on disk
+    shown = cached.targets([observation(0)])
+    assert shown.shape == (1, 12, 12, 3) and cached.reconstruct([observation(0)], INSTRUCTIONS[:1], steps=2).shape == shown.shape
+    assert not any(parameter.requires_grad for parameter in cached.vae.parameters()) and not cached.train().vae.training
+
+
+def test_latents_are_scaled_unfolded_and_drawn_anew():
+    net = large()
+    moments = torch.randn(2, 8, 6, 6)
+    first, second = net.latents(moments), net.latents(moments)
+    assert not torch.equal(first, second)
+    mean = large(posterior="mean").latents(moments)
+    assert mean[0, 2 * 4 + 1 * 2 + 0, 1, 2] == pytest.approx(((moments[0, 2, 3, 4] - 0.11) * 0.36).item(), abs=1e-6)
+    assert torch.allclose(torch.stack([net.latents(moments) for _ in range(400)]).mean(0), mean, atol=0.2)
+    none = parts()
+    none.vae.register_to_config(shift_factor=None)
+    assert torch.allclose(large(none, posterior="mean").latents(moments), mean + 0.11 * 0.36, atol=1e-6)
+
+
+def test_features_of_a_frozen_tower_can_be_cached():
+    given = parts()
+    seen, cached = large(given), large(given, cache_features=True)
+    data = batch(cached)
+    assert "canvas" not in data and data["features"].shape == (3, 9, 24) and data["features"].dtype == np.float16
+    assert cached.loss(data)["action"].item() == pytest.approx(seen.loss(batch(seen))["action"].item(), abs=2e-3)
+
+
+def test_the_key_tells_frozen_weights_apart():
+    given = parts()
+    keys = [large(given).key, large(given, cache_features=True).key]
+    assert keys == [large(parts()).key, large(parts(), cache_features=True).key] and keys[0] != keys[1]
+    assert large(given, target="whole").key == keys[0] and large(given, cache_latents=False).key != keys[0]
+    with torch.no_grad():
+        given.vision.embeddings.patch_embedding.weight[0, 0, 0, 0] += 1
+    assert [large(given).key == keys[0], large(given, cache_features=True).key == keys[1]] == [True, False]
+    with torch.no_grad():
+        given.vae.encoder.conv_in.weight[0, 0, 0, 0] += 1
+    assert large(given).key != keys[0]
+    assert fingerprint(given.vae) == fingerprint(given.vae.half())  # the same numbers, whatever holds them
+
+
+def test_switches_of_what_is_rebuilt():
+    """Which targets matter: a wrist row's, and those of a frame whose box is a full-frame fallback."""
+    given, losses = parts(), {}
+    for name, changes in (("default", {}), ("fallback", {"mask_fallback": False}), ("no wrist", {"target_wrist": False})):
+        net = large(given, posterior="mean", **changes)
+        for part in (net.denoiser.net.x_embedder.proj, net.denoiser.net.final_layer.linear):
+            torch.nn.init.zeros_(part.weight)  # nothing is predicted: a token's error is its noise alone
+        data = batch(net) | {"gaze.valid": np.array([True, True, False])}
+        noise = net.latents(torch.from_numpy(data["target_gaze"]).float()).repeat(4, 1, 1, 1)
+        draw = net.denoiser.loss
+        for changed in ("nothing", "wrist row", "fallback frame"):
+            other = noise.clone()
+            other[:, :, 2] += changed == "wrist row"
+            other[2::3] += changed == "fallback frame"
+            net.denoiser.loss = lambda *args, other=other, draw=draw, **kwargs: draw(*args, **kwargs, noise=other)
+            losses[name, changed] = net.loss(data)["recon"].item()
+    same = {name: [losses[name, part] == losses[name, "nothing"] for part in ("wrist row", "fallback frame")]
+            for name in ("default", "fallback", "no wrist")}
+    assert same == {"default": [False, True], "fallback": [False, False], "no wrist": [True, True]}
+
+
+def test_box_head_learns_from_true_boxes_only():
+    net = model(aux="box", recon=False).eval()
+    data = batch(net) | {"gaze.valid": np.array([True, False, True])}
+    before = net.loss(data)["box"].item()
+    data["gaze.box"][1] = 1.0
+    assert net.loss(data)["box"].item() == before
+    data["gaze.box"][0] = [0.0, 0.0, 0.1, 0.1]
+    out = net.loss(data)
+    assert out["box"].item() != before and out["loss"].item() == pytest.approx((out["action"] + out["box"]).item())
+
+
+def test_slots_train_beside_frozen_embeddings():
+    given = parts()
+    adapters.add(given.language, adapters.LoRA(rank=2), checkpointing=False)
+    net = large(given, train_slots=True)
+    plain = large(given)
+    data = batch(net)
+    torch.manual_seed(0)
+    first = net.loss(data)
+    torch.manual_seed(0)
+    assert plain.loss(data)["action"].item() == first["action"].item()  # offsets start at zero
+    first["loss"].backward()
+    assert net.slots.grad.abs().sum((1, 2)).min() > 0 and net.decoder.get_input_embeddings().weight.grad is None
+
+
+def test_frozen_parts_are_named_not_saved_and_another_one_is_refused(tmp_path):
+    def named(seed=0, sha="a" * 64):
+        given = parts(seed=seed)
+        for part, name in ((given.vision, "siglip"), (given.language, "qwen"), (given.vae, "flux")):
+            part.identity = {"name": name, "revision": "1", "sha256": sha}
+        adapters.add(given.language, adapters.LoRA(rank=2), checkpointing=False)
+        return given
+
+    net = large(named()).eval()
+    torch.nn.init.normal_(net.mm_projector[0].weight)
+    net.save(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert not any(name.startswith(("vision_tower", "vae")) for name in saved)
+    assert all("lora_" in name for name in saved if name.startswith("decoder")) and "mm_projector.0.weight" in saved
+    again = ReconVLA.load(tmp_path, named())
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values(), strict=True))
+    with pytest.raises(UserError) as error:
+        other = named()
+        other.language.identity = {"name": "qwen", "revision": "2", "sha256": "b" * 64}
+        other.vae.identity = None
+        ReconVLA.load(tmp_path, other)
+    assert all(said in str(error.value) for said in ("language", "revision 2", "b" * 64, "vae", "flux"))
+    assert "siglip" not in str(error.value)
+
+
+def test_a_model_of_unnamed_parts_is_saved_whole(tmp_path):
+    net = large().eval()
+    net.save(tmp_path)
+    again = ReconVLA.load(tmp_path, parts(seed=5)).eval()
+    assert np.array_equal(net.act([observation()], INSTRUCTIONS[:1]), again.act([observation()], INSTRUCTIONS[:1]))
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values(), strict=True))
 
 
 def test_save_and_load_give_the_same_actions_and_name_every_wrong_tensor(tmp_path):
@@ -301,13 +536,16 @@ def test_save_and_load_give_the_same_actions_and_name_every_wrong_tensor(tmp_pat
 
 
 def test_config_and_statistics_are_checked():
-    for wrong, said in (({"target": "crop"}, "crop"), ({"height": 100}, "16 px"), ({"recon_weight": -1.0}, "recon_weight")):
+    for wrong, said in (({"target": "crop"}, "crop"), ({"static_tokens": 6}, "static_tokens"), ({"recon_weight": -1.0}, "recon_weight"),
+                        ({"template": "long"}, "template"), ({"cache_features": True}, "cached features")):
         with pytest.raises(UserError, match=said):
             replace(SMALL, **wrong)
-    with pytest.raises(UserError, match="no words"):
-        ReconVLA(replace(SMALL, words=()), STATS)
     with pytest.raises(UserError, match="another size"):
-        ReconVLA(SMALL, {"observation.state": {"mean": [0.0] * 8, "std": [1.0] * 8}})
+        ReconVLA.build(SMALL, {"observation.state": {"mean": [0.0] * 8, "std": [1.0] * 8}}, instructions=INSTRUCTIONS)
+    with pytest.raises(UserError, match="another grid"):
+        large(grid=(4, 3))
+    for preset in PRESETS.values():  # token rows are whole pixel rows, as nearly as the canvas allows
+        assert abs(preset.static_rows / preset.height - preset.static_tokens / preset.grid[0]) < 1 / preset.height
 
 
 def test_keypoints_find_a_spot_in_either_camera_and_the_instruction_moves_the_asked_ones():
@@ -328,7 +566,7 @@ def test_keypoints_find_a_spot_in_either_camera_and_the_instruction_moves_the_as
 def test_reconstructions_are_pictures_laid_out_like_the_target():
     net = model()
     drawn = net.reconstruct([observation(i) for i in range(2)], INSTRUCTIONS[:2], steps=3)
-    assert drawn.shape == (2, *batch(net)["target"].shape[1:]) and drawn.dtype == np.uint8
+    assert drawn.shape == (2, *batch(net)["target_gaze"].shape[1:]) and drawn.dtype == np.uint8
     with pytest.raises(UserError, match="no reconstruction head"):
         model(recon=False).reconstruct([observation()], INSTRUCTIONS[:1])
 

@@ -25,7 +25,7 @@ class ReconVLAConfig:
     train_slots: bool = False       # learned offsets of the 256 slots' embeddings and outputs, where LoRA leaves those frozen
     checkpointing: bool = False     # recompute activations in the backward pass: less memory, more time
     # canvas
-    grid: tuple[int, int] = (9, 6)  # rows and columns of image tokens; the tower must have the same
+    grid: tuple[int, int] | list[int] = (9, 6)  # rows and columns of image tokens; the tower must have the same
     height: int = 144               # canvas, px; where the tower wants another size, it is resized to that (bicubic)
     width: int = 96
     static_tokens: int = 6          # rows of the grid for the static camera; its pixel rows follow: 334 * 14 // 27 = 173

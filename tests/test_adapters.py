@@ -117,8 +117,8 @@ def test_a_checkpoint_is_quantised_while_it_is_loaded_and_guarded(tmp_path):
 
 def test_a_quantised_model_from_a_config_needs_no_whole_copy():
     with torch.device("meta"):
-        model = Qwen2ForCausalLM(CONFIG).half()
-    adapters.quantise(model, torch.float16, "cpu")
+        model = adapters.quantise(Qwen2ForCausalLM(CONFIG).half(), torch.float16, "cpu")
+    assert model.lm_head.weight.is_meta
     weight = model.model.layers[0].mlp.up_proj.weight
     assert weight.dtype == torch.uint8 and weight.numel() == 128 * 256 // 2 and weight.quant_state.nested
 

@@ -50,14 +50,14 @@ def quantise(model: nn.Module, dtype: torch.dtype | None = None, device: str | t
     are loaded (`nf4`), which never holds the whole model in 16 bits.
     """
     bnb, dtype, device = _bitsandbytes(), dtype or compute_dtype()[0], device or here()
+    value = lambda old: (0.02 * torch.randn(old.shape) if old.is_meta else old.detach()).to(dtype)
     for path, old in [(path, part) for path, part in model.named_modules() if isinstance(part, nn.Linear) and path != "lm_head"]:
-        new = bnb.nn.Linear4bit(old.in_features, old.out_features, bias=old.bias is not None, compute_dtype=dtype, quant_type="nf4",
-                                device="meta")  # fmt: skip
-        values = [None if tensor is None else 0.02 * torch.randn(tensor.shape, dtype=dtype) if tensor.is_meta else tensor.detach()
-                  for tensor in (old.weight, old.bias)]  # fmt: skip
-        new.weight = bnb.nn.Params4bit(values[0].to(dtype), requires_grad=False, quant_type="nf4", module=new)
-        new.bias = None if values[1] is None else nn.Parameter(values[1].to(dtype), requires_grad=False)
-        model.set_submodule(path, new.to(device))
+        with torch.device("cpu"):  # whatever the device that the model was built on
+            new = bnb.nn.Linear4bit(old.in_features, old.out_features, bias=old.bias is not None, compute_dtype=dtype, quant_type="nf4",
+                                    device="meta")  # fmt: skip
+            new.weight = bnb.nn.Params4bit(value(old.weight), requires_grad=False, quant_type="nf4", module=new)
+            new.bias = None if old.bias is None else nn.Parameter(value(old.bias), requires_grad=False)
+            model.set_submodule(path, new.to(device))
     model.is_loaded_in_4bit = True  # what peft asks for
     return guard(model if any(p.is_meta for p in model.parameters()) else model.to(device))
 

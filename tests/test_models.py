@@ -481,6 +481,17 @@ def test_slots_train_beside_frozen_embeddings():
     assert net.slots.grad.abs().sum((1, 2)).min() > 0 and net.decoder.get_input_embeddings().weight.grad is None
 
 
+def test_a_language_model_in_16_bits_with_adapters_in_32_learns_and_acts():
+    given = parts()
+    adapters.add(given.language.to(torch.bfloat16), adapters.LoRA(rank=2), checkpointing=False)
+    net = large(given, train_slots=True, aux="box")
+    out = net.loss(batch(net))
+    out["loss"].backward()
+    assert all(torch.isfinite(value) for value in out.values()) and net.slots.grad.dtype == torch.float32
+    assert net.act([observation()], INSTRUCTIONS[:1]).shape == (1, 2, 7)
+    assert net.reconstruct([observation()], INSTRUCTIONS[:1], steps=2).shape == (1, 12, 12, 3)
+
+
 def test_frozen_parts_are_named_not_saved_and_another_one_is_refused(tmp_path):
     def named(seed=0, sha="a" * 64):
         given = parts(seed=seed)

@@ -100,6 +100,11 @@ class ReconVLA(nn.Module):
     def device(self) -> torch.device:
         return self.mm_projector[0].weight.device
 
+    def arithmetic(self) -> torch.autocast:
+        """The context that a language model in 16 bits with adapters, norms and heads in 32 needs; nothing for one in 32."""
+        dtype = self.decoder.get_input_embeddings().weight.dtype
+        return torch.autocast(self.device.type, None if dtype == torch.float32 else dtype, enabled=dtype != torch.float32)
+
     # ---- pictures -----------------------------------------------------------------------------------------------
     @property
     def key(self) -> str:
@@ -254,6 +259,16 @@ class ReconVLA(nn.Module):
         """`loss`, under the name that DistributedDataParallel calls."""
         return self.loss(batch)
 
+    def _hidden(self, batch: dict, ids: Int[Tensor, "b n"]) -> tuple[Float[Tensor, "b l d"], int]:
+        """Last states of prompt and answer `ids`, and the place of the first one that predicts."""
+        inputs, mask, where = self.prompt(batch)
+        shown = ids
+        if self.training and self.config.action_dropout:
+            hidden = torch.rand(shown.shape, device=self.device) < self.config.action_dropout
+            shown = torch.where(hidden, torch.full_like(shown, self.text.answer[-1]), shown)
+        whole = torch.cat([inputs, self.embed(shown) + where.to(inputs.dtype)], dim=1)
+        return decode(self.decoder, whole, F.pad(mask, (0, ids.shape[1]), value=True)), inputs.shape[1] - 1
+
     def loss(self, batch: dict) -> dict[str, Tensor]:
         """Scalars: "loss" (total), "action" (cross-entropy of actions and end token), "recon", "box", and "l1": mean error of the most
         likely *first* action. (Later ones of a chunk resemble the ones before them, which the model is shown here.)
@@ -263,15 +278,9 @@ class ReconVLA(nn.Module):
         """
         c, B = self.config, len(batch["action"])
         ids = torch.from_numpy(self.tokens.encode(batch["action"].reshape(B, -1))).to(self.device)
-        inputs, mask, where = self.prompt(batch)
-        shown = ids
-        if self.training and c.action_dropout:
-            hidden = torch.rand(shown.shape, device=self.device) < c.action_dropout
-            shown = torch.where(hidden, torch.full_like(shown, self.text.answer[-1]), shown)
-        start = inputs.shape[1] - 1
-        hidden = decode(self.decoder, torch.cat([inputs, self.embed(shown) + where.to(inputs.dtype)], dim=1),
-                        F.pad(mask, (0, ids.shape[1]), value=True))
-        logits = self.logits(hidden[:, start:])  # those that predict actions and end
+        with self.arithmetic():
+            hidden, start = self._hidden(batch, ids)
+            logits = self.logits(hidden[:, start:])  # those that predict actions and end
         out = {"action": self.cross_entropy(logits, F.pad(ids, (0, 1), value=self.text.end))}
         with torch.no_grad():
             slots = logits[:, : c.action_dim, self.tokens.first: self.tokens.vocab_size]
@@ -320,7 +329,8 @@ class ReconVLA(nn.Module):
         was_training, c = self.training, self.config
         if was_training:
             self.eval()
-        inputs, mask, where = self.prompt(self.observed(observations, instructions))
+        with self.arithmetic():
+            inputs, mask, where = self.prompt(self.observed(observations, instructions))
         n, first = c.chunk * c.action_dim, self.tokens.first
         if c.constrained:
             ids = self._read(inputs, mask, where, n, True)
@@ -338,7 +348,8 @@ class ReconVLA(nn.Module):
         first, stop, where = self.tokens.first, self.tokens.vocab_size, where.to(inputs.dtype)
         choose = (lambda h: first + self.logits(h)[:, first:stop].argmax(-1)) if constrained else (lambda h: self.logits(h).argmax(-1))
         fast = self.decoder.config._attn_implementation != "eager"  # whoever wants to see attention needs the modules themselves
-        return greedy(self.decoder, inputs, mask, steps, lambda ids: self.embed(ids)[:, None] + where, choose, fast)
+        with self.arithmetic():
+            return greedy(self.decoder, inputs, mask, steps, lambda ids: self.embed(ids)[:, None] + where, choose, fast)
 
     @torch.inference_mode()
     def sequence(self, observations: list[dict], instructions: list[str], ids: Int[np.ndarray, "b n"] | None = None
@@ -347,7 +358,8 @@ class ReconVLA(nn.Module):
 
         One forward pass over it sees what `act` sees step by step (attention.attention_of); the last chunk * action_dim positions predict.
         """
-        inputs, mask, where = self.prompt(self.observed(observations, instructions))
+        with self.arithmetic():
+            inputs, mask, where = self.prompt(self.observed(observations, instructions))
         n = self.config.chunk * self.config.action_dim
         ids = self._read(inputs, mask, where, n, True) if ids is None else torch.as_tensor(ids).to(self.device)
         shown = self.embed(ids[:, : n - 1]) + where.to(inputs.dtype)
@@ -363,8 +375,9 @@ class ReconVLA(nn.Module):
             raise UserError("this model has no reconstruction head", expected="a model trained with recon=True")
         was_training = self.training
         self.eval()
-        inputs, mask, _ = self.prompt(self.observed(observations, instructions))
-        hidden = decode(self.decoder, inputs, mask)[:, self.image_positions]
+        with self.arithmetic():
+            inputs, mask, _ = self.prompt(self.observed(observations, instructions))
+            hidden = decode(self.decoder, inputs, mask)[:, self.image_positions]
         drawn = self.pixels(self.denoiser.sample(hidden, steps, clip=1.0 if self.vae is None else None))
         self.train(was_training)
         return drawn.cpu().numpy()

@@ -490,6 +490,11 @@ def test_a_language_model_in_16_bits_with_adapters_in_32_learns_and_acts():
     assert all(torch.isfinite(value) for value in out.values()) and net.slots.grad.dtype == torch.float32
     assert net.act([observation()], INSTRUCTIONS[:1]).shape == (1, 2, 7)
     assert net.reconstruct([observation()], INSTRUCTIONS[:1], steps=2).shape == (1, 12, 12, 3)
+    plain, seen = large(), []  # a loop's own mixed precision stays on where the weights are float32
+    plain.decoder.model.layers[0].self_attn.q_proj.register_forward_hook(lambda _m, _i, out: seen.append(out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        plain.loss(batch(plain))
+    assert seen == [torch.bfloat16]
 
 
 def test_frozen_parts_are_named_not_saved_and_another_one_is_refused(tmp_path):

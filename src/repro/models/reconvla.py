@@ -100,10 +100,10 @@ class ReconVLA(nn.Module):
     def device(self) -> torch.device:
         return self.mm_projector[0].weight.device
 
-    def arithmetic(self) -> torch.autocast:
-        """The context that a language model in 16 bits with adapters, norms and heads in 32 needs; nothing for one in 32."""
+    def arithmetic(self):
+        """The context that a language model in 16 bits with adapters, norms and heads in 32 needs; for one in 32 whatever is set stays."""
         dtype = self.decoder.get_input_embeddings().weight.dtype
-        return torch.autocast(self.device.type, None if dtype == torch.float32 else dtype, enabled=dtype != torch.float32)
+        return nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, dtype)
 
     # ---- pictures -----------------------------------------------------------------------------------------------
     @property

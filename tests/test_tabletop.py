@@ -5,13 +5,15 @@ import json
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from repro.data.calvin import Calvin
+from repro.data.calvin import Calvin, read_frame
 from repro.machine import UserError
 from repro.sims import calvin_layout as dataset
+from repro.sims import demos
 from repro.sims.tabletop import scenes, tasks
 from repro.sims.tabletop.expert import Expert
 from repro.sims.tabletop.world import PlayTable
@@ -205,6 +207,15 @@ def written(tmp_path_factory):
     return dataset.write(tmp_path_factory.mktemp("play") / "calvin", scenes=("A", "D"), workers=1, **SMALL)
 
 
+def digest(root) -> str:
+    """Of every index, annotation and box, and of all members of all frames."""
+    found = hashlib.sha256()
+    for path in sorted(path for path in root.rglob("*") if path.suffix in (".npy", ".json", ".yaml", ".npz")):
+        arrays = np.load(path) if path.suffix == ".npz" else None
+        found.update(b"".join(arrays[name].tobytes() for name in sorted(arrays)) if arrays else path.read_bytes())
+    return found.hexdigest()
+
+
 def test_the_data_set_reads_back_as_calvin(written):
     training, validation = (Calvin(written).split(name) for name in ("training", "validation"))
     assert len(training.annotations) == 2 * 2 * 4 and len(validation.annotations) == 4
@@ -229,9 +240,92 @@ def test_recorded_actions_follow_calvins_definition(written):
 
 def test_the_bits_do_not_depend_on_the_number_of_workers(written, tmp_path):
     again = dataset.write(tmp_path / "calvin", scenes=("A", "D"), workers=2, **SMALL)
-    digest = lambda root: hashlib.sha256(b"".join(path.read_bytes() for path in sorted(root.rglob("*")) if path.suffix in (".npy", ".json"))
-                                         + b"".join(np.load(p)["rgb_static"].tobytes() for p in sorted(root.rglob("*.npz")))).hexdigest()
     assert digest(again) == digest(written)
+
+
+# --- calm and disturbed demonstrations: the labels are the expert's ---------------------------------------------------------
+
+CALM = {"variation": 0.05, "noise": 0.4, "row": 2}
+
+
+def played(seed: int = 0, **how) -> tuple[demos.Plan, dict]:
+    symbolic = {"led": 0, "lightbulb": 0, "slider": "left", "drawer": "closed", **dict.fromkeys(scenes.BLOCKS, "table")}
+    recording = demos.Plan("D", symbolic, ("lift_red_block_table", "stack_block"), (seed,), **how)
+    return recording, dataset._play_here(recording)
+
+
+def test_executed_actions_give_the_recorded_states_and_labels_are_what_the_expert_commands_there():
+    disturbed = 0
+    for seed in range(4):
+        recording, found = played(seed, variation=0.05, noise=0.4)
+        table = PlayTable("D")
+        table.reset(found["start"], render=False)
+        rng = np.random.default_rng([seed, 0])  # of the first attempt
+        table.sample(recording.symbolic, rng)
+        for note in found["notes"]:
+            demos.Noise(rng, recording.noise)
+            table.start_task()
+            expert = Expert(table, note["task"], rng, recording.variation)
+            for t in range(note["start"], note["end"] + 1):
+                np.testing.assert_array_equal(table.robot_obs(), found["robot_obs"][t])
+                np.testing.assert_array_equal(table.scene_obs(), found["scene_obs"][t])
+                np.testing.assert_array_equal(expert.act(), found["labels"][t])
+                table.step(found["actions"][t], render=False)
+                rng.standard_normal(4)  # what the noise drew
+            assert table.done(note["task"])
+        differs = np.abs(found["actions"] - found["labels"]).max(1) > 0
+        travels = (np.abs(found["labels"][:, :3]).max(1) > 0.95) & (found["robot_obs"][:, 2] > 0.57)
+        assert not (differs & ~travels).any() and (found["actions"][:, 6] == found["labels"][:, 6]).all()
+        disturbed += differs.sum()
+    assert disturbed > 20
+
+
+def test_without_variation_or_noise_nothing_has_changed():
+    """The same bits as ever: no draw for the noise, no labels, and neighbouring tasks share a frame."""
+    _, found = played()
+    assert "labels" not in found and found["notes"][0]["end"] == found["notes"][1]["start"]
+    assert len(found["actions"]) == len(found["robot_obs"]) - 1
+    _, calm = played(variation=0.05)
+    np.testing.assert_array_equal(calm["labels"], calm["actions"])
+    assert calm["notes"][0]["end"] + 1 == calm["notes"][1]["start"] and len(calm["labels"]) == len(calm["robot_obs"])
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    return dataset.write(tmp_path_factory.mktemp("calm") / "calvin", workers=1, **SMALL, **CALM)
+
+
+def test_the_data_set_says_and_holds_the_commands(calm):
+    about = json.loads((calm / "about.json").read_text())
+    assert (about["variation"], about["noise"], about["actions"]) == (0.05, 0.4, "the expert's commands")
+    split = Calvin(calm).split("training")
+    assert len(split.annotations) == 2 * 4
+    numbers = [i for note in split.annotations for i in range(note.start, note.end)]
+    frames, following = ([read_frame(split.frame_path(i + k), ("actions", "rel_actions", "robot_obs")) for i in numbers] for k in (0, 1))
+    for frame in frames:
+        np.testing.assert_allclose(frame["actions"][:3], frame["robot_obs"][:3] + 0.02 * frame["rel_actions"][:3])
+        assert np.abs(frame["rel_actions"]).max() <= 1 and abs(frame["rel_actions"][6]) == 1
+    off = [np.abs(b["robot_obs"][:3] - a["actions"][:3]).max() for a, b in zip(frames, following, strict=True)]
+    assert max(off) > 0.003 and np.median(off) < 1e-9  # disturbed in places, exact elsewhere
+
+
+def test_the_bits_of_disturbed_play_do_not_depend_on_the_number_of_workers(calm, tmp_path):
+    again = dataset.write(tmp_path / "calvin", workers=2, **SMALL, **CALM)
+    assert digest(again) == digest(calm)
+
+
+def test_ensure_writes_anew_when_variation_or_noise_changes(tmp_path):
+    settings = SimpleNamespace(scenes=("D",), tasks=("turn_on_led",), episodes_per_task=1, validation_episodes_per_task=1,
+                               evaluation_scene="D", workers=1)  # fmt: skip
+    lines, about = [], lambda: json.loads((tmp_path / "calvin" / "about.json").read_text())
+    dataset.ensure(tmp_path / "calvin", settings, log=lines.append)
+    assert (about()["variation"], about()["noise"]) == (1.0, 0.0)
+    settings.variation, settings.noise = 0.05, 0.4
+    dataset.ensure(tmp_path / "calvin", settings, log=lines.append)
+    assert (about()["variation"], about()["noise"]) == (0.05, 0.4) and any("writing it anew" in line for line in lines)
+    count = len(lines)
+    dataset.ensure(tmp_path / "calvin", settings, log=lines.append)
+    assert len(lines) == count
 
 
 def test_a_data_set_is_whole_or_absent(tmp_path, monkeypatch):
@@ -241,7 +335,8 @@ def test_a_data_set_is_whole_or_absent(tmp_path, monkeypatch):
     assert not (tmp_path / "calvin").exists()
 
 
-@pytest.mark.parametrize("wrong", [{"scenes": ("E",)}, {"scenes": ()}, {"episodes_per_task": 0}, {"tasks": ("fly",)}])
+@pytest.mark.parametrize("wrong", [{"scenes": ("E",)}, {"scenes": ()}, {"episodes_per_task": 0}, {"tasks": ("fly",)},
+                                   {"variation": 1.5}, {"noise": -0.1}, {"row": 0}, {"noise": 0.4, "launch": object()}])  # fmt: skip
 def test_bad_arguments_write_nothing(tmp_path, wrong):
     with pytest.raises(UserError):
         dataset.write(tmp_path / "calvin", **{**SMALL, **wrong})

@@ -4,9 +4,13 @@
 
 gives `training/` and `validation/` with episode_XXXXXXX.npz, ep_start_end_ids.npy, ep_lens.npy, scene_info.npy, statistics.yaml,
 lang_annotations/auto_lang_ann.npy, and boxes.json (true boxes from the renderer's item ids). A recording is a piece of play: one
-to three tasks in a row, each annotated, neighbours sharing a frame. First every recording is played without pictures, in
+to `row` tasks in a row, each annotated, neighbours sharing a frame. First every recording is played without pictures, in
 parallel; then frame numbers are known and the frames are drawn and written in parallel. The bits depend on the arguments alone, not
 on the number of workers. Scripted, not human: about.json says so, and names simulator and renderer.
+
+Calm demonstrations, with `noise` that the expert corrects, are what a small model learns from: variation=0.05, noise=0.4. Their
+actions are the expert's own commands, which are exact; CALVIN's rule (differences of recorded poses) would say what a disturbed hand
+did instead of what it should do. With the natural variation and no noise the actions keep CALVIN's rule.
 """
 
 import json
@@ -18,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +37,15 @@ from repro.sims.tabletop.scenes import BLOCKS, ITEMS, SCENES, item_boxes
 from repro.sims.tabletop.tasks import check_tasks, outcome, symbolic_for
 
 TASKS_IN_A_ROW = 3
+UNITS = np.array([0.02] * 3 + [0.05] * 3)  # metres and rad of a relative action of 1
+LABELLED, RECORDED = "the expert's commands", "differences of recorded poses (CALVIN's rule)"
 FIRST_FRAME = {"training": 0, "validation": 5_000_000}
 
 
-def plan(split: str, scene: str, tasks: tuple[str, ...], per_task: int, seed: int, held: bool = True) -> list[Plan]:
+def plan(split: str, scene: str, tasks: tuple[str, ...], per_task: int, seed: int, held: bool = True,
+         length: int = TASKS_IN_A_ROW) -> list[Plan]:  # fmt: skip
     """Recordings in which every task occurs `per_task` times; the next task in a row is one that has become possible. held: a recording
-    may start with a block in the hand; without, it starts on the table, and the row with its lift."""
+    may start with a block in the hand; without, it starts on the table, and the row with its lift. length: most tasks in a row."""
     rng = np.random.default_rng([seed, len(split), ord(scene)])
     left, plans = Counter(dict.fromkeys(tasks, per_task)), []
     while +left:
@@ -54,7 +61,7 @@ def plan(split: str, scene: str, tasks: tuple[str, ...], per_task: int, seed: in
             left[task] -= 1
             state = outcome(task, state)
             legal = [t for t in tasks if left[t] > 0 and outcome(t, state) is not None]
-            task = legal[rng.integers(len(legal))] if legal and len(row) < TASKS_IN_A_ROW else None
+            task = legal[rng.integers(len(legal))] if legal and len(row) < length else None
         plans.append(Plan(scene, symbolic, tuple(row), (seed, len(split), ord(scene), len(plans))))
     return plans
 
@@ -69,9 +76,11 @@ class _Table:
 
 
 def _play_here(recording: Plan) -> dict:
+    from repro.sims.tabletop.expert import Expert
     from repro.sims.tabletop.world import PlayTable
 
-    return demos.play(PlayTable(recording.scene), recording)
+    table = PlayTable(recording.scene)
+    return demos.play(table, recording, lambda task, rng: Expert(table, task, rng, recording.variation))
 
 
 def _draw_here(job: tuple) -> list[list[str]]:
@@ -120,13 +129,16 @@ def _players(launch: Callable[[str], Launch] | None, scene: str, workers: int, l
 
 # --- frames ---------------------------------------------------------------------------------------------------------------
 
-def actions(robot_obs: np.ndarray, gripper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def actions(robot_obs: np.ndarray, gripper: np.ndarray, labels: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(absolute, relative) actions (T, 7) by CALVIN's definition: the next frame's tcp pose, and its difference to this one's, in units
-    of 0.02 m and 0.05 rad clipped to [-1, 1]; the last frame stands still."""
+    of 0.02 m and 0.05 rad clipped to [-1, 1]; the last frame stands still. With labels: the pose that the expert commands, and its
+    command."""
+    if labels is not None:
+        return np.column_stack([robot_obs[:, :6] + labels[:, :6] * UNITS, labels[:, 6]]), labels
     absolute = np.column_stack([np.vstack([robot_obs[1:, :6], robot_obs[-1:, :6]]), gripper])
     step = absolute[:, :6] - robot_obs[:, :6]
     step[:, 3:] = (step[:, 3:] + np.pi) % (2 * np.pi) - np.pi
-    return absolute, np.column_stack([np.clip(step / ([0.02] * 3 + [0.05] * 3), -1, 1), gripper])
+    return absolute, np.column_stack([np.clip(step / UNITS, -1, 1), gripper])
 
 
 def _save(path: Path, **arrays: np.ndarray) -> None:
@@ -139,7 +151,7 @@ def _save(path: Path, **arrays: np.ndarray) -> None:
 
 def _frames(folder: str, first: int, played: dict, pictures) -> list[list[str]]:
     """Write the frames of one recording; the box tables of each frame as JSON: boxes of static and wrist camera, pixels of both."""
-    absolute, relative = actions(played["robot_obs"], played["gripper"])
+    absolute, relative = actions(played["robot_obs"], played["gripper"], played.get("labels"))
     lines = []
     for t, seen in enumerate(pictures):
         _save(Path(folder) / f"episode_{first + t:07d}.npz", actions=absolute[t], rel_actions=relative[t], robot_obs=played["robot_obs"][t],
@@ -152,19 +164,23 @@ def _frames(folder: str, first: int, played: dict, pictures) -> list[list[str]]:
 
 def write(root: Path | str, scenes=("D",), tasks=None, episodes_per_task: int = 10, validation_per_task: int = 2,
           validation_scene: str | None = None, seed: int = 0, workers: int = 2, launch: Callable[[str], Launch] | None = None,
-          log=print) -> Path:  # fmt: skip
+          log=print, variation: float = 1.0, noise: float = 0.0, row: int = TASKS_IN_A_ROW) -> Path:  # fmt: skip
     """Write the data set at `root` (which must not exist), whole or not at all.
 
     launch: how CALVIN's simulator is started, scene -> Launch; None: the play table.
 
     scenes: those of training/; validation_scene: that of validation/ (default: D where it is among `scenes`, or the last). tasks: names,
-    None for all 34. Validation instructions are wordings that no training episode has.
+    None for all 34. Validation instructions are wordings that no training episode has. variation, noise: of the play table's expert, see
+    `demos.Plan`; row: most tasks in a recording.
     """
     tasks, root = check_tasks(tasks), Path(root)
     unknown = [s for s in [*scenes, validation_scene or "D"] if s not in SCENES]
     if unknown or not scenes or min(episodes_per_task, validation_per_task) < 1:
         raise UserError("the play table cannot write this", expected=f"scenes out of {', '.join(SCENES)}, at least one episode per task",
                         found=f"scenes {scenes}, {validation_scene}, {episodes_per_task} and {validation_per_task} episodes")  # fmt: skip
+    if not (0 <= variation <= 1 and 0 <= noise <= 1 and row >= 1) or (launch and (variation, noise) != (1, 0)):
+        raise UserError("demonstrations cannot be played so", "variation and noise from 0 to 1 (1 and 0 in CALVIN's simulator), row >= 1",
+                        f"variation {variation}, noise {noise}, row {row}")  # fmt: skip
     if root.exists():
         raise UserError(f"{root} is there already", expected="a folder that does not exist", next_step="remove it, or give another place")
     part = root.with_name(root.name + ".part")
@@ -173,10 +189,12 @@ def write(root: Path | str, scenes=("D",), tasks=None, episodes_per_task: int = 
     with _players(launch, splits["training"][0], workers, log) as players:
         for split, its_scenes in splits.items():
             count = episodes_per_task if split == "training" else validation_per_task
-            plans = [p for scene in its_scenes for p in plan(split, scene, tasks, count, seed, players.held)]
+            plans = [p for scene in its_scenes for p in plan(split, scene, tasks, count, seed, players.held, row)]
+            plans = [replace(p, variation=variation, noise=noise) for p in plans]
             _write_split(part / split, split, plans, seed, players, log)
         kind = "play table" if launch is None else "CALVIN simulator, scripted"
-        about = {"name": f"{kind} {''.join(sorted(scenes))}, {len(tasks)} tasks", **players.about, "seed": seed, "scripted": True}
+        about = {"name": f"{kind} {''.join(sorted(scenes))}, {len(tasks)} tasks", **players.about, "seed": seed, "scripted": True,
+                 "variation": variation, "noise": noise, "actions": LABELLED if plans[0].labelled else RECORDED}  # fmt: skip
     (part / "about.json").write_text(json.dumps(about, indent=1) + "\n")
     os.replace(part, root)
     return root
@@ -228,7 +246,7 @@ def _statistics(path: Path, played: list[dict]) -> None:
         values = np.concatenate([p[name] for p in played])
         found[name] = [{"_target_": "calvin_models.calvin_agent.utils.transforms.NormalizeVector", "mean": values.mean(0).tolist(),
                         "std": values.std(0).tolist()}]  # fmt: skip
-    absolute = np.concatenate([actions(p["robot_obs"], p["gripper"])[0] for p in played])
+    absolute = np.concatenate([actions(p["robot_obs"], p["gripper"], p.get("labels"))[0] for p in played])
     found |= {"act_max_bound": absolute.max(0).tolist(), "act_min_bound": absolute.min(0).tolist()}
     path.write_text(yaml.safe_dump(found, sort_keys=False, default_flow_style=None, width=10_000))
 
@@ -252,6 +270,8 @@ def ensure(root: Path | str, settings, seed: int = 0, log=print) -> Path:
     wanted = {
         "scenes": list(settings.scenes), "tasks": list(check_tasks(settings.tasks)), "episodes_per_task": settings.episodes_per_task,
         "validation_per_task": settings.validation_episodes_per_task, "validation_scene": settings.evaluation_scene, "seed": seed,
+        "variation": getattr(settings, "variation", 1.0), "noise": getattr(settings, "noise", 0.0),
+        "row": getattr(settings, "row", TASKS_IN_A_ROW),
     }  # fmt: skip
     asked = root / "asked.json"
     if asked.is_file() and json.loads(asked.read_text()) == wanted:

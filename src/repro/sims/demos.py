@@ -2,6 +2,9 @@
 
 A CALVIN-like recording is a piece of play: one to three tasks in a row. It is first played blind; its actions, played again from the
 same state, give the same bits, and then pictures are drawn (`redraw`), so that failed attempts cost no picture.
+
+Noise (`Plan.noise`) is that of DART (Laskey et al. 2017): a disturbed action is executed, the expert's own is recorded as the label.
+The states are then as wide as a learner's own mistakes make them, and every label still says what is right.
 """
 
 import threading
@@ -18,38 +21,77 @@ from repro.sims.tabletop.tasks import block_of
 from repro.sims.worker import Worker, WorkerLost
 
 MAX_STEPS, AFTER, ATTEMPTS = 360, 3, 20  # steps a task may take, frames recorded after it is done, tries of a recording
+RHO, INNOVATION, SHARES = 0.7, 0.7, (0.0, 0.4, 1.0)  # of the AR(1) disturbance; shares of `noise`, one drawn a task
+TRAVELS, HEIGHT = 0.95, 0.57  # it acts while the hand goes at more than this share of full speed, above this height in metres
 GOALS = {"place_in_slider": ["slider"], "place_in_drawer": ["drawer"], "push_into_drawer": ["drawer"]}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One recording to be played: a symbolic start state and the tasks in a row."""
+    """One recording to be played: a symbolic start state and the tasks in a row, and how: the expert's `variation` (1: its natural one)
+    and the `noise` that disturbs it, in units of an action."""
 
     scene: str
     symbolic: dict
     tasks: tuple[str, ...]
     seed: tuple[int, ...]
+    variation: float = 1.0
+    noise: float = 0.0
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the expert's own actions are recorded, a frame each. Otherwise actions are CALVIN's: differences of recorded poses."""
+        return self.variation < 1 or self.noise > 0
 
 
-def play(simulator, plan: Plan) -> dict | None:
-    """Play one recording blind: robot_obs (T, 15), scene_obs (T, 24), gripper (T,), start state, actions (T - 1, 7), one note a task.
+def play(simulator, plan: Plan, expert: Callable | None = None) -> dict | None:
+    """Play one recording blind: robot_obs (T, 15), scene_obs (T, 24), gripper (T,), start state, executed actions, one note a task.
 
+    actions (T - 1, 7), or (T, 7) where the plan is `labelled`: then each frame also has its label, "labels" (T, 7), what the expert
+    commanded there, and tasks share no frame. expert: (task, rng) -> expert (default: the simulator's own).
     None where the expert failed ATTEMPTS times in a row, each from another start."""
     for attempt in range(ATTEMPTS):
         rng = np.random.default_rng([*plan.seed, attempt])
         start = simulator.sample(plan.symbolic, rng)
         simulator.reset(start, render=False)
-        states, actions, notes = [simulator.state()], [], []
+        states, actions, labels, notes = [simulator.state()], [], [], []
         for task in plan.tasks:
-            note = _one_task(simulator, task, rng, states, actions)
+            noise = Noise(rng, plan.noise) if plan.noise else None
+            simulator.start_task()
+            note = _one_task(simulator, task, (expert or simulator.expert)(task, rng), noise, states, actions, labels)
             if note is None:
                 break
             notes.append(note)
         else:
-            robot, scene = (np.array([state[key] for state in states]) for key in ("robot_obs", "scene_obs"))
-            return {"robot_obs": robot, "scene_obs": scene, "gripper": np.append(robot[1:, 14], robot[-1, 14]), "start": start,
-                    "actions": np.array(actions), "notes": notes}
+            return {**_recorded(states, labels, notes, plan.labelled), "start": start, "actions": np.array(actions)}
     return None
+
+
+def _recorded(states: list, labels: list, notes: list, labelled: bool) -> dict:
+    """What is kept of a recording. With labels the last state, for which there is none, is not a frame; without, two tasks share one."""
+    robot, scene = (np.array([state[key] for state in states]) for key in ("robot_obs", "scene_obs"))
+    if not labelled:
+        return {"robot_obs": robot, "scene_obs": scene, "gripper": np.append(robot[1:, 14], robot[-1, 14]), "notes": notes}
+    labels = np.clip(labels, -1, 1)
+    return {"robot_obs": robot[:-1], "scene_obs": scene[:-1], "gripper": labels[:, 6], "labels": labels,
+            "notes": [{**note, "end": note["end"] - 1} for note in notes]}  # fmt: skip
+
+
+class Noise:
+    """A disturbance of one task: AR(1) on position, half of it on yaw, only while the hand travels and does not change its grip."""
+
+    def __init__(self, rng: np.random.Generator, noise: float):
+        self.rng, self.scale = rng, noise * SHARES[rng.integers(len(SHARES))]
+        self.value, self.grip = np.zeros(4), None
+
+    def __call__(self, action: np.ndarray, height: float) -> np.ndarray:
+        """The action that is executed in place of `action` (7,)."""
+        self.value = RHO * self.value + INNOVATION * self.rng.standard_normal(4)
+        free = np.abs(action[:3]).max() > TRAVELS and height > HEIGHT and self.grip in (None, action[6])
+        self.grip = action[6]
+        if not free:
+            return action
+        return np.clip(action + self.scale * np.array([*self.value[:3], 0, 0, self.value[3] / 2, 0]), -1, 1)
 
 
 def kept(plans: list[Plan], played: list[dict | None], log) -> tuple[list[Plan], list[dict]]:
@@ -69,12 +111,12 @@ def play_as(simulator, plan: dict) -> dict | None:
     return play(simulator, Plan(plan["scene"], plan["symbolic"], tuple(plan["tasks"]), tuple(plan["seed"])))
 
 
-def _one_task(simulator, task: str, rng: np.random.Generator, states: list, actions: list) -> dict | None:
+def _one_task(simulator, task: str, expert, noise: Noise | None, states: list, actions: list, labels: list) -> dict | None:
     """Play one task on from the present state; None if it was not achieved, or undone in the frames after."""
-    simulator.start_task()
-    expert, start, success = simulator.expert(task, rng), len(states) - 1, None
+    start, success = len(states) - 1, None
     for _ in range(MAX_STEPS):
-        actions.append(np.asarray(expert.act(), np.float64))
+        labels.append(np.asarray(expert.act(), np.float64))
+        actions.append(noise(labels[-1], states[-1]["robot_obs"][2]) if noise else labels[-1])
         simulator.step(actions[-1], render=False)
         states.append(simulator.state())
         if success is None and simulator.done(task):

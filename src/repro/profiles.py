@@ -37,6 +37,18 @@ class Profile:
     simulators: int  # stepped together with one batched policy call
     attention_frames: int  # frames whose attention is measured
     workers: int  # processes that write or import data
+    variation: float  # how much the expert's way differs from one demonstration to the next; 1: as much as it can
+    noise: float  # scale of the disturbance that demonstrations recover from; 0: none
+    tower_steps: int  # of the tiny vision tower before all else; 0: the preset brings its own parts
+    vae_steps: int  # of the tiny VAE
+    part_pictures: int  # drawn for the two
+    rows: tuple[str, ...]  # of the ablation (experiments.ROWS); here and below: `repro ablation`
+    seeds: tuple[int, ...]
+    corrupt: tuple[float, ...]  # shares of wrong gaze boxes that "gaze" is trained with too
+    pretrain_steps: int  # of the stage before row "gaze+pretrain"
+    ablation_chains: int  # start states of chains of five in the evaluation scene, and as many in the training scenes
+    curve_seeds: tuple[int, ...]  # seeds whose baseline and gaze runs are evaluated on the way too ...
+    curve_single: int  # ... by so many single-task rollouts a task
 
 
 SMOKE = Profile(
@@ -44,13 +56,18 @@ SMOKE = Profile(
     scenes=("D",), evaluation_scene="D", tasks=EIGHT_TASKS, episodes_per_task=4, validation_episodes_per_task=1,
     preset="tiny", train_steps=60, batch_size=16, accumulate=1, learning_rate=3e-3, budget_minutes=3, checkpoint_minutes=120,
     evaluate_chains=4, evaluate_single=1, simulators=8, attention_frames=16, workers=2,
+    variation=0.05, noise=0.4, tower_steps=40, vae_steps=30, part_pictures=240,
+    rows=("baseline", "gaze"), seeds=(0, 1), corrupt=(), pretrain_steps=60, ablation_chains=4, curve_seeds=(), curve_single=1,
 )  # fmt: skip
 
 CPU = replace(
-    SMOKE, name="cpu", where="any CPU, under an hour on 2 cores: tiny models, trained until they begin to act",
-    episodes_per_task=40, validation_episodes_per_task=3,
-    train_steps=1400, batch_size=16, learning_rate=3e-3, budget_minutes=40,
-    evaluate_chains=24, evaluate_single=8, simulators=32, attention_frames=120,
+    SMOKE, name="cpu", where="any CPU: tiny models, trained until they act; the ablation is resumed until it is done",
+    scenes=("A", "B", "C"), tasks=None, episodes_per_task=12, validation_episodes_per_task=3,
+    train_steps=3000, batch_size=32, learning_rate=2e-3, budget_minutes=60,
+    evaluate_chains=100, evaluate_single=4, simulators=32, attention_frames=400,
+    tower_steps=1200, vae_steps=800, part_pictures=12_000,
+    rows=("baseline", "gaze", "whole", "blind", "gaze+pretrain", "box", "mask"), seeds=(0, 1, 2), corrupt=(0.08, 0.33, 1.0),
+    pretrain_steps=3000, ablation_chains=500, curve_seeds=(0,), curve_single=3,
 )  # fmt: skip
 
 T4 = replace(
@@ -58,13 +75,14 @@ T4 = replace(
     scenes=("A", "B", "C"), tasks=None, episodes_per_task=100, validation_episodes_per_task=5,
     train_steps=20_000, batch_size=2, accumulate=8, learning_rate=2e-4, budget_minutes=660,
     evaluate_chains=200, evaluate_single=25, attention_frames=500, workers=4,
+    tower_steps=0, vae_steps=0, part_pictures=0, pretrain_steps=20_000, ablation_chains=500, curve_single=5,
 )  # fmt: skip
 
 PAPER = replace(
     T4, name="paper", where="a cluster, by torchrun or accelerate: the paper's own sizes",
     train_steps=4200, batch_size=8, accumulate=8, learning_rate=2e-5,  # 2 epochs of ~1.07 M annotated frames, 8 GPUs: global 512
     budget_minutes=7 * 24 * 60,
-    evaluate_chains=1000, simulators=64, workers=16,
+    evaluate_chains=1000, simulators=64, workers=16, pretrain_steps=4200, ablation_chains=1000,
 )  # fmt: skip
 
 PROFILES = {profile.name: profile for profile in (SMOKE, CPU, T4, PAPER)}

@@ -5,6 +5,8 @@
 
 Every frame of every episode is one sample and comes once an epoch, in an order drawn from (seed, epoch). What a model makes of a
 frame's pictures is computed once and kept in memory-mapped files beside the store, keyed by the store's hash and the model's key.
+
+`corrupt=0.33` gives a third of the frames the gaze box of a frame of another episode: what a detector that fails does.
 """
 
 import fcntl
@@ -44,6 +46,31 @@ def pictures(observation: dict) -> dict[str, np.ndarray]:
 pictures.key = "pictures"
 
 
+def _hash(seed: int, *columns: np.ndarray) -> np.ndarray:
+    """(N,) uint64 of (N,) integers: splitmix64 over the columns, the same on every machine."""
+    x = np.full(len(columns[0]), seed, np.uint64)
+    for column in columns:
+        x = (x ^ column.astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+        x ^= x >> np.uint64(31)
+    return x
+
+
+def other_boxes(episodes: np.ndarray, frames: np.ndarray, found: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each of N rows (episode and frame numbers, whether its box was found): a number in [0, 1), and the row of a found box of
+    another episode. Both depend on seed, episode and frame alone, so the frames of 8 % wrong boxes are among those of 33 %."""
+    rows = np.flatnonzero(found)
+    owners, own = episodes[rows], np.unique(episodes)
+    if len(np.unique(owners)) < 2:
+        raise UserError("Gaze boxes cannot be exchanged between episodes.", expected="found boxes in two episodes or more",
+                        found=f"{len(np.unique(owners))}", next_step="annotate the store (repro gaze annotate), or corrupt=0")
+    first, after = (dict(zip(own, np.searchsorted(owners, own, side), strict=True)) for side in ("left", "right"))
+    first, after = (np.array([table[episode] for episode in episodes]) for table in (first, after))
+    place = (_hash(seed + 1, episodes, frames) % (len(rows) - (after - first)).astype(np.uint64)).astype(np.int64)
+    return _hash(seed, episodes, frames) / 2.0**64, rows[np.where(place < first, place, place + after - first)]
+
+
 class Batches:
     """`batches(step)` -> dict of numpy arrays; `batches.sample(i)` one sample; `len(batches)` samples an epoch.
 
@@ -67,12 +94,15 @@ class Batches:
         rank: int = 0,
         world: int = 1,
         log: Callable = print,
+        corrupt: float = 0.0,
+        corrupt_seed: int = 0,
     ):
         """`prepare` maps one step (pictures, state, task, gaze.*) to arrays of fixed shape; it must be a pure function, safe in threads.
 
         `key` names what `prepare` depends on (default: its own or its object's attribute `key`). `only` chooses episodes. `gaze`: True
         demands gaze boxes, False ignores them. `cache`: folder for the prepared arrays, default `<store>.prepared`. `rank` of `world`
-        processes share each epoch.
+        processes share each epoch. `corrupt`: share of the found gaze boxes that are replaced, in every epoch the same ones (attribute
+        `corrupted`, (frames of the store,) bool); what `prepare` makes of a box is made of the wrong one too.
         """
         self.store, self.batch_size, self.chunk, self.seed, self.rank, self.world = store, batch_size, chunk, seed, rank, world
         chosen = [episode for episode in store.episodes if only is None or only(episode)]
@@ -92,7 +122,23 @@ class Batches:
             self.box = store.column("gaze.box")  # says which step is missing when there is no such column
             self.valid = np.array(store.column("gaze.source")) != "fallback"
         self.prepared = {} if prepare is None else prepared(store, prepare, key, cache, workers, log)
+        self.corrupted, self.wrong = np.zeros(store.frames, bool), {}
+        if corrupt:
+            self._corrupt(corrupt, corrupt_seed, prepare, key, cache, workers, log)
         self._orders: dict[int, np.ndarray] = {}
+
+    def _corrupt(self, share: float, seed: int, prepare, key, cache, workers, log) -> None:
+        if not self.gaze or not 0 < share <= 1:
+            raise UserError("Boxes cannot be corrupted so.", expected="a share in [0, 1] of data with gaze boxes that are used",
+                            found=f"share {share}, gaze {self.gaze}")
+        frames = np.concatenate([np.arange(episode.length) for episode in self.store.episodes])
+        number, other = other_boxes(self.episode, frames, self.valid, seed)
+        boxes = np.asarray(self.box)[other]
+        self.corrupted = (number < share) & self.valid
+        self.box = np.where(self.corrupted[:, None], boxes, self.box)
+        if prepare is not None:  # made for every frame once: whatever the share, the same arrays
+            key = _key(prepare, key)
+            self.wrong = prepared(self.store, prepare, f"{key}; boxes of other episodes, seed {seed}", cache, workers, log, boxes)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -117,6 +163,9 @@ class Batches:
         following = chunk_rows(rows, self.last, self.chunk)
         infos = [self.store.episodes[episode] for episode in self.episode[rows]]
         batch = {name: np.asarray(values[rows]) for name, values in self.prepared.items()}
+        wrong = np.flatnonzero(self.corrupted[rows])
+        for name, values in self.wrong.items():
+            batch[name][wrong] = values[rows[wrong]]
         batch |= {
             "state": self.state[rows], "action": self.action[following],
             "action.valid": rows[:, None] + np.arange(self.chunk) == following,
@@ -136,17 +185,26 @@ class Batches:
 # --- what a model makes of a frame, once ---------------------------------------------------------------------------------------------
 
 
+def _key(prepare: Callable, key: str | None) -> str:
+    """What names the results of `prepare`."""
+    key = key or getattr(prepare, "key", None) or getattr(getattr(prepare, "__self__", None), "key", None)
+    if not key:
+        raise ValueError("prepare needs a key (a string naming what it depends on): pass key=, or give it an attribute `key`")
+    return key
+
+
 def prepared(
-    store: Store, prepare: Callable, key: str | None = None, cache: Path | str | None = None, workers: int = 2, log: Callable = print
+    store: Store, prepare: Callable, key: str | None = None, cache: Path | str | None = None, workers: int = 2, log: Callable = print,
+    boxes: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """The arrays `prepare` gives for every frame of the store, (N, ...) memory-mapped; made once, then found again.
+
+    `boxes` (N, 4) stand in for the store's gaze boxes; then only those arrays are kept that depend on the box.
 
     They lie in `<cache>/<hash of store and key>/`, written aside and renamed. Arrays of an earlier version of the same store are stale:
     they are said to be so and deleted. Two processes that want the same arrays build them once.
     """
-    key = key or getattr(prepare, "key", None) or getattr(getattr(prepare, "__self__", None), "key", None)
-    if not key:
-        raise ValueError("prepare needs a key (a string naming what it depends on): pass key=, or give it an attribute `key`")
+    key = _key(prepare, key)
     cache = Path(cache) if cache else store.folder.with_name(store.folder.name + ".prepared")
     folder = cache / hashlib.sha256(f"{store.hash}\n{key}".encode()).hexdigest()[:16]
     if not folder.is_dir():
@@ -155,7 +213,7 @@ def prepared(
             fcntl.flock(lock, fcntl.LOCK_EX)  # freed by the kernel when this process ends, however it ends
             _drop_stale(store, cache, log)
             if not folder.is_dir():
-                _build(store, prepare, key, folder, workers)
+                _build(store, prepare, key, folder, workers, boxes)
     return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
 
 
@@ -167,12 +225,16 @@ def _drop_stale(store: Store, cache: Path, log: Callable) -> None:
             shutil.rmtree(about.parent)
 
 
-def _build(store: Store, prepare: Callable, key: str, folder: Path, workers: int) -> None:
+def _build(store: Store, prepare: Callable, key: str, folder: Path, workers: int, boxes: np.ndarray | None = None) -> None:
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
     part.mkdir()
     columns = [name for name in store.columns if name.startswith(("observation.", "gaze."))]
-    first = prepare(next(_steps(store, 0, columns)))
+    step = next(_steps(store, 0, columns))
+    first = prepare(step)
+    if boxes is not None:
+        one, two = (prepare({**step, "gaze.box": np.float32(box)}) for box in ((0, 0, 1, 1), (0, 0, 0.3, 0.3)))
+        first = {name: value for name, value in first.items() if not np.array_equal(one[name], two[name])}
     arrays = {
         name: np.lib.format.open_memmap(part / f"{name}.npy", "w+", np.asarray(value).dtype, (store.frames, *np.shape(value)))
         for name, value in first.items()
@@ -180,7 +242,7 @@ def _build(store: Store, prepare: Callable, key: str, folder: Path, workers: int
 
     def one(i: int) -> None:
         for row, step in enumerate(_steps(store, i, columns), store.episodes[i].start):
-            found = prepare(step)
+            found = prepare(step if boxes is None else {**step, "gaze.box": boxes[row]})
             for name, array in arrays.items():
                 if np.shape(found[name]) != array.shape[1:]:
                     raise ValueError(f"prepare gave `{name}` {np.shape(found[name])} for row {row}, {array.shape[1:]} for the first")

@@ -20,17 +20,21 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from safetensors.torch import load_file
 
 from repro import machine
 from repro.data.batches import Batches
 from repro.data.episodes import EpisodeInfo, Store
 from repro.machine import UserError
 from repro.models import keypoint_policy, reconvla
+from repro.models import parts as part
 from repro.models.keypoint_policy import KeypointConfig, KeypointPolicy
 from repro.models.reconvla import ReconVLA, ReconVLAConfig
 from repro.models.words import vocabulary
+from repro.training import checkpoint
 from repro.training.loop import Summary, TrainConfig, train
 
+HELD_OUT = 8  # batches of held-out frames, always the same
 PRESETS = {**reconvla.PRESETS, **keypoint_policy.PRESETS}
 
 
@@ -43,6 +47,13 @@ class Job:
     folder: str                                  # where checkpoints and metrics.jsonl go
     model: dict = field(default_factory=dict)    # {"preset": "tiny", any field of ReconVLAConfig}
     train: dict = field(default_factory=dict)    # fields of TrainConfig
+    validation: str = ""                         # store whose action loss is measured along the way (train.measure_every); "": none
+    parts: str = ""                              # folder of a tower and a VAE trained before (models/tiny.py); "": what the config names
+    like: str = ""                               # store whose sentences make the tokenizer, whose statistics scale the state; "": `store`
+    start: str = ""                              # run or checkpoint whose weights it begins with, all of them; the optimizer is fresh
+    keep_denoiser: bool = True                   # False: all but the denoiser of `start`, as ReconVLA's scripts do, by mistake
+    corrupt: float = 0.0                         # share of gaze boxes that are replaced by another episode's (data/batches.py)
+    corrupt_seed: int = 0
 
 
 def _checked(kind: type, values: dict, source: str):
@@ -91,19 +102,51 @@ def train_from_config(path: Path | str, log: Callable[[str], None] = print) -> S
     config, settings, store = model_config(job.model, []), _checked(TrainConfig, job.train, f"{path}, train"), Store(job.store)
     config = model_config(job.model, store.episodes)
     torch.manual_seed(settings.seed)  # the first weights
-    small = isinstance(config, KeypointConfig)
-    model = KeypointPolicy(config, store.stats) if small else ReconVLA.build(
-        config, store.stats, instructions=[episode.task for episode in store.episodes])
+    model = _build(job, config, store)
+    data = {"hash": store.hash} | ({"parts": part.identities(model)} if job.parts else {}) | (begin(model, job) if job.start else {})
     state = PartialState(cpu=not torch.cuda.is_available())
-    batches = Batches(store, settings.batch_size, config.chunk, settings.seed, prepare=model.prepare, key=model.key, log=log,
-                      gaze=config.point_weight > 0 if small else config.recon and config.target == "gaze",
-                      rank=state.process_index, world=state.num_processes)
-    summary = train(model, batches, job.folder, settings, data={"hash": store.hash}, log=log)
+    small = isinstance(config, KeypointConfig)
+    gaze = config.point_weight > 0 if small else config.aux != "none" or (config.recon and config.target == "gaze")
+    common = {"chunk": config.chunk, "prepare": model.prepare, "key": model.key, "log": log, "gaze": gaze}
+    batches = Batches(store, settings.batch_size, seed=settings.seed, rank=state.process_index, world=state.num_processes,
+                      corrupt=job.corrupt, corrupt_seed=job.corrupt_seed, **common)
+    if job.corrupt:
+        data |= {"corrupt": job.corrupt, "corrupt_seed": job.corrupt_seed, "corrupted frames": int(batches.corrupted.sum())}
+    held_out = Batches(Store(job.validation), settings.batch_size, **common) if job.validation and settings.measure_every else None
+    measure = None if held_out is None else lambda model: {
+        "held_out": sum(float(model.loss(held_out(i))["action"]) for i in range(HELD_OUT)) / HELD_OUT}
+    summary = train(model, batches, job.folder, settings, data=data, log=log, measure=measure)
     log(f"{job.name}: {summary.reason} at step {summary.step} of {settings.steps}, {summary.minutes:.1f} min in all, {summary.checkpoint}")
     if state.num_processes > 1:  # without a barrier first, a process can abort at exit after a correct result
         state.wait_for_everyone()
         state.destroy_process_group()
     return summary
+
+
+def _build(job: Job, config: ReconVLAConfig | KeypointConfig, store: Store) -> torch.nn.Module:
+    """The model of a job with its first weights."""
+    if isinstance(config, KeypointConfig):
+        return KeypointPolicy(config, store.stats)
+    like, ready = Store(job.like) if job.like else store, {}
+    if job.parts:
+        from repro.models import tiny
+
+        ready = tiny.load_parts(job.parts)
+    return ReconVLA.build(config, like.stats, instructions=[episode.task for episode in like.episodes], **ready)
+
+
+def begin(model: ReconVLA, job: Job) -> dict:
+    """Put the weights of `job.start` into the model, all or an error; what a checkpoint says of it."""
+    path = Path(job.start) if (Path(job.start) / "about.json").is_file() else checkpoint.need(job.start)
+    part.same(json.loads((path / "model.json").read_text())["parts"], model, path)
+    weights = load_file(path / "model.safetensors")
+    if not job.keep_denoiser:
+        own = model.state_dict()
+        weights = {name: own[name] if name.startswith("denoiser.") and name in own else value for name, value in weights.items()}
+    model.load_weights(weights, path)
+    about = checkpoint.about(path)
+    return {"start": {"sha256": about["files"]["model.safetensors"], "step": about["step"], "data": about.get("data", {}).get("hash"),
+                      "denoiser": "kept" if job.keep_denoiser else "begun anew"}}
 
 
 def jobs(configs: list[Path | str], slots: int | None = None, log: Callable[[str], None] = print) -> None:
@@ -112,15 +155,33 @@ def jobs(configs: list[Path | str], slots: int | None = None, log: Callable[[str
     `slots` defaults to one per core, at most one per job; the cores are divided among them. Lines are passed on as "[name] line".
     All jobs are let finish; then the failed ones are one error with the last lines of each.
     """
+    def command(path: Path) -> Callable[[], list[str]]:
+        return lambda: ["train", str(path)]
+
+    failed = side_by_side([(path.stem, command(path)) for path in map(Path, configs)], slots, log)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(configs)} training jobs failed", found="\n  ".join(failed), next_step=(
+            "mend what the last lines say and start again: finished jobs are skipped, the others go on from their checkpoints"))
+
+
+def side_by_side(commands: list[tuple[str, Callable[[], list[str] | None]]], slots: int | None = None,
+                 log: Callable[[str], None] = print) -> list[str]:
+    """Run `repro ...` in subprocesses, as `jobs` does; a text with the last lines of each that failed.
+
+    Each has a name, and arguments that are asked for when its turn comes; None: it is left out.
+    """
     gpus = len(machine.capabilities())
-    slots = gpus or slots or max(1, min(machine.cores(), len(configs)))
+    slots = gpus or slots or max(1, min(machine.cores(), len(commands)))
     free: queue.Queue[int] = queue.Queue()
     for slot in range(slots):
         free.put(slot)
 
     running: list[subprocess.Popen] = []
 
-    def run(path: Path) -> str | None:
+    def run(named: tuple[str, Callable[[], list[str] | None]]) -> str | None:
+        name, arguments = named[0], named[1]()
+        if arguments is None:
+            return None
         slot = free.get()
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         if gpus:
@@ -129,25 +190,22 @@ def jobs(configs: list[Path | str], slots: int | None = None, log: Callable[[str
             environment["OMP_NUM_THREADS"] = str(max(1, machine.cores() // slots))
         last = deque(maxlen=15)
         try:
-            process = subprocess.Popen([sys.executable, "-m", "repro", "train", str(path)], env=environment, text=True,
+            process = subprocess.Popen([sys.executable, "-m", "repro", *arguments], env=environment, text=True,
                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
             running.append(process)
             for line in process.stdout:
                 last.append(line.rstrip())
-                log(f"[{path.stem}] {line.rstrip()}")
+                log(f"[{name}] {line.rstrip()}")
             code = process.wait()
         finally:
             free.put(slot)
-        return None if code == 0 else f"{path.stem} (exit code {code}):\n    " + "\n    ".join(last)
+        return None if code == 0 else f"{name} (exit code {code}):\n    " + "\n    ".join(last)
 
     with ThreadPoolExecutor(slots) as pool:
         try:
-            failed = [problem for problem in pool.map(run, [Path(path) for path in configs]) if problem]
+            return [problem for problem in pool.map(run, commands) if problem]
         except BaseException:  # an interrupted notebook leaves no training behind that nobody watches; checkpoints stay
             pool.shutdown(wait=False, cancel_futures=True)
             for process in running:
                 process.terminate()
             raise
-    if failed:
-        raise UserError(f"{len(failed)} of {len(configs)} training jobs failed", found="\n  ".join(failed), next_step=(
-            "mend what the last lines say and start again: finished jobs are skipped, the others go on from their checkpoints"))

@@ -19,12 +19,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from safetensors.torch import load_file
 
 from repro import machine
 from repro.machine import UserError
 from repro.training import checkpoint
 
-CLOCKWORK = ("checkpoint_minutes", "budget_minutes", "reserve_seconds", "keep", "log_every")  # may change between sessions of one run
+# what may change between sessions of one run
+CLOCKWORK = ("checkpoint_minutes", "budget_minutes", "reserve_seconds", "keep", "log_every", "measure_every", "marks")
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,12 @@ class TrainConfig:
     reserve_seconds: float = 5.0    # kept free before the budget's end, on top of what steps and saves were seen to take
     keep: int = 2                   # checkpoints kept
     log_every: int = 50             # steps between printed lines; metrics.jsonl has every step
+    measure_every: int = 0          # steps between measurements on held-out data, and one at the end; 0: none
+    marks: tuple[float, ...] = ()   # shares of the steps after which the model is kept for good, in <folder>/kept
 
     def __post_init__(self):
         object.__setattr__(self, "betas", tuple(self.betas))
+        object.__setattr__(self, "marks", tuple(self.marks))
         for name in ("steps", "batch_size", "accumulate", "keep", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"training config: {name} must be at least 1", found=getattr(self, name))
@@ -98,11 +103,13 @@ def rate(step: int, config: TrainConfig) -> float:
 
 
 def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path | str, config: TrainConfig, data: dict | None = None,
-          clock: Callable[[], float] = time.monotonic, log: Callable[[str], None] = print) -> Summary:
+          clock: Callable[[], float] = time.monotonic, log: Callable[[str], None] = print,
+          measure: Callable[[torch.nn.Module], dict[str, float]] | None = None) -> Summary:
     """Train `model` (a `loss(batch) -> dict` with "loss", a `config` dataclass, `save(folder)`) and leave checkpoints in `folder`.
 
     `batches(i)` gives micro-batch i = step * accumulate + j as numpy arrays. `data` names the data (e.g. {"hash": ..}): a
-    checkpoint of other data, model or training config is refused with the differing fields. Writes `metrics.jsonl`.
+    checkpoint of other data, model or training config is refused with the differing fields. Writes `metrics.jsonl`; what `measure(model)`
+    gives every `measure_every` steps stands in the lines of these steps.
     """
     folder, data = Path(folder), data or {}
     dtype, why = machine.compute_dtype()
@@ -127,6 +134,10 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
         say(f"resumed from {last}")
     metrics = Metrics(folder / "metrics.jsonl", step, accelerator.is_main_process)
 
+    def about() -> dict:
+        return {**identity, "clockwork": {name: getattr(config, name) for name in CLOCKWORK}, "stats": getattr(plain, "stats", {}),
+                "dtype": str(dtype), **checkpoint.provenance()}
+
     def save() -> Path:
         nonlocal saved_at, last
         began = clock()
@@ -135,9 +146,7 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
             metrics.flush()
             state = {"optimizer": optimizer.state_dict(), "random": generators, "seconds": seconds_before + clock() - budget.start,
                      "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {}}
-            about = {**identity, "clockwork": {name: getattr(config, name) for name in CLOCKWORK}, "stats": getattr(plain, "stats", {}),
-                     "dtype": str(dtype), **checkpoint.provenance()}
-            last = checkpoint.save(folder, step, plain.save, state, about, config.keep)
+            last = checkpoint.save(folder, step, plain.save, state, about(), config.keep)
         saved_at = step
         accelerator.wait_for_everyone()
         budget.save_took(clock() - began)
@@ -158,11 +167,15 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
             raise UserError(f"the loss is {scalars['loss']} at step {step + 1}", expected="a finite number", next_step=(
                 f"lower the learning rate or look at the data; last checkpoint: {last or 'none'}"))
         step += 1
+        if measure and config.measure_every and (step % config.measure_every == 0 or step == config.steps):
+            scalars |= _aside(plain, measure, accelerator)
         metrics.write({"step": step, **scalars, "seconds": round(seconds_before + clock() - budget.start, 3)})
         if step % config.log_every == 0 or step == config.steps:
             shown = {name: value for name, value in metrics.mean(config.log_every).items() if name not in ("step", "seconds", "lr")}
             parts = " ".join(f"{name} {value:.3f}" for name, value in shown.items())
             say(f"step {step}/{config.steps} {parts} | {step / max(1e-9, metrics.lines[-1]['seconds']):.1f} steps/s")
+        if step in {round(share * config.steps) for share in config.marks} and accelerator.is_main_process:
+            checkpoint.save(folder / "kept", step, plain.save, {}, about(), len(config.marks))
     path = save()
     metrics.close()
     optimizer.zero_grad()
@@ -188,6 +201,18 @@ def _one_step(model, optimizer, batches, accelerator: Accelerator, config: Train
     return {**means, "grad_norm": float(norm), "lr": rate(step, config)}
 
 
+def _aside(model, measure, accelerator: Accelerator) -> dict[str, float]:
+    """What `measure` says of the model as it acts; the run goes on as if nothing had been asked."""
+    state, was_training = checkpoint.random_state(), model.training
+    model.eval()
+    try:
+        with torch.no_grad(), accelerator.autocast():
+            return {name: float(value) for name, value in measure(model).items()}
+    finally:
+        model.train(was_training)
+        checkpoint.set_random_state(state)
+
+
 def _deciding(config: TrainConfig) -> dict:
     return {name: value for name, value in asdict(config).items() if name not in CLOCKWORK}
 
@@ -204,7 +229,10 @@ def _resume(path: Path, model, optimizer, accelerator: Accelerator, identity: di
     if different:
         raise UserError(f"{path} belongs to another run", expected="the same model, training and data", found="; ".join(different),
                         next_step="use another folder, or set these fields back")
-    model.load_state_dict(type(model).load(path).state_dict())
+    if hasattr(model, "load_weights"):  # into the model that is there: a second one of its size may not fit
+        model.load_weights(load_file(path / "model.safetensors"), path)
+    else:
+        model.load_state_dict(type(model).load(path).state_dict())
     state = checkpoint.load_state(path)
     optimizer.load_state_dict(state["optimizer"])
     if accelerator.scaler:
@@ -250,7 +278,8 @@ class Metrics:
 
     def mean(self, count: int) -> dict:
         recent = self.lines[-count:]
-        return {name: sum(line[name] for line in recent) / len(recent) for name in recent[-1]} if recent else {}
+        values = {name: [line[name] for line in recent if name in line] for name in dict.fromkeys(n for line in recent for n in line)}
+        return {name: sum(found) / len(found) for name, found in values.items()}
 
 
 def read_metrics(path: Path | str) -> list[dict]:
@@ -281,7 +310,8 @@ def loss_curve(runs: dict[str, Path | str], scalar: str = "loss", smooth: int = 
                   marker="o" if len(at) == 1 else None)
     axes.set_xlabel("optimizer step")
     names = {"loss": "training loss", "action": "cross-entropy of the action tokens (nats)",
-             "recon": "reconstruction loss (MSE of the noise)", "l1": "mean error of the most likely first action"}
+             "recon": "reconstruction loss (MSE of the noise)", "l1": "mean error of the most likely first action",
+             "held_out": "cross-entropy on held-out episodes (nats)"}
     axes.set_ylabel(names.get(scalar, scalar))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, handlelength=3.5)

@@ -480,8 +480,8 @@ def test_dots_show_controls_beside_each_number():
 def test_static_maps_of_the_tiny_reconvla():
     from repro.models.reconvla import ReconVLA, ReconVLAConfig
     torch.manual_seed(0)
-    config = ReconVLAConfig(grid=(3, 2), height=48, width=32, static_tokens=2, keypoints=0, hidden=32, layers=2, heads=2, chunk=2,
-                            recon=False)
+    config = ReconVLAConfig(grid=(3, 2), height=48, width=32, static_tokens=2, channels=8, freeze_vision=False,
+                            cache_features=False, hidden=32, layers=2, heads=2, chunk=2, recon=False)
     sentences = ["lift the block", "open the drawer, slowly"]  # of unequal length: the shorter one is filled up
     model = ReconVLA.build(config, {"observation.state": {"mean": [0.0] * 15, "std": [1.0] * 15}}, instructions=sentences)
     observation = {"observation.images.static": np.full((50, 50, 3), 9, np.uint8),

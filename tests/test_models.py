@@ -20,12 +20,12 @@ from repro.models.denoiser import Denoiser, cosine_alphas, grid_positions
 from repro.models.parts import Parts, fingerprint
 from repro.models.prompt import IGNORE, IMAGE, Prompt, small_tokenizer
 from repro.models.reconvla import PRESETS, ReconVLA, ReconVLAConfig
-from repro.models.towers import Keypoints, VisionTower, compose
+from repro.models.towers import VisionTower, compose
 
 INSTRUCTIONS = ["lift the red block", "lift the blue block", "open the drawer"]
 STATS = {"observation.state": {"mean": [0.1] * 15, "std": [0.5] * 15}}
-SMALL = ReconVLAConfig(grid=(6, 3), height=96, width=48, static_tokens=3, channels=8, keypoints=4, asked_keypoints=2,
-                       hidden=32, layers=2, heads=2, intermediate=48, denoiser_width=32, denoiser_depth=1,
+SMALL = ReconVLAConfig(grid=(6, 3), height=96, width=48, static_tokens=3, channels=8, freeze_vision=False, cache_features=False,
+                       vae="pixels", hidden=32, layers=2, heads=2, intermediate=48, denoiser_width=32, denoiser_depth=1,
                        denoiser_heads=2, draws=2)  # fmt: skip
 LARGE = replace(PRESETS["paper"], grid=(3, 3), height=50, width=50, static_tokens=2, denoiser_width=32, denoiser_depth=1, denoiser_heads=2,
                 dtype="float32", checkpointing=False, chunk=2)  # the published model's fields on small parts
@@ -253,7 +253,7 @@ def test_a_conversation_is_text_image_text_state_answer_and_only_the_answer_is_s
 # ---- ReconVLA ----------------------------------------------------------------------------------------------------------------
 
 
-DEPARTURES = ("keypoints", "ordered_bins", "soft_bins", "proprio", "word_dropout", "action_dropout")
+DEPARTURES = ("ordered_bins", "soft_bins", "proprio", "word_dropout", "action_dropout")
 AS_PAPER = {name: getattr(PRESETS["plain"], name) for name in DEPARTURES}
 
 
@@ -281,11 +281,11 @@ def test_acting_is_the_greedy_reading_of_the_training_forward(build):
     observations = [observation(i) for i in range(3)]
     n, first, stop = net.config.chunk * net.config.action_dim, net.tokens.first, net.tokens.vocab_size
     with torch.inference_mode():
-        inputs, mask, where = net.prompt(net.observed(observations, INSTRUCTIONS))
+        inputs, mask = net.prompt(net.observed(observations, INSTRUCTIONS))
         assert not mask.all()  # the instructions differ in length
-        fast, plain = (net._read(inputs, mask, where, n, True) for _ in range(2))
+        fast, plain = (net._read(inputs, mask, n, True) for _ in range(2))
         net.decoder.set_attn_implementation("eager")
-        plain = net._read(inputs, mask, where, n, True)
+        plain = net._read(inputs, mask, n, True)
         net.decoder.set_attn_implementation("sdpa")
         assert torch.equal(fast, plain) and Reader.fits(net.decoder)
         whole, real = net.sequence(observations, INSTRUCTIONS, fast.numpy())
@@ -302,13 +302,13 @@ def test_neither_filling_up_nor_the_batch_changes_a_result(build):
     sentences = ["open the drawer", "lift the red block and then the blue block, slowly", "lift"]
     data = batch(net) | {"instruction": sentences}
     with torch.inference_mode():
-        together, mask, _ = net.prompt(data)
+        together, mask = net.prompt(data)
         hidden = forward(net.decoder, together, mask)
         image = net.image_positions
         assert torch.isfinite(hidden).all()
         for i, sentence in enumerate(sentences):
             one = {key: value[i: i + 1] for key, value in data.items()} | {"instruction": [sentence]}
-            alone, real, _ = net.prompt(one)
+            alone, real = net.prompt(one)
             assert real.all()
             states = forward(net.decoder, alone, real)
             assert torch.allclose(states[:, net.image_positions], hidden[i: i + 1, image], atol=2e-5)
@@ -553,7 +553,7 @@ def test_save_and_load_give_the_same_actions_and_name_every_wrong_tensor(tmp_pat
 
 def test_config_and_statistics_are_checked():
     for wrong, said in (({"target": "crop"}, "crop"), ({"static_tokens": 6}, "static_tokens"), ({"recon_weight": -1.0}, "recon_weight"),
-                        ({"template": "long"}, "template"), ({"cache_features": True}, "cached features")):
+                        ({"template": "long"}, "template"), ({"cache_features": True}, "cannot be cached")):
         with pytest.raises(UserError, match=said):
             replace(SMALL, **wrong)
     with pytest.raises(UserError, match="another size"):
@@ -562,21 +562,6 @@ def test_config_and_statistics_are_checked():
         large(grid=(4, 3))
     for preset in PRESETS.values():  # token rows are whole pixel rows, as nearly as the canvas allows
         assert abs(preset.static_rows / preset.height - preset.static_tokens / preset.grid[0]) < 1 / preset.height
-
-
-def test_keypoints_find_a_spot_in_either_camera_and_the_instruction_moves_the_asked_ones():
-    torch.manual_seed(0)
-    keypoints = Keypoints(channels=2, fixed=1, asked=1, static_rows=5, width=8, state_dim=15)
-    with torch.no_grad():
-        keypoints.maps.weight.fill_(0.0)
-        keypoints.maps.weight[0, 0] = 9.0
-    features = torch.zeros(1, 2, 9, 5)
-    features[0, 0, 0, 4] = features[0, 0, 8, 2] = 5.0  # static: top right; wrist (rows 5..8): bottom middle
-    points = keypoints.points(features, torch.randn(1, 8))[0]
-    assert torch.allclose(points[[0, 2]], torch.tensor([[1.0, -1.0], [0.0, 1.0]]), atol=1e-3)
-    features = torch.randn(1, 2, 9, 5)
-    one, two = (keypoints.points(features, text)[0] for text in (torch.randn(1, 8), torch.randn(1, 8)))
-    assert torch.equal(one[[0, 2]], two[[0, 2]]) and not torch.allclose(one[[1, 3]], two[[1, 3]])
 
 
 def test_reconstructions_are_pictures_laid_out_like_the_target():

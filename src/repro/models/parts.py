@@ -1,7 +1,8 @@
 """What ReconVLA is made of: vision tower, language model, tokenizer, VAE; built by name, told apart by their weights.
 
 A part from the hub or a folder has `identity` = {name, revision, sha256} (models/towers.py). Its frozen tensors are not written into
-checkpoints; the identity is, and loading refuses a part with other weights. A part without a sha256 (tiny, or random) is saved whole.
+checkpoints; the identity is, and loading refuses a part with other weights. A part without a sha256 (random) is saved whole, and so is
+one whose identity says "whole" (tiny): its checkpoint can be loaded without it, but not with another one.
 """
 import hashlib
 from collections.abc import Iterable
@@ -9,10 +10,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2ForCausalLM
 
 from repro.machine import UserError
-from repro.models import adapters, towers
+from repro.models import adapters, tiny, towers
 from repro.models.prompt import small_tokenizer
 
 MODULES = {"vision_tower": "vision", "decoder": "language", "vae": "vae"}  # module of ReconVLA -> part
@@ -22,8 +23,7 @@ MODULES = {"vision_tower": "vision", "decoder": "language", "vae": "vae"}  # mod
 class Parts:
     """Ready models.
 
-    vision: pixels (B, 3, H, W) -> tokens (B, N, Dv), or (tokens, map (B, C, mh, mw)) for keypoints; has dim, grid, image_size,
-    image_mean, image_std, frozen. language: Qwen2ForCausalLM. vae: diffusers.AutoencoderKL, or None: latents are pixels.
+    vision: pixels (B, 3, H, W) -> tokens (B, N, Dv); has dim, grid, image_size, image_mean, image_std, frozen. language: Qwen2ForCausalLM. vae: diffusers.AutoencoderKL, or None: latents are pixels.
     """
 
     vision: nn.Module
@@ -34,17 +34,22 @@ class Parts:
 
 def build(config, pretrained: bool | dict[str, bool] = True, instructions: Iterable[str] = (), tokenizer=None, vision=None, vae=None,
           vae_config: dict | None = None) -> Parts:
-    """The parts that a config names ("tiny": ours, untrained; otherwise towers.*); those given are taken as they are.
+    """The parts that a config names ("tiny": models/tiny.py; otherwise towers.*); those given are taken as they are.
 
-    pretrained: for all, or by part. `instructions`: of the training data, for the tiny language model's tokenizer.
+    pretrained: for all, or by part. `instructions`: of the training data, for the tiny language model's tokenizer. A tiny tower that is
+    given is frozen if the config says so; one that is not given is random, and must train along.
     """
     known = pretrained if isinstance(pretrained, dict) else dict.fromkeys(("vision", "language", "vae"), pretrained)
     if vision is None:
-        vision = tiny_vision(config) if config.vision == "tiny" else towers.vision(
+        vision = tiny.TinyTower((config.height, config.width), config.channels) if config.vision == "tiny" else towers.vision(
             config.vision, config.vision_revision, known["vision"], dtype=_dtype(config))
+    if config.freeze_vision and isinstance(vision, tiny.TinyTower):
+        vision.freeze()
+    elif vision.frozen and not config.freeze_vision:
+        raise UserError("this vision tower does not train", expected="freeze_vision=True", found=f"{config.vision}, freeze_vision=False")
     if config.language == "tiny":
         tokenizer = tokenizer or small_tokenizer(instructions, config.template)
-        language = tiny_language(config, tokenizer)
+        language = tiny.language(config, tokenizer)
     else:
         language, own = towers.language(config.language, config.language_revision, known["language"], dtype=_dtype(config),
                                         quantise=config.quantise)
@@ -61,31 +66,29 @@ def build(config, pretrained: bool | dict[str, bool] = True, instructions: Itera
 
             vae = AutoencoderKL.from_config(vae_config).float().requires_grad_(False).eval()
         elif config.vae == "tiny":
-            raise UserError("the tiny VAE is trained on the data: nothing is built by its name", next_step="train it, and pass vae=")
+            raise UserError("the tiny VAE is trained on pictures first: nothing is built by its name", expected="vae=, or vae=\"pixels\"",
+                            next_step="train it (repro.models.tiny.pretrain), and pass **tiny.load_parts(folder)")
         else:
             vae = towers.vae(config.vae, config.vae_revision, known["vae"])
     return Parts(vision, language, tokenizer, vae)
 
 
+def restore(config, saved: dict[str, dict], tokenizer, vae_config: dict | None) -> Parts:
+    """The parts of a checkpoint, `saved` their identities: what it holds whole is built empty, for its tensors to be loaded into."""
+    whole = {name for name, identity in saved.items() if identity.get("whole")}
+    given = {}
+    if config.vision == "tiny":
+        given["vision"] = tiny.TinyTower((config.height, config.width), config.channels)
+        given["vision"].pretrained = True  # in a moment: whoever loads the weights names those that are missing
+    known = {name: name in saved and name not in whole for name in MODULES.values()}
+    parts = build(config, known, tokenizer=tokenizer, vae_config=vae_config, **given)
+    for name in whole:
+        getattr(parts, name).identity = dict(saved[name])
+    return parts
+
+
 def _dtype(config) -> torch.dtype | None:
     return torch.float32 if config.dtype == "float32" else None if config.dtype == "auto" else getattr(torch, config.dtype)
-
-
-def tiny_vision(config) -> nn.Module:
-    """The convolutional tower for the config's canvas, with the attributes of towers.VisionTower."""
-    tower = towers.TinyTower(config.height, config.width, config.channels, config.hidden)
-    tower.dim, tower.image_size, tower.frozen = config.hidden, (config.height, config.width), False
-    tower.image_mean = tower.image_std = [0.5] * 3
-    tower.map_channels, tower.map_rows = 2 * config.channels, config.height // tower.map_stride
-    return tower
-
-
-def tiny_language(config, tokenizer) -> Qwen2ForCausalLM:
-    """A Qwen2 of the config's sizes, random."""
-    return Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=config.hidden, intermediate_size=config.intermediate, num_hidden_layers=config.layers,
-        num_attention_heads=config.heads, num_key_value_heads=config.heads, max_position_embeddings=4096, tie_word_embeddings=True,
-        initializer_range=config.init, bos_token_id=None, eos_token_id=None, attn_implementation="sdpa"))
 
 
 def fingerprint(*modules: nn.Module) -> str:
@@ -121,8 +124,9 @@ def _told(identity: dict | None) -> str:
 
 
 def saved_names(model: nn.Module) -> list[str]:
-    """Names in the state dict that belong into a checkpoint: all but frozen tensors of parts with an identity and a tied head."""
-    named, trained = identities(model), {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    """Names in the state dict that belong into a checkpoint: all but frozen tensors of parts that are found elsewhere, and a tied head."""
+    elsewhere = {part for part, identity in identities(model).items() if not identity.get("whole")}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     tied = {"decoder.lm_head.weight"} if model.decoder.config.tie_word_embeddings else set()
     return [name for name in model.state_dict() if name not in tied
-            and (MODULES.get(name.split(".")[0]) not in named or name in trained)]
+            and (MODULES.get(name.split(".")[0]) not in elsewhere or name in trained)]

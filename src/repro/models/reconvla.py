@@ -7,8 +7,8 @@
 The instruction stands before *and* after the image, so that image tokens can attend to it causally. Loss = cross-entropy +
 recon_weight * diffusion loss; the reconstruction exists in training only. One class for every size: `ReconVLA(config, stats, parts)`
 puts a vision tower, a language model with its tokenizer, and a VAE together (models/parts.py); `PRESETS["paper"]` is the published
-model, `"t4"` the same with smaller backbones and LoRA, `"tiny"` trains on a CPU. Departures of `tiny` from the paper are fields of the
-config: vision, language, vae="pixels", template, keypoints, ordered_bins, soft_bins, proprio, word_dropout, draws, constrained.
+model, `"t4"` the same with smaller backbones and LoRA, `"tiny"` trains on a CPU, with parts of models/tiny.py. Departures of `tiny` from
+the paper are fields of the config: vision, language, vae, template, ordered_bins, soft_bins, proprio, word_dropout, draws.
 """
 
 import json
@@ -34,13 +34,23 @@ from repro.models.decoding import greedy
 from repro.models.denoiser import Denoiser
 from repro.models.prompt import Prompt
 from repro.models.reconvla_config import AS_PUBLISHED, PRESETS, ReconVLAConfig  # noqa: F401 (callers import them from here)
-from repro.models.towers import Keypoints, compose, resize
+from repro.models.towers import compose, resize
 
 BIN_SCALE = 0.1  # standard deviation of ordered bins; with the decoder's 0.02 the loss stands still for the first hundreds of steps
 def fourier(values: Float[np.ndarray, " n"], width: int) -> Float[Tensor, "n width"]:
     """Sines and cosines of `values` in [-1, 1], periods from 4 down to 1/16, unit variance: neighbours start alike."""
     angles = torch.from_numpy(np.pi * values[:, None] * 2.0 ** np.linspace(-1, 5, width // 2)[None]).float()
     return 2**0.5 * torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def box_share(box: Float[Tensor, "b 4"], rows: int, columns: int) -> Float[Tensor, "b n"]:
+    """Of each cell of a grid over the picture, row by row: the share that lies in the box."""
+    def along(low: Tensor, high: Tensor, n: int) -> Float[Tensor, "b n"]:
+        edges = torch.arange(n + 1, device=box.device) / n
+        return (torch.minimum(edges[1:], high[:, None]) - torch.maximum(edges[:-1], low[:, None])).clamp(min=0) * n
+
+    x0, y0, x1, y1 = box.unbind(1)
+    return (along(y0, y1, rows)[:, :, None] * along(x0, x1, columns)[:, None]).flatten(1)
 
 
 class ReconVLA(nn.Module):
@@ -69,10 +79,6 @@ class ReconVLA(nn.Module):
         self.mm_projector = nn.Sequential(nn.Linear(parts.vision.dim, d), nn.GELU(), nn.Linear(d, d))  # mlp2x_gelu
         self.proprio = nn.Sequential(nn.Linear(c.state_dim, d), nn.GELU(), nn.Linear(d, d)) if c.proprio == "linear" else None
         self.slots = nn.Parameter(torch.zeros(2, BINS, d)) if c.train_slots else None  # of embeddings, of outputs
-        self.keypoints = None
-        if c.keypoints:
-            map_rows = parts.vision.map_rows * c.static_tokens // c.grid[0]
-            self.keypoints = Keypoints(parts.vision.map_channels, c.keypoints, c.asked_keypoints, map_rows, d, c.state_dim)
         if c.ordered_bins:
             with torch.no_grad():  # slots run from the highest value (id first) down
                 slots = self.decoder.get_input_embeddings().weight[self.tokens.first: self.tokens.vocab_size]
@@ -80,6 +86,7 @@ class ReconVLA(nn.Module):
         latent = 3 * c.latent_patch**2 if self.vae is None else 4 * self.vae.config.latent_channels  # 4: 2 x 2 unfolded
         self.denoiser = Denoiser(d, latent, c.grid, c.denoiser_width, c.denoiser_depth, c.denoiser_heads, c.draws) if c.recon else None
         self.box_head = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, 4)) if c.aux == "box" else None
+        self.mask_head = nn.Linear(d, 1) if c.aux == "mask" else None
         if self.vae is not None:
             self.vae.requires_grad_(False)
         self.train(self.training)
@@ -211,23 +218,25 @@ class ReconVLA(nn.Module):
             return logits
         return logits + F.pad(hidden.float() @ self.slots[1].T, (self.tokens.first, logits.shape[-1] - self.tokens.vocab_size))
 
-    def look(self, batch: dict) -> tuple[Float[Tensor, "b n d"], Tensor | None]:
-        """Image tokens in the language model's width, and the tower's map if it has one; of `features` or of `canvas`."""
-        maps = None
-        if "features" in batch:
+    def look(self, batch: dict) -> Float[Tensor, "b n d"]:
+        """Image tokens in the language model's width, of `features` or of `canvas`; a blind model's are those of a grey canvas."""
+        if self.config.blind:
+            grey = torch.zeros(1, 3, *self.image_size, device=self.device)
+            tokens = self._seen(grey).expand(len(batch["instruction"]), -1, -1)
+        elif "features" in batch:
             tokens = torch.as_tensor(np.asarray(batch["features"])).to(self.device)
         else:
-            pixels = self._pixels(batch["canvas"])
-            with torch.no_grad() if self.vision_tower.frozen else nullcontext():
-                tokens = self.vision_tower(pixels * 0 if self.config.blind else pixels)
-            tokens, maps = tokens if isinstance(tokens, tuple) else (tokens, None)
-        return self.mm_projector(tokens.to(self.mm_projector[0].weight.dtype)), maps
+            tokens = self._seen(self._pixels(batch["canvas"]))
+        return self.mm_projector(tokens.to(self.mm_projector[0].weight.dtype))
 
-    def prompt(self, batch: dict) -> tuple[Float[Tensor, "b l d"], Bool[Tensor, "b l"], Float[Tensor, "b 1 d"]]:
-        """Embeddings of all that stands before the first action token, what of it is real, and what is added to each action token.
+    def _seen(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
+        with torch.no_grad() if self.vision_tower.frozen else nullcontext():
+            return self.vision_tower(pixels)
 
-        `batch`: canvas or features, state (B, S), instruction. The image lies at `image_positions` for all samples. The last output is
-        the keypoints' vector, already added to the prompt's last token; zero without keypoints.
+    def prompt(self, batch: dict) -> tuple[Float[Tensor, "b l d"], Bool[Tensor, "b l"]]:
+        """Embeddings of all that stands before the first action token, and what of it is real.
+
+        `batch`: canvas or features, state (B, S), instruction. The image lies at `image_positions` for all samples.
         """
         c = self.config
         ids, real, at = (torch.from_numpy(x).to(self.device) if isinstance(x, np.ndarray) else x
@@ -238,22 +247,18 @@ class ReconVLA(nn.Module):
             place = ids.clamp(max=self.tokens.first - 1)
             ids = torch.where((chosen.gather(1, place) < c.word_dropout) & (ids < self.tokens.first), other.gather(1, place), ids)
         text = self.embed(ids)
-        image, maps = self.look(batch)
+        image = self.look(batch)
         normal = normalise_state(np.asarray(batch["state"], np.float32), self.state_mean, self.state_std)
         numbers = torch.from_numpy(normal).to(self.device)
         state = self.embed(torch.from_numpy(self.tokens.encode(normal)).to(self.device)) if self.proprio is None else (
             self.proprio(numbers)[:, None])
         answer = self.embed(torch.tensor(self.text.answer, device=self.device)).expand(len(ids), -1, -1)
-        where = torch.zeros_like(answer[:, :1])
-        if self.keypoints is not None:
-            there = real[:, at:, None]
-            where = self.keypoints(maps, (text[:, at:] * there).sum(1) / there.sum(1), numbers)[:, None]
         self.image_positions = slice(at, at + image.shape[1])
-        whole = [text[:, :at], image, text[:, at:], state, answer[:, :-1], answer[:, -1:] + where]
+        whole = [text[:, :at], image, text[:, at:], state, answer]
         inputs = torch.cat([piece.to(text.dtype) for piece in whole], dim=1)
         ones = lambda n: real.new_ones(len(ids), n)
         mask = torch.cat([real[:, :at], ones(image.shape[1]), real[:, at:], ones(state.shape[1] + answer.shape[1])], dim=1)
-        return inputs, mask, where
+        return inputs, mask
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         """`loss`, under the name that DistributedDataParallel calls."""
@@ -261,20 +266,20 @@ class ReconVLA(nn.Module):
 
     def _hidden(self, batch: dict, ids: Int[Tensor, "b n"]) -> tuple[Float[Tensor, "b l d"], int]:
         """Last states of prompt and answer `ids`, and the place of the first one that predicts."""
-        inputs, mask, where = self.prompt(batch)
+        inputs, mask = self.prompt(batch)
         shown = ids
         if self.training and self.config.action_dropout:
             hidden = torch.rand(shown.shape, device=self.device) < self.config.action_dropout
             shown = torch.where(hidden, torch.full_like(shown, self.text.answer[-1]), shown)
-        whole = torch.cat([inputs, self.embed(shown) + where.to(inputs.dtype)], dim=1)
+        whole = torch.cat([inputs, self.embed(shown)], dim=1)
         return decode(self.decoder, whole, F.pad(mask, (0, ids.shape[1]), value=True)), inputs.shape[1] - 1
 
     def loss(self, batch: dict) -> dict[str, Tensor]:
-        """Scalars: "loss" (total), "action" (cross-entropy of actions and end token), "recon", "box", and "l1": mean error of the most
+        """Scalars: "loss" (total), "action" (cross-entropy of actions and end token), "recon", "box", "mask", and "l1": mean error of the most
         likely *first* action. (Later ones of a chunk resemble the ones before them, which the model is shown here.)
 
         Batch, numpy: canvas or features, target_gaze or target_whole (as `prepare` gives them), state (B, S), action (B, K, A),
-        instruction list, gaze.valid (B,) bool, gaze.box (B, 4) for aux="box".
+        instruction list, gaze.valid (B,) bool, gaze.box (B, 4) for aux="box" or "mask".
         """
         c, B = self.config, len(batch["action"])
         ids = torch.from_numpy(self.tokens.encode(batch["action"].reshape(B, -1))).to(self.device)
@@ -294,13 +299,25 @@ class ReconVLA(nn.Module):
             latents = self.latents(torch.as_tensor(np.asarray(batch[f"target_{c.target}"])).to(self.device))
             out["recon"] = self.denoiser.loss(latents, hidden[:, self.image_positions], keep, tokens=tokens)
             out["loss"] = out["loss"] + c.recon_weight * out["recon"]
-        if self.box_head is not None:
-            x0, y0, x1, y1 = torch.as_tensor(np.asarray(batch["gaze.box"], np.float32)).to(self.device).unbind(1)
-            wanted = torch.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], dim=1)
-            error = (self.box_head(hidden[:, start].float()).sigmoid() - wanted).abs().mean(1)
-            out["box"] = (error * found).sum() / found.sum().clamp(min=1)
-            out["loss"] = out["loss"] + c.aux_weight * out["box"]
+        if c.aux != "none":
+            box = torch.as_tensor(np.asarray(batch["gaze.box"], np.float32)).to(self.device)
+            image = hidden[:, self.image_positions][:, : c.static_tokens * c.grid[1]]
+            error = self._box_error(hidden[:, start], box) if self.box_head is not None else self._mask_error(image, box)
+            out[c.aux] = (error * found).sum() / found.sum().clamp(min=1)
+            out["loss"] = out["loss"] + c.aux_weight * out[c.aux]
         return out
+
+    def _box_error(self, hidden: Float[Tensor, "b d"], box: Float[Tensor, "b 4"]) -> Float[Tensor, " b"]:
+        """Mean absolute error of centre and size, in shares of the picture."""
+        x0, y0, x1, y1 = box.unbind(1)
+        wanted = torch.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], dim=1)
+        return (self.box_head(hidden.float()).sigmoid() - wanted).abs().mean(1)
+
+    def _mask_error(self, hidden: Float[Tensor, "b n d"], box: Float[Tensor, "b 4"]) -> Float[Tensor, " b"]:
+        """Binary cross-entropy of each token's share that the box covers."""
+        logits = self.mask_head(hidden.float())[..., 0]
+        covered = box_share(box.nan_to_num(), self.config.static_tokens, self.config.grid[1])
+        return F.binary_cross_entropy_with_logits(logits, covered, reduction="none").mean(1)
 
     def cross_entropy(self, logits: Float[Tensor, "b n v"], labels: Int[Tensor, "b n"]) -> Float[Tensor, ""]:
         """Over the whole vocabulary; with soft_bins an action's target is a Gaussian over neighbouring bins instead of one bin."""
@@ -330,26 +347,26 @@ class ReconVLA(nn.Module):
         if was_training:
             self.eval()
         with self.arithmetic():
-            inputs, mask, where = self.prompt(self.observed(observations, instructions))
+            inputs, mask = self.prompt(self.observed(observations, instructions))
         n, first = c.chunk * c.action_dim, self.tokens.first
         if c.constrained:
-            ids = self._read(inputs, mask, where, n, True)
+            ids = self._read(inputs, mask, n, True)
         else:
-            ids = self._read(inputs, mask, where, n + 1, False)
+            ids = self._read(inputs, mask, n + 1, False)
             wrong = ((ids[:, :n] < first) | (ids[:, :n] >= self.tokens.vocab_size)).any(1) | (ids[:, n] != self.text.end)
             ids, self.malformed = ids[:, :n], self.malformed + int(wrong.sum())
             if wrong.any():
-                ids[wrong] = self._read(inputs[wrong], mask[wrong], where[wrong], n, True)
+                ids[wrong] = self._read(inputs[wrong], mask[wrong], n, True)
         if was_training:
             self.train()
         return self.tokens.decode(ids.cpu().numpy()).reshape(len(observations), c.chunk, c.action_dim)
 
-    def _read(self, inputs: Tensor, mask: Tensor, where: Tensor, steps: int, constrained: bool) -> Int[Tensor, "b steps"]:
-        first, stop, where = self.tokens.first, self.tokens.vocab_size, where.to(inputs.dtype)
+    def _read(self, inputs: Tensor, mask: Tensor, steps: int, constrained: bool) -> Int[Tensor, "b steps"]:
+        first, stop = self.tokens.first, self.tokens.vocab_size
         choose = (lambda h: first + self.logits(h)[:, first:stop].argmax(-1)) if constrained else (lambda h: self.logits(h).argmax(-1))
         fast = self.decoder.config._attn_implementation != "eager"  # whoever wants to see attention needs the modules themselves
         with self.arithmetic():
-            return greedy(self.decoder, inputs, mask, steps, lambda ids: self.embed(ids)[:, None] + where, choose, fast)
+            return greedy(self.decoder, inputs, mask, steps, lambda ids: self.embed(ids)[:, None], choose, fast)
 
     @torch.inference_mode()
     def sequence(self, observations: list[dict], instructions: list[str], ids: Int[np.ndarray, "b n"] | None = None
@@ -359,11 +376,10 @@ class ReconVLA(nn.Module):
         One forward pass over it sees what `act` sees step by step (attention.attention_of); the last chunk * action_dim positions predict.
         """
         with self.arithmetic():
-            inputs, mask, where = self.prompt(self.observed(observations, instructions))
+            inputs, mask = self.prompt(self.observed(observations, instructions))
         n = self.config.chunk * self.config.action_dim
-        ids = self._read(inputs, mask, where, n, True) if ids is None else torch.as_tensor(ids).to(self.device)
-        shown = self.embed(ids[:, : n - 1]) + where.to(inputs.dtype)
-        return torch.cat([inputs, shown], dim=1), F.pad(mask, (0, n - 1), value=True)
+        ids = self._read(inputs, mask, n, True) if ids is None else torch.as_tensor(ids).to(self.device)
+        return torch.cat([inputs, self.embed(ids[:, : n - 1])], dim=1), F.pad(mask, (0, n - 1), value=True)
 
     @torch.inference_mode()
     def reconstruct(self, observations: list[dict], instructions: list[str], steps: int = 50) -> UInt8[np.ndarray, "b th tw 3"]:
@@ -376,7 +392,7 @@ class ReconVLA(nn.Module):
         was_training = self.training
         self.eval()
         with self.arithmetic():
-            inputs, mask, _ = self.prompt(self.observed(observations, instructions))
+            inputs, mask = self.prompt(self.observed(observations, instructions))
             hidden = decode(self.decoder, inputs, mask)[:, self.image_positions]
         drawn = self.pixels(self.denoiser.sample(hidden, steps, clip=1.0 if self.vae is None else None))
         self.train(was_training)
@@ -415,9 +431,8 @@ class ReconVLA(nn.Module):
                             next_step="use the version of repro named in about.json")
         config = ReconVLAConfig(**about["config"])
         if parts is None:
-            pretrained = {name: name in about["parts"] for name in part.MODULES.values()}
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-            parts = part.build(config, pretrained, tokenizer=tokenizer, vae_config=about.get("vae_config"))
+            parts = part.restore(config, about["parts"], tokenizer, about.get("vae_config"))
         model = cls(config, about["stats"], parts)
         part.same(about["parts"], model, folder)
         model.load_weights(load_file(folder / "model.safetensors"), folder / "model.safetensors")

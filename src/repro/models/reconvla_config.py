@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from repro.machine import UserError
 
 CHOICES = {"proprio": ("linear", "tokens"), "target": ("gaze", "whole"), "resample": ("area", "lanczos"), "posterior": ("sample", "mean"),
-           "template": ("official", "short"), "aux": ("none", "box"), "quantise": (None, "nf4")}  # fmt: skip
+           "template": ("official", "short"), "aux": ("none", "box", "mask"), "quantise": (None, "nf4")}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class ReconVLAConfig:
     vision_revision: str | None = None
     language: str = "tiny"
     language_revision: str | None = None
-    vae: str = "pixels"             # "pixels": none, latents are the target's pixels, area-averaged; "tiny": one trained here
+    freeze_vision: bool = True      # False: the tiny tower trains along, from what it has learned or from random weights
+    vae: str = "tiny"               # of models/tiny.py; "pixels": none, latents are the target's pixels, area-averaged
     vae_revision: str | None = None
     dtype: str = "float32"          # of pretrained parts but the VAE; "auto": by the device's capability
     quantise: str | None = None     # "nf4": the language model's frozen weights in 4 bits
@@ -25,14 +26,14 @@ class ReconVLAConfig:
     train_slots: bool = False       # learned offsets of the 256 slots' embeddings and outputs, where LoRA leaves those frozen
     checkpointing: bool = False     # recompute activations in the backward pass: less memory, more time
     # canvas
-    grid: tuple[int, int] | list[int] = (9, 6)  # rows and columns of image tokens; the tower must have the same
-    height: int = 144               # canvas, px; where the tower wants another size, it is resized to that (bicubic)
-    width: int = 96
+    grid: tuple[int, int] | list[int] = (8, 8)  # rows and columns of image tokens; the tower must have the same
+    height: int = 128               # canvas, px; where the tower wants another size, it is resized to that (bicubic)
+    width: int = 128
     static_tokens: int = 6          # rows of the grid for the static camera; its pixel rows follow: 334 * 14 // 27 = 173
     resample: str = "area"          # or "lanczos", as upstream
     acting_static_rows: int | None = None  # px; None: as in training. 167 repeats upstream's server, which moves the seam (D2)
     # tiny parts
-    channels: int = 24              # of the tower's first convolution
+    channels: int = 16              # of the tower's first convolution; its tokens have ten times as many numbers
     hidden: int = 128               # decoder
     layers: int = 3
     heads: int = 4
@@ -49,8 +50,6 @@ class ReconVLAConfig:
     soft_bins: float = 2.0          # width (in bins) of the Gaussian target over bins; 0: one-hot, as in the paper
     action_dropout: float = 0.0     # share of action tokens hidden from later ones in training: without, a chunk is copied, not seen
     constrained: bool = True        # acting: the best of the 256 slots, chunk * action_dim times; False: as upstream, see `act`
-    keypoints: int = 32             # per camera, added to every action position; 0 = none at all, as in the paper
-    asked_keypoints: int = 16       # further ones per camera, on maps that the instruction picks
     # reconstruction
     recon: bool = True              # False: the paper's baseline
     target: str = "gaze"            # "gaze": crop above wrist image; "whole": the canvas itself
@@ -65,11 +64,12 @@ class ReconVLAConfig:
     denoiser_heads: int = 4
     draws: int = 1                  # noise levels per sample and step; upstream 4: less noise per step, fewer steps a minute
     # comparisons, caches
-    aux: str = "none"               # "box": predict the gaze box from the last prompt token, as a row to compare with
+    aux: str = "none"               # rows to compare with: "box": predict the gaze box from the last prompt token; "mask": from each
+                                    # of the static camera's image tokens, which share of it the box covers
     aux_weight: float = 1.0
     blind: bool = False             # canvas blanked in training and acting: the floor of a policy that cannot see
     cache_latents: bool = True      # with a VAE: `prepare` gives its posterior; False: pictures, encoded at each use
-    cache_features: bool = False    # with a frozen tower: `prepare` gives its tokens; False: the canvas
+    cache_features: bool = True     # with a frozen tower: `prepare` gives its tokens; False: the canvas
 
     def __post_init__(self):
         object.__setattr__(self, "grid", tuple(self.grid))
@@ -84,9 +84,9 @@ class ReconVLAConfig:
                             found=(self.recon_weight, self.aux_weight))
         if self.blind and self.recon:
             raise UserError("model config: a blind model has nothing to reconstruct from", next_step="set recon to false with blind")
-        if self.cache_features and (self.keypoints or self.blind):
-            raise UserError("model config: cached features hold neither maps for keypoints nor a blanked canvas",
-                            next_step="set keypoints=0, blind=False, or cache_features=False")
+        if self.cache_features and not self.freeze_vision:
+            raise UserError("model config: the tokens of a tower that trains along cannot be cached",
+                            next_step="set cache_features=False, or freeze_vision=True")
 
     @property
     def static_rows(self) -> int:
@@ -95,10 +95,10 @@ class ReconVLAConfig:
 
 
 AS_PUBLISHED = dict(resample="lanczos", template="official", proprio="tokens", word_dropout=0.0, ordered_bins=False, soft_bins=0.0,
-                    keypoints=0, draws=4, constrained=False)  # fmt: skip
+                    draws=4, constrained=False, cache_features=False)  # fmt: skip
 PRESETS = {
     "tiny": ReconVLAConfig(),
-    "plain": ReconVLAConfig(keypoints=0, ordered_bins=False, soft_bins=0.0, proprio="tokens", word_dropout=0.0, draws=4),
+    "plain": ReconVLAConfig(ordered_bins=False, soft_bins=0.0, proprio="tokens", word_dropout=0.0, draws=4),
     "t4": ReconVLAConfig(**AS_PUBLISHED | dict(constrained=True), vision="google/siglip-base-patch16-384", language="Qwen/Qwen2.5-0.5B",
                          vae="black-forest-labs/FLUX.1-dev", dtype="auto", lora_rank=16, train_slots=True, checkpointing=True,
                          grid=(24, 24), height=384, width=384, static_tokens=12, denoiser_width=384, denoiser_depth=3, denoiser_heads=6),

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from repro.data.calvin import Calvin, read_frame
+from repro.data.batches import Batches
+from repro.data.calvin import Calvin, ensure_store, read_frame
 from repro.machine import UserError
 from repro.sims import calvin_layout as dataset
 from repro.sims import demos
@@ -314,6 +315,35 @@ def test_the_bits_of_disturbed_play_do_not_depend_on_the_number_of_workers(calm,
     assert digest(again) == digest(calm)
 
 
+def test_a_store_of_sparse_pictures_repeats_each_until_the_next(calm, tmp_path):
+    """Actions, states and the pictures that are drawn are those of the full data set; info.drawn tells which, and boxes follow them."""
+    thin = dataset.write(tmp_path / "calvin", workers=1, draw_every=3, **SMALL, **CALM)
+    full = ensure_store(calm, "training", tmp_path / "full", workers=1)
+    store = ensure_store(thin, "training", tmp_path / "thin", workers=2)
+    assert "info.drawn" not in full.columns and store.meta["played"]["draw_every"] == 3 and len(store) == len(full)
+    for i in range(len(store)):
+        one, two = full.read(i).columns, store.read(i).columns
+        shown = np.arange(len(one["action"])) // 3 * 3
+        assert two["info.drawn"].tolist() == (shown == np.arange(len(shown))).tolist()
+        for name, values in one.items():
+            expected = [values[t] for t in shown] if name.startswith("observation.images") or name == "info.boxes" else values
+            np.testing.assert_array_equal(two[name], expected)
+    assert len(Batches(store, batch_size=2, chunk=5)) == store.column("info.drawn").sum() < store.frames / 2.8
+    assert Calvin(thin).split("validation").frames == Calvin(calm).split("validation").frames
+    assert "info.drawn" not in ensure_store(thin, "validation", tmp_path / "validation", workers=1).columns
+
+
+def test_frames_after_a_damaged_picture_keep_the_one_before(tmp_path):
+    few = {"episodes_per_task": 1, "validation_per_task": 1, "log": lambda line: None}
+    root = dataset.write(tmp_path / "calvin", tasks=("open_drawer", "close_drawer", "turn_on_led"), workers=1, draw_every=4, **few)
+    note = Calvin(root).split("training").annotations[0]
+    (root / "training" / f"episode_{note.start + 4:07d}.npz").unlink()
+    found = ensure_store(root, "training", tmp_path / "store", workers=1, log=lambda line: None).read(0).columns
+    assert note.start + 4 not in found["info.frame"] and found["info.drawn"].tolist()[:9] == [True, *[False] * 6, True, False]
+    np.testing.assert_array_equal(found["observation.images.static"][6], found["observation.images.static"][0])
+    assert found["info.boxes"][6] == found["info.boxes"][0] != "{}"
+
+
 def test_ensure_writes_anew_when_variation_or_noise_changes(tmp_path):
     settings = SimpleNamespace(scenes=("D",), tasks=("turn_on_led",), episodes_per_task=1, validation_episodes_per_task=1,
                                evaluation_scene="D", workers=1)  # fmt: skip
@@ -336,7 +366,8 @@ def test_a_data_set_is_whole_or_absent(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("wrong", [{"scenes": ("E",)}, {"scenes": ()}, {"episodes_per_task": 0}, {"tasks": ("fly",)},
-                                   {"variation": 1.5}, {"noise": -0.1}, {"row": 0}, {"noise": 0.4, "launch": object()}])  # fmt: skip
+                                   {"variation": 1.5}, {"noise": -0.1}, {"row": 0}, {"draw_every": 0},
+                                   {"noise": 0.4, "launch": object()}])  # fmt: skip
 def test_bad_arguments_write_nothing(tmp_path, wrong):
     with pytest.raises(UserError):
         dataset.write(tmp_path / "calvin", **{**SMALL, **wrong})

@@ -8,6 +8,8 @@
 Layout (mees/calvin, README of the data set): `episode_XXXXXXX.npz` one frame at 30 Hz, `ep_start_end_ids.npy` inclusive segments,
 `lang_annotations/auto_lang_ann.npy` sentences with inclusive frame ranges that may overlap, `scene_info.npy` frame range of each scene.
 The three blocks in `scene_obs` are in the scene's own order; everything that leaves this module has them as red, blue, pink.
+Scripted play may have pictures of every few frames only (about.json: draw_every). In a store the frames between repeat the picture
+before, and its boxes; the column `info.drawn` says which are new.
 """
 
 import hashlib
@@ -21,17 +23,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import click
 import numpy as np
+import pyarrow as pa
 import yaml
 
 from repro.data import npy
 from repro.data.boxes import box_index
-from repro.data.episodes import Episode, Store, StoreWriter, encode_pictures
+from repro.data.episodes import Column, Episode, Store, StoreWriter, encode_pictures
 from repro.machine import UserError
 
 FPS = 30
@@ -46,6 +49,7 @@ NUMBERS = {"rel_actions": (7,), "robot_obs": (15,), "scene_obs": (24,)}
 PICTURES = ("rgb_static", "rgb_gripper")
 MEMBERS = (*NUMBERS, *PICTURES)  # depth, tactile and absolute actions are never decompressed
 DAMAGED_LIMIT = 0.01  # more than this share of damaged frames stops a run
+PLAYED = ("scripted", "variation", "noise", "actions", "draw_every")  # what the play table's about.json says of its demonstrations
 ACTION_UNITS = {
     "metres_per_unit": 0.02, "radians_per_unit": 0.05, "control_hz": FPS,
     "gripper": "-1 close, +1 open", "source_gripper": "-1 close, +1 open",
@@ -403,20 +407,35 @@ def read_frames(split: tuple, start: int, end: int) -> tuple[dict[str, np.ndarra
     return {name: np.stack([frame[name] for frame in frames]) for name in shapes if frames}, ids, damaged
 
 
-def _read_episode(split: tuple, start: int, end: int, scene: str) -> tuple[dict, dict[str, str]]:
-    """In a worker: (columns with encoded pictures, {} when no frame is left; damaged frames name -> why)."""
+def _read_episode(split: tuple, start: int, end: int, scene: str, every: int = 1) -> tuple[dict, dict[str, str]]:
+    """In a worker: (columns with encoded pictures, {} when no frame is left; damaged frames name -> why). every: frames to a picture."""
     stack, ids, damaged = read_frames(split, start, end)
-    if not ids:
+    drawn = (np.array(ids, np.int64) - start) % every == 0
+    if not drawn.any():
         return {}, damaged
+    first = int(drawn.argmax())  # not 0 where the first picture is damaged
+    stack, ids, drawn = {name: values[first:] for name, values in stack.items()}, ids[first:], drawn[first:]
     columns = {
-        "observation.images.static": encode_pictures(stack["rgb_static"]),
-        "observation.images.wrist": encode_pictures(stack["rgb_gripper"]),
+        "observation.images.static": _encoded(stack["rgb_static"], drawn),
+        "observation.images.wrist": _encoded(stack["rgb_gripper"], drawn),
         "observation.state": stack["robot_obs"].astype(np.float32),
         "observation.environment_state": canonical(stack["scene_obs"], scene).astype(np.float32),
         "action": np.clip(stack["rel_actions"], -1, 1).astype(np.float32),
         "info.frame": np.array(ids, np.int64),
     }
-    return columns, damaged
+    return columns | ({"info.drawn": drawn} if every > 1 else {}), damaged
+
+
+def _encoded(frames: np.ndarray, drawn: np.ndarray) -> Column:
+    """The column of pictures (T, H, W, 3), each that is not `drawn` (T,) replaced by the one before."""
+    column = encode_pictures(frames[drawn])
+    return column if drawn.all() else replace(column, array=column.array.take(pa.array(np.cumsum(drawn) - 1)))
+
+
+def _pictured(columns: dict) -> np.ndarray:
+    """(T,) the frame whose picture each row of an episode has."""
+    frames, drawn = columns["info.frame"], columns.get("info.drawn", True)
+    return np.maximum.accumulate(np.where(drawn, frames, 0))
 
 
 def in_order(function: Callable, tasks: Iterable[tuple], workers: int) -> Iterator:
@@ -465,20 +484,22 @@ def import_calvin(
     where = (source.folder, source.digits, source.shapes)
     about = Path(root) / "about.json"  # the play table says here what it is; a CALVIN download has none
     about = json.loads(about.read_text()) if about.is_file() else {"name": Path(root).name, "simulator": "calvin_env"}
+    every = about.get("draw_every", 1) if split == "training" else 1
     meta = {
         "source": "CALVIN layout", "name": about["name"], "simulator": about["simulator"], "split": split,
         "robot_type": "franka", "scene_known_by": source.scene_known_by, "blocks": list(BLOCKS),
         "action": ACTION_UNITS, "source_statistics": source.statistics, "source_fingerprint": source.fingerprint(),
+        "played": {name: about[name] for name in PLAYED if name in about},
     }  # fmt: skip
     with StoreWriter(out, FPS, meta, replace) as writer:
-        tasks = ((where, note.start, note.end, note.scene) for note in notes)
+        tasks = ((where, note.start, note.end, note.scene, every) for note in notes)
         for note, (columns, damaged) in zip(notes, in_order(_read_episode, tasks, workers), strict=True):
             damage.add(damaged, source.folder)
             if not columns:
                 dropped.append(note.index)
                 continue
             if source.boxes:
-                columns["info.boxes"] = source.boxes.texts(columns["info.frame"])
+                columns["info.boxes"] = source.boxes.texts(_pictured(columns))
             info = {
                 "task_id": note.task_id,
                 "scene": note.scene,

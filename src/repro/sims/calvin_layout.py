@@ -11,6 +11,9 @@ on the number of workers. Scripted, not human: about.json says so, and names sim
 Calm demonstrations, with `noise` that the expert corrects, are what a small model learns from: variation=0.05, noise=0.4. Their
 actions are the expert's own commands, which are exact; CALVIN's rule (differences of recorded poses) would say what a disturbed hand
 did instead of what it should do. With the natural variation and no noise the actions keep CALVIN's rule.
+
+draw_every=3 draws every third frame of a task: time and disk for pictures fall to a third, while actions and states stay at 30 Hz.
+Frames between carry black pictures and no boxes; a store repeats the picture before, and its column `info.drawn` says which are new.
 """
 
 import json
@@ -88,8 +91,7 @@ def _draw_here(job: tuple) -> list[list[str]]:
     from repro.sims.tabletop.render import render
 
     folder, scene, first, played = job
-    return _frames(folder, first, played,
-                   (render(SCENES[scene], *state) for state in zip(played["robot_obs"], played["scene_obs"], strict=True)))
+    return _frames(folder, first, played, lambda t: render(SCENES[scene], played["robot_obs"][t], played["scene_obs"][t]))
 
 
 class _Real:
@@ -109,7 +111,7 @@ class _Real:
     def _draw(self, job: tuple) -> list[list[str]]:
         folder, scene, first, played = job
         seen = self.crew.run(scene, "repro.sims.demos:drawn", {key: played[key] for key in ("start", "actions", "robot_obs")})
-        return _frames(folder, first, played, ({key: value[t] for key, value in seen.items()} for t in range(len(played["robot_obs"]))))
+        return _frames(folder, first, played, lambda t: {key: value[t] for key, value in seen.items()})
 
 
 @contextmanager
@@ -149,38 +151,45 @@ def _save(path: Path, **arrays: np.ndarray) -> None:
                 np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
 
 
-def _frames(folder: str, first: int, played: dict, pictures) -> list[list[str]]:
-    """Write the frames of one recording; the box tables of each frame as JSON: boxes of static and wrist camera, pixels of both."""
+def _frames(folder: str, first: int, played: dict, picture: Callable[[int], dict]) -> list[list[str]]:
+    """Write the frames of one recording; the box tables of each frame as JSON: boxes of static and wrist camera, pixels of both.
+    A frame that is not "drawn" has black pictures and no boxes."""
     absolute, relative = actions(played["robot_obs"], played["gripper"], played.get("labels"))
     lines = []
-    for t, seen in enumerate(pictures):
+    for t, drawn in enumerate(played["drawn"]):
+        seen = picture(t) if drawn else {key: np.zeros_like(seen[key]) for key in ("static", "wrist")}
         _save(Path(folder) / f"episode_{first + t:07d}.npz", actions=absolute[t], rel_actions=relative[t], robot_obs=played["robot_obs"][t],
               scene_obs=played["scene_obs"][t], rgb_static=seen["static"], rgb_gripper=seen["wrist"])  # fmt: skip
+        if not drawn:
+            lines.append(["{}"] * 4)
+            continue
         ids = [seen[f"{camera}_ids"] for camera in ("static", "wrist")]
-        counts = [{ITEMS[i - 1]: int(n) for i, n in enumerate(np.bincount(a.ravel(), minlength=len(ITEMS) + 1)) if i and n} for a in ids]
+        counts = [{item: pixels.count(i) for i, item in enumerate(ITEMS, 1) if i in pixels} for pixels in (a.tobytes() for a in ids)]
         lines.append([json.dumps(found) for found in (*(item_boxes(a) for a in ids), *counts)])
     return lines
 
 
 def write(root: Path | str, scenes=("D",), tasks=None, episodes_per_task: int = 10, validation_per_task: int = 2,
           validation_scene: str | None = None, seed: int = 0, workers: int = 2, launch: Callable[[str], Launch] | None = None,
-          log=print, variation: float = 1.0, noise: float = 0.0, row: int = TASKS_IN_A_ROW) -> Path:  # fmt: skip
+          log=print, variation: float = 1.0, noise: float = 0.0, row: int = TASKS_IN_A_ROW,
+          draw_every: int = 1) -> Path:  # fmt: skip
     """Write the data set at `root` (which must not exist), whole or not at all.
 
     launch: how CALVIN's simulator is started, scene -> Launch; None: the play table.
 
     scenes: those of training/; validation_scene: that of validation/ (default: D where it is among `scenes`, or the last). tasks: names,
     None for all 34. Validation instructions are wordings that no training episode has. variation, noise: of the play table's expert, see
-    `demos.Plan`; row: most tasks in a recording.
+    `demos.Plan`; row: most tasks in a recording; draw_every: frames of training/ from one picture of a task to the next.
     """
     tasks, root = check_tasks(tasks), Path(root)
     unknown = [s for s in [*scenes, validation_scene or "D"] if s not in SCENES]
     if unknown or not scenes or min(episodes_per_task, validation_per_task) < 1:
         raise UserError("the play table cannot write this", expected=f"scenes out of {', '.join(SCENES)}, at least one episode per task",
                         found=f"scenes {scenes}, {validation_scene}, {episodes_per_task} and {validation_per_task} episodes")  # fmt: skip
-    if not (0 <= variation <= 1 and 0 <= noise <= 1 and row >= 1) or (launch and (variation, noise) != (1, 0)):
-        raise UserError("demonstrations cannot be played so", "variation and noise from 0 to 1 (1 and 0 in CALVIN's simulator), row >= 1",
-                        f"variation {variation}, noise {noise}, row {row}")  # fmt: skip
+    if not (0 <= variation <= 1 and 0 <= noise <= 1 and min(row, draw_every) >= 1) or (launch and (variation, noise) != (1, 0)):
+        raise UserError("demonstrations cannot be played so",
+                        "variation and noise from 0 to 1 (1 and 0 in CALVIN's simulator), row and draw_every at least 1",
+                        f"variation {variation}, noise {noise}, row {row}, draw_every {draw_every}")  # fmt: skip
     if root.exists():
         raise UserError(f"{root} is there already", expected="a folder that does not exist", next_step="remove it, or give another place")
     part = root.with_name(root.name + ".part")
@@ -191,21 +200,24 @@ def write(root: Path | str, scenes=("D",), tasks=None, episodes_per_task: int = 
             count = episodes_per_task if split == "training" else validation_per_task
             plans = [p for scene in its_scenes for p in plan(split, scene, tasks, count, seed, players.held, row)]
             plans = [replace(p, variation=variation, noise=noise) for p in plans]
-            _write_split(part / split, split, plans, seed, players, log)
+            _write_split(part / split, split, plans, seed, draw_every if split == "training" else 1, players, log)
         kind = "play table" if launch is None else "CALVIN simulator, scripted"
         about = {"name": f"{kind} {''.join(sorted(scenes))}, {len(tasks)} tasks", **players.about, "seed": seed, "scripted": True,
-                 "variation": variation, "noise": noise, "actions": LABELLED if plans[0].labelled else RECORDED}  # fmt: skip
+                 "variation": variation, "noise": noise, "actions": LABELLED if plans[0].labelled else RECORDED,
+                 "draw_every": draw_every}  # fmt: skip
     (part / "about.json").write_text(json.dumps(about, indent=1) + "\n")
     os.replace(part, root)
     return root
 
 
-def _write_split(folder: Path, split: str, plans: list[Plan], seed: int, players, log) -> None:
+def _write_split(folder: Path, split: str, plans: list[Plan], seed: int, draw_every: int, players, log) -> None:
     (folder / "lang_annotations").mkdir(parents=True)
     plans, played = demos.kept(plans, list(players.play(plans)), log)
     lengths = np.array([len(p["robot_obs"]) for p in played])
     firsts = FIRST_FRAME[split] + np.concatenate([[0], np.cumsum(lengths)[:-1]])
     log(f"{split}: {len(plans)} recordings of {lengths.sum()} frames; drawing them")
+    for recording in played:
+        recording["drawn"] = _drawn(recording, draw_every)
     jobs = [(str(folder), p.scene, int(first), recording) for p, first, recording in zip(plans, firsts, played, strict=True)]
     tables = [line for lines in players.draw(jobs) for line in lines]
     np.save(folder / "ep_start_end_ids.npy", np.column_stack([firsts, firsts + lengths - 1]).astype(np.int64))
@@ -222,6 +234,12 @@ def _write_split(folder: Path, split: str, plans: list[Plan], seed: int, players
     np.save(folder / "lang_annotations" / "auto_lang_ann.npy", np.array(language_info, dtype=object), allow_pickle=True)
     _statistics(folder / "statistics.yaml", played)
     _boxes(folder / "boxes.json", notes, tables, int(firsts[0]))
+
+
+def _drawn(played: dict, every: int) -> np.ndarray:
+    """(T,) bool: the frames that get a picture, counted from each task's first."""
+    starts, frames = np.array([note["start"] for note in played["notes"]]), np.arange(len(played["robot_obs"]))
+    return (frames - starts[np.searchsorted(starts, frames, side="right") - 1]) % every == 0
 
 
 def _sentences(split: str, plans: list[Plan], played: list[dict], firsts: np.ndarray, seed: int) -> list[dict]:
@@ -271,7 +289,7 @@ def ensure(root: Path | str, settings, seed: int = 0, log=print) -> Path:
         "scenes": list(settings.scenes), "tasks": list(check_tasks(settings.tasks)), "episodes_per_task": settings.episodes_per_task,
         "validation_per_task": settings.validation_episodes_per_task, "validation_scene": settings.evaluation_scene, "seed": seed,
         "variation": getattr(settings, "variation", 1.0), "noise": getattr(settings, "noise", 0.0),
-        "row": getattr(settings, "row", TASKS_IN_A_ROW),
+        "row": getattr(settings, "row", TASKS_IN_A_ROW), "draw_every": getattr(settings, "draw_every", 1),
     }  # fmt: skip
     asked = root / "asked.json"
     if asked.is_file() and json.loads(asked.read_text()) == wanted:

@@ -1,4 +1,4 @@
-"""The `repro` command: doctor | run | train | table | publish | calvin. `repro COMMAND --help` explains each.
+"""The `repro` command: doctor | run | train | ablation | table | publish | calvin. `repro COMMAND --help` explains each.
 
 Starts in a fraction of a second: what is heavy is imported by the command that needs it.
 """
@@ -79,6 +79,38 @@ def train(config: Path) -> None:
     from repro.training.launch import train_from_config
 
     train_from_config(config)
+
+
+@cli.command()
+@click.option("--profile", default="cpu", show_default=True, help="smoke | cpu | t4 | paper")
+@click.option("--rows", help="Comma-separated (default: the profile's).")
+@click.option("--seeds", help="Comma-separated.")
+@click.option("--corrupt", help="Shares of wrong gaze boxes, comma-separated, e.g. 0.08,0.33,1; none: without.")
+@click.option("--minutes", default=0.0, help="Stop before so much wall clock is over, ready to go on; 0: no limit.")
+@click.option("--slots", type=int, help="Runs at a time (default: one a core or GPU).")
+@click.option("--tables", is_flag=True, help="Only tables and figures of what is done.")
+@click.option("--one", hidden=True)
+def ablation(profile: str, rows: str | None, seeds: str | None, corrupt: str | None, minutes: float, slots: int | None, tables: bool,
+             one: str | None) -> None:
+    """Every row over seeds: train, evaluate, look, record. Call it again until all is done; what is done is kept."""
+    from dataclasses import replace
+
+    from repro import ablation as runs
+    from repro import ablation_tables, profiles
+
+    settings, work = profiles.get(profile), machine.work(profile)
+    if one:
+        runs.one(settings, work, one, minutes, click.echo)
+        return
+    given = {"rows": rows and tuple(rows.split(",")), "seeds": seeds and tuple(map(int, seeds.split(","))),
+             "corrupt": corrupt and (() if corrupt == "none" else tuple(map(float, corrupt.split(","))))}
+    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    if not tables:
+        runs.run(settings, work, minutes, slots, click.echo)
+    records = ablation_tables.write(work, click.echo)
+    if not records:
+        raise UserError("no run of the ablation is done", next_step=f"repro ablation --profile {profile}")
+    click.echo(ablation_tables.markdown(records))
 
 
 @cli.command()

@@ -1,7 +1,8 @@
-"""The ReconVLA experiment of notebooks 05 to 10: its variants, its floors, and the run records they leave.
+"""The ReconVLA experiment of notebooks 05 to 10: its rows, its floors, and the run records they leave.
 
-The paper's ablation (Table 2) has three trained rows without pretraining: baseline, reconstruction of the whole image, and of
-the gaze region. A fourth model is trained blind, as the floor of a policy that cannot see.
+The paper's ablation (Table 2) has four trained rows: baseline, reconstruction of the whole image, of the gaze region, and of the gaze
+region after pretraining. Beside them stand two cheap ways to be told where to look (predict the gaze box, or its mask), and a model that
+is trained blind, as the floor of a policy that cannot see. `repro ablation` runs them all over seeds; the notebooks show some, once.
 """
 
 import re
@@ -24,34 +25,79 @@ from repro.sims.worker import Worker
 from repro.training import checkpoint, launch
 from repro.training.loop import read_metrics
 
-VARIANTS = {  # name -> what it changes in the preset
+ROWS = {  # name -> what it changes in the preset
     "baseline": {"recon": False},
     "whole": {"target": "whole"},
     "gaze": {},
+    "gaze+pretrain": {},
+    "gaze+pretrain without denoiser": {},
+    "box": {"recon": False, "aux": "box"},
+    "mask": {"recon": False, "aux": "mask"},
     "blind": {"recon": False, "blind": True},
 }
+PRETRAINED = {"gaze+pretrain": True, "gaze+pretrain without denoiser": False}  # is the denoiser of the stage before kept?
+VARIANTS = {name: ROWS[name] for name in ("baseline", "whole", "gaze", "blind")}  # those of the notebooks
+MARKS = (0.1, 0.25, 0.5, 0.75, 1.0)  # shares of the steps at which a run of `curve_seeds` is looked at
+PRETRAINING_SEED = 1000  # of the episodes of the stage before, on top of the data's own seed
 
 
-def job(settings: Profile, work: Path, variant: str, seed: int) -> Path:
-    """The config file of one training run, as `repro train` takes it."""
-    clock = {"budget_minutes": settings.budget_minutes, "checkpoint_minutes": settings.checkpoint_minutes}
+def folder(work: Path, row: str, seed: int = 0, corrupt: float = 0.0) -> Path:
+    """Where one training run lies."""
+    name = re.sub(r"[^a-z0-9]+", "-", row) + (f"-wrong{100 * corrupt:g}" if corrupt else "") + (f"-seed{seed}" if seed else "")
+    return work / "train" / name
+
+
+def parts(settings: Profile, work: Path, log=print) -> str:
+    """The folder of tiny tower and VAE, trained before all else (once); "" where the preset has its own."""
+    config = launch.PRESETS[settings.preset]
+    if not (config.vae == "tiny" or (config.vision == "tiny" and getattr(config, "freeze_vision", False))):
+        return ""
+    from repro.models import tiny
+
+    training = Store(work / "store" / "training")
+    states = tiny.recorded(training) if training.meta.get("simulator") == "tabletop" else None
+    tiny.pretrain(work / "parts", tower_steps=settings.tower_steps, vae_steps=settings.vae_steps, states=states,
+                  pictures=settings.part_pictures, log=log)
+    return str(work / "parts")
+
+
+def _write_job(settings: Profile, work: Path, place: Path, row: str, seed: int, minutes: float | None, train: dict, **more) -> Path:
+    validation = work / "store" / "validation"
+    clock = {"budget_minutes": settings.budget_minutes if minutes is None else minutes, "checkpoint_minutes": settings.checkpoint_minutes}
+    steps = train.get("steps", settings.train_steps)
     return launch.write_config(
-        work / "train" / f"{variant}.json", name=variant, store=work / "store" / "training", folder=work / "train" / variant,
-        model={"preset": settings.preset, **VARIANTS[variant]},
-        train={"seed": seed, "steps": settings.train_steps, "batch_size": settings.batch_size, "accumulate": settings.accumulate,
-               "learning_rate": settings.learning_rate, **clock})  # fmt: skip
+        place.parent / f"{place.name}.json", folder=place, parts=parts(settings, work), validation=str(validation) if validation.is_dir() else "",
+        model={"preset": settings.preset, **ROWS[row]},
+        train={"seed": seed, "steps": steps, "batch_size": settings.batch_size, "accumulate": settings.accumulate,
+               "learning_rate": settings.learning_rate, "measure_every": max(25, steps // 20), **clock, **train}, **more)  # fmt: skip
 
 
-def load(work: Path) -> dict[str, ReconVLA]:
-    """The trained variants from their last checkpoints; `trained` on each says how far it got, on what, `minutes` how long it took."""
-    models = {}
-    for variant in VARIANTS:
-        path = checkpoint.need(work / "train" / variant)
-        about = checkpoint.about(path)
-        models[variant] = ReconVLA.load(path)
-        models[variant].minutes = read_metrics(work / "train" / variant / "metrics.jsonl")[-1]["seconds"] / 60
-        models[variant].trained = {key: about[key] for key in ("step", "train", "clockwork", "data", "commit") if key in about}
-    return models
+def job(settings: Profile, work: Path, row: str, seed: int, corrupt: float = 0.0, minutes: float | None = None) -> Path:
+    """The config file of one training run, as `repro train` takes it. minutes: wall clock of this session (default: the profile's)."""
+    marks = {"marks": MARKS} if row in ("baseline", "gaze") and seed in settings.curve_seeds and not corrupt else {}
+    more = {"start": str(folder(work, "pretraining", seed)), "keep_denoiser": PRETRAINED[row]} if row in PRETRAINED else {}
+    return _write_job(settings, work, folder(work, row, seed, corrupt), row, seed, minutes, marks, name=row,
+                      store=work / "store" / "training", corrupt=corrupt, **more)
+
+
+def job_before(settings: Profile, work: Path, seed: int, minutes: float | None = None) -> Path:
+    """The stage before the rows in PRETRAINED: both losses on other episodes, with the tokenizer and statistics of the rows' own."""
+    return _write_job(settings, work, folder(work, "pretraining", seed), "gaze", seed, minutes, {"steps": settings.pretrain_steps},
+                      name="pretraining", store=work / "store" / "pretraining", like=str(work / "store" / "training"))
+
+
+def load(work: Path, seed: int = 0, rows=tuple(VARIANTS)) -> dict[str, ReconVLA]:
+    """Trained rows from their last checkpoints; `trained` on each says how far it got, on what, `minutes` how long it took."""
+    return {row: load_run(folder(work, row, seed)) for row in rows}
+
+
+def load_run(place: Path, path: Path | None = None) -> ReconVLA:
+    """The model of a run's last checkpoint, or of `path`, one kept on the way."""
+    path = path or checkpoint.need(place)
+    model, about = ReconVLA.load(path), checkpoint.about(path)
+    model.minutes = next(line["seconds"] for line in read_metrics(place / "metrics.jsonl") if line["step"] == about["step"]) / 60
+    model.trained = {key: about[key] for key in ("step", "train", "clockwork", "data", "commit") if key in about}
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def parameters(models: dict[str, ReconVLA]) -> list[tuple[str, str, int]]:
@@ -206,7 +252,8 @@ def attention_frames(store: Store, count: int) -> list[dict]:
         columns = store.read(info.index).columns
         sure = [t for t in range(info.length) if columns["gaze.source"][t] != "fallback"]
         for t in [sure[int(i)] for i in np.linspace(0, len(sure) - 1, min(each, len(sure))).round()] if sure else []:
-            found.append({**{key: column[t] for key, column in columns.items()}, "task": info.task, "episode": info.index})
+            found.append({**{key: column[t] for key, column in columns.items()}, "task": info.task, "task_id": info.task_id,
+                          "episode": info.index})
     return found
 
 

@@ -39,7 +39,7 @@ class Profile:
     workers: int  # processes that write or import data
     variation: float  # how much the expert's way differs from one demonstration to the next; 1: as much as it can
     noise: float  # scale of the disturbance that demonstrations recover from; 0: none
-    tower_steps: int  # of the tiny vision tower before all else; 0: the preset brings its own parts
+    tower_steps: int  # of the tiny vision tower, before all else; where the preset has tiny parts
     vae_steps: int  # of the tiny VAE
     part_pictures: int  # drawn for the two
     rows: tuple[str, ...]  # of the ablation (experiments.ROWS); here and below: `repro ablation`
@@ -75,14 +75,14 @@ T4 = replace(
     scenes=("A", "B", "C"), tasks=None, episodes_per_task=100, validation_episodes_per_task=5,
     train_steps=20_000, batch_size=2, accumulate=8, learning_rate=2e-4, budget_minutes=660,
     evaluate_chains=200, evaluate_single=25, attention_frames=500, workers=4,
-    tower_steps=0, vae_steps=0, part_pictures=0, pretrain_steps=20_000, ablation_chains=500, curve_single=5,
+    preset="t4", pretrain_steps=20_000, ablation_chains=500, curve_single=5,
 )  # fmt: skip
 
 PAPER = replace(
     T4, name="paper", where="a cluster, by torchrun or accelerate: the paper's own sizes",
     train_steps=4200, batch_size=8, accumulate=8, learning_rate=2e-5,  # 2 epochs of ~1.07 M annotated frames, 8 GPUs: global 512
     budget_minutes=7 * 24 * 60,
-    evaluate_chains=1000, simulators=64, workers=16, pretrain_steps=4200, ablation_chains=1000,
+    evaluate_chains=1000, simulators=64, workers=16, preset="paper", pretrain_steps=4200, ablation_chains=1000,
 )  # fmt: skip
 
 PROFILES = {profile.name: profile for profile in (SMOKE, CPU, T4, PAPER)}

@@ -1,0 +1,191 @@
+"""Pictures of the ablation: rows, wrong boxes, the gain by epoch, learning curves. From records alone; told apart without colour.
+
+    figures = everything(ablation_tables.load("work/cpu/runs/ablation"))        # name -> matplotlib Figure
+"""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from repro import ablation_tables as tables
+from repro.ablation_tables import ATTENTION, BASELINE, GAIN, OFFLINE
+
+STYLES = (("0.0", "-", "o"), ("0.5", "--", "s"), ("0.3", ":", "^"), ("0.65", "-.", "D"), ("0.15", (0, (5, 1, 1, 1)), "v"),
+          ("0.45", (0, (1, 2)), "P"), ("0.75", "-", "X"), ("0.6", "--", "*"))
+MARKS = "ovs^DPX*"  # of seeds
+SEED = {"color": "0.45", "markersize": 5, "markerfacecolor": "white", "linestyle": "none"}
+NOTE = "bars: 95 % intervals over seeds and {what}; not comparable with the paper"
+
+
+def everything(records: list[dict]) -> dict[str, Figure]:
+    """Every figure there are records for."""
+    found = {"rows": rows(records), "wrong_boxes": wrong_boxes(records), "on_the_way": on_the_way(records), "learning": learning(records)}
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def rows(records: list[dict]) -> Figure | None:
+    """Average length of every row: a mark for each seed, the mean with its interval; floors as lines, named on the right-hand axis."""
+    benchmarks = tables.chain_benchmarks(records)
+    if not benchmarks:
+        return None
+    names = [name for name in tables.variants(records) if not tables.is_floor(records, name)]
+    figure = Figure(figsize=(1.5 + 5 * len(benchmarks), 2.4 + 0.42 * len(names)), layout="constrained", dpi=130)
+    seeds = sorted({record["seed"] for record in records})
+    for axis, benchmark in zip(figure.subplots(1, len(benchmarks), squeeze=False)[0], benchmarks, strict=True):
+        found = tables.lengths(records, benchmark)
+        for i, name in enumerate(names):
+            if name not in found:
+                continue
+            one = tables.mean(found[name], (0, 5))
+            axis.errorbar(one["value"], i, xerr=[[one["value"] - one["low"]], [one["high"] - one["value"]]], fmt="|", color="black",
+                          markersize=14, markeredgewidth=2, capsize=4)
+            for seed, values in found[name].items():
+                axis.plot(values.mean(), i + 0.22, MARKS[seeds.index(seed) % len(MARKS)], **SEED)
+        count = next(len(values) for by_seed in found.values() for values in by_seed.values())
+        axis.set_xlabel(f"average length (tasks solved in a row, 0 to 5)\n{benchmark}, n = {count} a seed", fontsize=8.5)
+        axis.set_ylim(len(names) - 0.4, -0.6)
+        _floors(axis, {name: tables.mean(found[name], (0, 5))["value"] for name in found if tables.is_floor(records, name)})
+        axis.set_yticks(range(len(names)), names if axis is figure.axes[0] else [""] * len(names))
+        _plain(axis)
+    for k, seed in enumerate(seeds):
+        figure.axes[0].plot([], [], MARKS[k % len(MARKS)], **SEED, label=f"seed {seed}")
+    figure.legend(loc="outside lower center", ncols=len(seeds), frameon=False, fontsize=8)
+    figure.suptitle(NOTE.format(what="start states"), fontsize=8)
+    return figure
+
+
+def _floors(axis, floors: dict[str, float]) -> None:
+    """Dashed lines, named above; those that stand close to one another share a label."""
+    groups: list[list[tuple[float, str]]] = []
+    for name, value in sorted(floors.items(), key=lambda pair: pair[1]):
+        axis.axvline(value, color="0.6", linestyle=(0, (4, 3)), linewidth=1, zorder=0)
+        if groups and value - groups[-1][0][0] < 1:
+            groups[-1].append((value, name))
+        else:
+            groups.append([(value, name)])
+    top = axis.twiny()
+    top.set_xlim(axis.get_xlim())
+    text = lambda group: "\n".join(f"{name.replace(' of one demonstration', '')} {value:.2f}" for value, name in group)
+    top.set_xticks([np.mean([value for value, _ in group]) for group in groups], [text(group) for group in groups], fontsize=6.5)
+    for label, group in zip(top.get_xticklabels(), groups, strict=True):
+        label.set_ha("left" if group[0][0] < 2.5 else "right")
+    top.tick_params(length=0, pad=1)
+    for side in ("right", "top"):
+        top.spines[side].set_visible(False)
+
+
+def wrong_boxes(records: list[dict]) -> Figure | None:
+    """Average length and attention gain of "gaze" against the share of wrong boxes it was trained with, the baseline as a band."""
+    benchmarks = tables.chain_benchmarks(records)
+    shares = {r["variant"]: r["config"]["corrupt"] for r in records if r["config"]["row"] == "gaze" and "step" not in r["config"]}
+    if len(shares) < 2 or not benchmarks:
+        return None
+    figure = Figure(figsize=(9.5, 3.9), layout="constrained", dpi=130)
+    left, right = figure.subplots(1, 2)
+    panels = [(left, benchmarks[:2], lambda name: tables.lengths(records, name), (0, 5)),
+              (right, [ATTENTION], lambda name: tables.frames(records, GAIN), (-1, 1))]
+    for axis, names, get, bounds in panels:
+        for k, name in enumerate(names):
+            found, (shade, dash, mark) = get(name), STYLES[k]
+            mine = sorted((share, tables.mean(found[variant], bounds)) for variant, share in shares.items() if variant in found)
+            label = f"gaze, {name.split('->')[1].split(',')[0]}" if "->" in name else "gaze"
+            _line(axis, [100 * share + k for share, _ in mine], [metric for _, metric in mine], shade, dash, mark, f"{label} ({_n(mine)})")
+            if BASELINE in found:
+                base = tables.mean(found[BASELINE], bounds)
+                axis.axhspan(base["low"], base["high"], color=shade, alpha=0.13, linewidth=0)
+                axis.axhline(base["value"], color=shade, linestyle=(0, (1, 1)), linewidth=1,
+                             label=label.replace("gaze", "baseline, band: interval"))
+        axis.set(xlabel="wrong gaze boxes in training (%)", xticks=[100 * share for share in sorted(shares.values())])
+        axis.legend(frameon=False, fontsize=7.5)
+        _plain(axis)
+    left.set_ylabel("average length (tasks in a row)")
+    right.set_ylabel("attention mass in the gaze box\nminus in another episode's box")
+    figure.suptitle(NOTE.format(what="start states, or episodes"), fontsize=8)
+    return figure
+
+
+def _n(mine: list) -> str:
+    seeds = mine[0][1]["seeds"]
+    return f"{seeds} seed{'s' * (seeds > 1)}, n = {mine[0][1]['n']}"
+
+
+def _line(axis, at, metrics: list[dict], shade, dash, mark, label: str) -> None:
+    values = np.array([metric["value"] for metric in metrics])
+    error = np.abs(np.array([[metric["low"], metric["high"]] for metric in metrics]).T - values)
+    axis.errorbar(at, values, yerr=error, color=shade, linestyle=dash, marker=mark, capsize=3, linewidth=1.5, label=label)
+
+
+def on_the_way(records: list[dict]) -> Figure | None:
+    """Single-task success and attention gain at 10 ... 100 % of training, and the gain of reconstruction with its interval."""
+    marks = tables.on_the_way(records)
+    if not marks:
+        return None
+    figure = Figure(figsize=(12, 3.9), layout="constrained", dpi=130)
+    at = np.array([mark["epochs"] for mark in marks])
+    panels = figure.subplots(1, 3)
+    for axis, what in zip(panels, ("success", "attention"), strict=False):
+        for k, name in enumerate((BASELINE, "gaze")):
+            mine = [(x, mark[what][name]) for x, mark in zip(at, marks, strict=True) if name in mark[what]]
+            if mine:
+                _line(axis, [x for x, _ in mine], [m for _, m in mine], *STYLES[k], f"{name} ({_n(mine)})")
+    for k, (what, label) in enumerate((("success", "single tasks solved (share)"), ("attention", "attention gain in the box (share)"))):
+        mine = [(x, mark[f"{what} gain"]) for x, mark in zip(at, marks, strict=True) if mark[f"{what} gain"]]
+        if mine:
+            _line(panels[2], [x * (1 + 0.01 * k) for x, _ in mine], [m for _, m in mine], *STYLES[k], f"{label}, {_n(mine)}")
+    for name, stop in _stops(records, at[-1] / marks[-1]["step"]).items():
+        panels[2].axvline(stop, color="0.5", linestyle="-." if name == "gaze" else ":", linewidth=1.2, label=f"held-out loss least: {name}")
+    panels[2].axhline(0, color="0.7", linewidth=0.8)
+    panels[2].margins(y=0.35)
+    for axis, label in zip(panels, ("single tasks solved (share)", "attention mass in the gaze box\nminus in another episode's box",
+                                    "gaze minus baseline"), strict=True):
+        axis.set(xlabel="epochs of training", ylabel=label, xlim=(0, at[-1] * 1.05))
+        axis.legend(frameon=False, fontsize=7)
+        _plain(axis)
+    figure.suptitle(NOTE.format(what="start states, or episodes"), fontsize=8)
+    return figure
+
+
+def _stops(records: list[dict], epochs_a_step: float) -> dict[str, float]:
+    """{variant: epochs at which the held-out loss was least}, mean over seeds, of those looked at on the way."""
+    names = {r["variant"] for r in records if "step" in r["config"]}
+    ended = [r for r in records if r["benchmark"] == OFFLINE]
+    stops = {name: [tables.early_stop(r["learning"]) for r in ended if r["variant"] == name] for name in names}
+    return {name: epochs_a_step * float(np.mean([stop["step"] for stop in found])) for name, found in stops.items() if found and all(found)}
+
+
+def learning(records: list[dict]) -> Figure | None:
+    """Training and held-out loss of the action tokens of every row without wrong boxes, mean over seeds, with the range of seeds."""
+    mine = [r for r in records if r["benchmark"] == OFFLINE and not r["config"]["corrupt"]]
+    if not mine:
+        return None
+    figure = Figure(figsize=(10, 4), layout="constrained", dpi=130)
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, (name, steps, title) in zip(axes, (("action", "step", "training"), ("held_out", "held_out_step", "held-out episodes")),
+                                          strict=True):
+        for k, variant in enumerate(tables.variants(mine)):
+            curves = [r["learning"] for r in mine if r["variant"] == variant and r["learning"][name]]
+            if not curves:
+                continue
+            shade, dash, mark = STYLES[k % len(STYLES)]
+            values = np.array([curve[name] for curve in curves])
+            at = curves[0][steps]
+            every = (k, 9) if len(at) > 20 else None
+            axis.plot(at, values.mean(0), color=shade, linestyle=dash, marker=mark, markevery=every, markersize=4, linewidth=1.4,
+                      label=f"{variant} ({len(curves)} seed{'s' * (len(curves) > 1)})")
+            axis.fill_between(at, values.min(0), values.max(0), color=shade, alpha=0.1, linewidth=0)
+        axis.set(xlabel="optimizer step", title=title, yscale="log")
+        axis.title.set_fontsize(9)
+        axis.yaxis.set_minor_formatter("{x:.2g}")
+        axis.yaxis.set_major_formatter("{x:.2g}")
+        axis.tick_params(axis="y", which="both", labelsize=7)
+        _plain(axis)
+    axes[0].set_ylabel("cross-entropy of the action tokens (nats)")
+    axes[1].legend(frameon=False, fontsize=7.5, handlelength=4)
+    figure.suptitle("lines: mean over seeds; bands: range of seeds", fontsize=8)
+    return figure
+
+
+def _plain(axis) -> None:
+    axis.grid(color="0.92")
+    axis.set_axisbelow(True)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)

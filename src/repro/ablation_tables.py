@@ -1,0 +1,219 @@
+"""What the ablation says: means over seeds, paired differences to the baseline, intervals, and their tables. From records alone.
+
+    records = load("work/cpu/runs/ablation")
+    print(results.markdown(*chain_table(records, benchmark)))
+
+Seeds and start states are crossed: each seed of each row saw the same ones. So an interval draws seeds and, independently of them, start
+states (or episodes), both with replacement, and averages over all pairs drawn; a difference is taken pair by pair first, with the
+same draw for both rows. Drawing from S seeds makes their spread too small by the factor sqrt((S - 1) / S), which is put back. With one
+seed an interval speaks of start states only. It cannot know what other seeds would have given: read it together with the dots.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from repro import results
+from repro.experiments import ROWS
+from repro.intervals import wilson
+
+ATTENTION, OFFLINE, ON_THE_WAY = "attention on held-out frames", "offline action error on held-out episodes", "single tasks on the way"
+MASS = "attention mass in the gaze box"
+GAIN = "attention mass, gaze box minus another episode's box"
+TASK_GAIN = "attention mass, gaze box minus the same task's box in another episode"
+BASELINE = "baseline"
+
+
+def load(folder: Path | str) -> list[dict]:
+    """The records of `<profile>/runs/ablation`, of the latest settings only: others are older tables."""
+    found = results.load_all(folder) if Path(folder).is_dir() else []
+    if not found:
+        return []
+    newest = max(found, key=lambda record: record["created"])["config"]["asked"]
+    return [record for record in found if record["config"]["asked"] == newest]
+
+
+def variants(records: Iterable[dict]) -> list[str]:
+    """Names in the order of a table: rows, each with its wrong boxes after it, then floors."""
+    seen = {record["variant"]: (record["config"]["row"], record["config"]["corrupt"]) for record in records}
+    order = list(ROWS)
+    return sorted(seen, key=lambda name: (order.index(seen[name][0]) if seen[name][0] in order else 99, seen[name][1]))
+
+
+def is_floor(records: Iterable[dict], variant: str) -> bool:
+    return any(record["variant"] == variant and record["config"]["row"] not in ROWS for record in records)
+
+
+def lengths(records: Iterable[dict], benchmark: str, step: int | None = None) -> dict[str, dict[int, np.ndarray]]:
+    """{variant: {seed: tasks solved in a row, (n,)}}."""
+    return _by_seed((r for r in records if r["benchmark"] == benchmark and r["config"].get("step") == step),
+                    lambda record: np.array([int(digit) for digit in record["outcomes"]], float))
+
+
+def frames(records: Iterable[dict], name: str = GAIN, benchmark: str = ATTENTION, step: int | None = None
+           ) -> dict[str, dict[int, np.ndarray]]:
+    """{variant: {seed: the number's mean in each held-out episode}}."""
+    def by_episode(record: dict) -> np.ndarray:
+        episodes = np.array(record["frames"]["episode"])
+        values = np.array([np.nan if x is None else x for x in record["frames"][name]])
+        means = [values[episodes == e] for e in np.unique(episodes)]
+        return np.array([part[~np.isnan(part)].mean() for part in means if not np.isnan(part).all()])
+    return _by_seed((r for r in records if r["benchmark"] == benchmark and r["config"].get("step") == step), by_episode)
+
+
+def _by_seed(records: Iterable[dict], values) -> dict[str, dict[int, np.ndarray]]:
+    found = {}
+    for record in records:
+        found.setdefault(record["variant"], {})[record["seed"]] = values(record)
+    return {variant: dict(sorted(seeds.items())) for variant, seeds in found.items()}
+
+
+# ---- intervals -----------------------------------------------------------------------------------------------------------------
+
+def crossed(values: np.ndarray, bounds: tuple[float, float], draws: int = 4000, seed: int = 0) -> dict:
+    """Metric of (seeds, start states): the mean, and the 95 % interval of a bootstrap over both; n counts start states."""
+    values = np.atleast_2d(np.asarray(values, float))
+    (S, n), mean = values.shape, float(values.mean())
+    if np.ptp(values) == 0:  # a bootstrap would claim certainty: see intervals.bootstrap
+        share = wilson(0, n)[1]
+        low, high = mean - share * (mean - bounds[0]), mean + share * (bounds[1] - mean)
+    else:
+        rng = np.random.default_rng(seed)
+        rows, columns = (rng.multinomial(size, np.full(size, 1 / size), draws) / size for size in (S, n))
+        rows = 1 / S + (rows - 1 / S) * (S / max(1, S - 1)) ** 0.5
+        low, high = np.percentile(((rows @ values) * columns).sum(1), [2.5, 97.5]).clip(*bounds)
+    return {"value": mean, "n": n, "low": min(float(low), mean), "high": max(float(high), mean), "seeds": S}
+
+
+def mean(by_seed: dict[int, np.ndarray], bounds: tuple[float, float]) -> dict:
+    return crossed(np.stack(list(by_seed.values())), bounds)
+
+
+def difference(ours: dict[int, np.ndarray], theirs: dict[int, np.ndarray], bounds: tuple[float, float]) -> dict | None:
+    """Ours minus theirs over the seeds that both have, paired, or None; `positive`: the number of seeds in which it is."""
+    both = sorted(ours.keys() & theirs.keys())
+    if not both:
+        return None
+    apart = np.stack([ours[seed] - theirs[seed] for seed in both])
+    return {**crossed(apart, bounds), "positive": int((apart.mean(1) > 0).sum())}
+
+
+# ---- tables --------------------------------------------------------------------------------------------------------------------
+
+Table = tuple[list[str], list[list[str]]]
+
+
+def chain_benchmarks(records: Iterable[dict]) -> list[str]:
+    """Those of chains of five; the evaluation scene, which no row was trained in, first."""
+    names = {record["benchmark"] for record in records if "average length" in record["metrics"]}
+    trained_in = lambda name: name.split("->")[0].endswith(name.split("->")[1].split(",")[0])
+    return sorted(names, key=lambda name: (trained_in(name), name))
+
+
+def _against(found: dict, variant: str, bounds: tuple[float, float]) -> list[str]:
+    """Cells "difference" and "seeds in which it is positive"."""
+    if variant == BASELINE or BASELINE not in found:
+        return ["", ""]
+    apart = difference(found[variant], found[BASELINE], bounds)
+    return ["-", "-"] if apart is None else [signed(apart), f"{apart['positive']} of {apart['seeds']}"]
+
+
+def signed(metric: dict) -> str:
+    return f"{metric['value']:+.3g} [{metric['low']:+.3g}, {metric['high']:+.3g}]"
+
+
+def chain_table(records: list[dict], benchmark: str) -> Table:
+    """Rates and average length of every row, and its paired difference to the baseline."""
+    found, rows = lengths(records, benchmark), []
+    for variant in variants(r for r in records if r["benchmark"] == benchmark):
+        seeds = found[variant]
+        rates = [results.shown(f"{k}/5", mean({s: v >= k for s, v in seeds.items()}, (0, 1))) for k in range(1, 6)]
+        average = mean(seeds, (0, 5))
+        rows.append([variant, str(len(seeds)), str(average["n"]), *rates, results.shown("average length", average),
+                     *_against(found, variant, (-5, 5))])
+    return ["row", "seeds", "chains", *(f"{k}/5 %" for k in range(1, 6)), "average length", "minus baseline", "seeds above baseline"], rows
+
+
+def attention_table(records: list[dict]) -> Table:
+    """Attention inside the gaze box and what of it is owed to the episode, over seeds, with paired differences to the baseline."""
+    found = {name: frames(records, name) for name in (MASS, GAIN, TASK_GAIN)}
+    rows = []
+    for variant in variants(r for r in records if r["benchmark"] == ATTENTION):
+        cells = []
+        for name, by_row in found.items():
+            cells.append(results.shown(name, mean(by_row[variant], (0, 1) if name == MASS else (-1, 1))))
+            cells += _against(by_row, variant, (-1, 1))[:1] if name != MASS else []
+        rows.append([variant, str(len(found[GAIN][variant])), str(len(next(iter(found[GAIN][variant].values())))), *cells])
+    return ["row", "seeds", "episodes", "mass in the gaze box", "minus another episode's box", "... minus baseline",
+            "minus the same task's box in another episode", "... minus baseline"], rows
+
+
+def offline_table(records: list[dict]) -> Table:
+    """Action error and held-out loss, mean over seeds [least, most], and where the held-out loss was least."""
+    rows = []
+    for variant in variants(r for r in records if r["benchmark"] == OFFLINE):
+        mine = [r for r in records if r["benchmark"] == OFFLINE and r["variant"] == variant]
+        errors = [r["metrics"]["motion error"]["value"] for r in mine]
+        ends = [r["learning"]["held_out"][-1] for r in mine if r["learning"]["held_out"]]
+        stops = [early_stop(r["learning"]) for r in mine]
+        span = lambda values: f"{np.mean(values):.3g} [{min(values):.3g}, {max(values):.3g}]" if values else "-"
+        rows.append([variant, str(len(mine)), span(errors), span(ends),
+                     ", ".join(f"{100 * stop['share']:.0f} %" if stop else "-" for stop in stops)])
+    return ["row", "seeds", "motion error [least, most]", "held-out action loss at the end", "where it is least (share of the steps)"], rows
+
+
+def early_stop(learning: dict) -> dict | None:
+    """Where stopping by the held-out action loss would have stopped: its least value so far measured; share 1: never."""
+    if not learning["held_out"]:
+        return None
+    at = int(np.argmin(learning["held_out"]))
+    return {"step": learning["held_out_step"][at], "share": learning["held_out_step"][at] / learning["step"][-1],
+            "loss": learning["held_out"][at], "end": learning["held_out"][-1]}
+
+
+def on_the_way(records: list[dict]) -> list[dict]:
+    """One entry per step at which runs were looked at: {"step", "epochs", "success": {variant: metric}, "attention": {variant: metric},
+    "success gain", "attention gain": paired difference gaze - baseline or None}."""
+    marks = sorted({(r["config"]["step"], r["config"]["epochs"], r["benchmark"]) for r in records if "step" in r["config"]})
+    found = []
+    for step, epochs, benchmark in marks:
+        success, seen = lengths(records, benchmark, step), frames(records, GAIN, benchmark, step)
+        gain = lambda by_row: difference(by_row["gaze"], by_row[BASELINE], (-1, 1)) if {"gaze", BASELINE} <= by_row.keys() else None
+        found.append({"step": step, "epochs": epochs, "success": {name: mean(seeds, (0, 1)) for name, seeds in success.items()},
+                      "attention": {name: mean(seeds, (-1, 1)) for name, seeds in seen.items()},
+                      "success gain": gain(success), "attention gain": gain(seen)})
+    return found
+
+
+def way_table(records: list[dict]) -> Table:
+    """Gain of the gaze reconstruction by epoch."""
+    rows = []
+    for mark in on_the_way(records):
+        cells = [results.shown("1/1", mark["success"][name]) if name in mark["success"] else "-" for name in (BASELINE, "gaze")]
+        some = next(iter(mark["success"].values()))
+        gains = [signed(mark[f"{what} gain"]) if mark[f"{what} gain"] else "-" for what in ("success", "attention")]
+        rows.append([str(mark["step"]), f"{mark['epochs']:.2g}", str(some["seeds"]), str(some["n"]), *cells, *gains])
+    return ["step", "epochs", "seeds", "rollouts", "baseline, single tasks %", "gaze, single tasks %", "gaze minus baseline (share)",
+            "attention gain, gaze minus baseline"], rows
+
+
+def markdown(records: list[dict]) -> str:
+    """All tables, one after another."""
+    parts = [(f"Chains of five: {name} (not comparable with the paper)", chain_table(records, name)) for name in chain_benchmarks(records)]
+    parts += [("Attention on held-out frames", attention_table(records)), ("Offline, held-out episodes", offline_table(records)),
+              ("On the way: does the gain level off?", way_table(records))]
+    return "\n\n".join(f"## {title}\n\n{results.markdown(*table)}" for title, table in parts if table[1]) + "\n"
+
+
+def write(work: Path, log=print) -> list[dict]:
+    """`<work>/ablation.md` and `<work>/figures/ablation_*.png` from the records; returns them."""
+    from repro import ablation_figures, pictures
+
+    records = load(work / "runs" / "ablation")
+    if records:
+        (work / "ablation.md").write_text(markdown(records))
+        for name, figure in ablation_figures.everything(records).items():
+            pictures.keep(figure, work / "figures" / f"ablation_{name}.png")
+        log(f"{len(records)} records; tables: ablation.md, figures: figures/ablation_*.png")
+    return records

@@ -164,7 +164,7 @@ def _frames(folder: str, first: int, played: dict, picture: Callable[[int], dict
             lines.append(["{}"] * 4)
             continue
         ids = [seen[f"{camera}_ids"] for camera in ("static", "wrist")]
-        counts = [{item: pixels.count(i) for i, item in enumerate(ITEMS, 1) if i in pixels} for pixels in (a.tobytes() for a in ids)]
+        counts = [{ITEMS[i - 1]: int(n) for i, n in enumerate(np.bincount(a.ravel(), minlength=len(ITEMS) + 1)) if i and n} for a in ids]
         lines.append([json.dumps(found) for found in (*(item_boxes(a) for a in ids), *counts)])
     return lines
 

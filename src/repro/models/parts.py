@@ -23,7 +23,8 @@ MODULES = {"vision_tower": "vision", "decoder": "language", "vae": "vae"}  # mod
 class Parts:
     """Ready models.
 
-    vision: pixels (B, 3, H, W) -> tokens (B, N, Dv); has dim, grid, image_size, image_mean, image_std, frozen. language: Qwen2ForCausalLM. vae: diffusers.AutoencoderKL, or None: latents are pixels.
+    vision: pixels (B, 3, H, W) -> tokens (B, N, Dv); has dim, grid, image_size, image_mean, image_std, frozen. language:
+    Qwen2ForCausalLM. vae: diffusers.AutoencoderKL, or None: latents are pixels.
     """
 
     vision: nn.Module

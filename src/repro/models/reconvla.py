@@ -147,26 +147,39 @@ class ReconVLA(nn.Module):
         unchanged wrist picture: as posterior of the VAE, float16 (2 C, h, w), mean and log variance; without cache_latents as uint8
         (H, W, 3); without a VAE uint8 (gh * p, gw * p, 3), averaged to `latent_patch` pixels a token.
         """
-        c, canvas = self.config, self.canvas(observation)
-        targets = {"target_whole": canvas}
+        return self.prepare_many([observation])[0]
+
+    def prepare_many(self, observations: list[dict]) -> list[dict[str, np.ndarray]]:
+        """`prepare` of several steps, which tower and VAE see at once."""
+        c, pictures = self.config, [self._pictures(observation) for observation in observations]
+        out = [{} if self._sees_once else {"canvas": one["target_whole"]} for one in pictures]
+        if self._sees_once:
+            with torch.no_grad():
+                seen = self.vision_tower(self._pixels(np.stack([one["target_whole"] for one in pictures])))
+            for one, tokens in zip(out, seen.to(torch.float16).cpu().numpy(), strict=True):
+                one["features"] = tokens
+        every = [(made, name, picture) for made, one in zip(out, pictures, strict=True) for name, picture in one.items()]
+        if self._encodes:
+            with torch.no_grad():
+                moments = self.moments(torch.from_numpy(np.stack([picture for *_, picture in every])).to(self.device))
+            for (made, name, _), found in zip(every, moments.to(torch.float16).cpu().numpy(), strict=True):
+                made[name] = found
+        else:
+            p = c.latent_patch
+            for made, name, picture in every:
+                made[name] = picture if self.vae is not None else resize(picture, c.grid[0] * p, c.grid[1] * p)
+        return out
+
+    def _pictures(self, observation: dict) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+        """Both targets at the tower's size; the whole one is the canvas."""
+        c, targets = self.config, {"target_whole": self.canvas(observation)}
         if "gaze.box" in observation:
             gaze = crop(observation["observation.images.static"], observation["gaze.box"], margin=c.gaze_margin)
             targets["target_gaze"] = self.canvas(observation, gaze)
         elif c.recon and c.target == "gaze":
             raise UserError("the gaze target needs gaze boxes in the data", expected="column gaze.box", found=sorted(observation),
                             next_step="run the gaze step (notebook 04), or set target='whole' or recon=False")
-        out = {"canvas": canvas}
-        if self._sees_once:
-            with torch.no_grad():
-                out = {"features": self.vision_tower(self._pixels(canvas[None]))[0].to(torch.float16).cpu().numpy()}
-        for name, picture in targets.items():
-            if self._encodes:
-                with torch.no_grad():
-                    out[name] = self.moments(torch.from_numpy(picture[None]).to(self.device))[0].to(torch.float16).cpu().numpy()
-            else:
-                p = c.latent_patch
-                out[name] = picture if self.vae is not None else resize(picture, c.grid[0] * p, c.grid[1] * p)
-        return out
+        return targets
 
     def _pixels(self, canvas: np.ndarray | Tensor) -> Float[Tensor, "b 3 h w"]:
         """Canvases as the tower wants them."""
@@ -275,8 +288,8 @@ class ReconVLA(nn.Module):
         return decode(self.decoder, whole, F.pad(mask, (0, ids.shape[1]), value=True)), inputs.shape[1] - 1
 
     def loss(self, batch: dict) -> dict[str, Tensor]:
-        """Scalars: "loss" (total), "action" (cross-entropy of actions and end token), "recon", "box", "mask", and "l1": mean error of the most
-        likely *first* action. (Later ones of a chunk resemble the ones before them, which the model is shown here.)
+        """Scalars: "loss" (total), "action" (cross-entropy of actions and end token), "recon", "box", "mask", and "l1": mean error of the
+        most likely *first* action. (Later ones of a chunk resemble the ones before them, which the model is shown here.)
 
         Batch, numpy: canvas or features, target_gaze or target_whole (as `prepare` gives them), state (B, S), action (B, K, A),
         instruction list, gaze.valid (B,) bool, gaze.box (B, 4) for aux="box" or "mask".

@@ -199,7 +199,7 @@ def draw_pictures(count: int, scenes: Iterable[str] = ("A", "B", "C"), seed: int
 
     scenes = _checked(scenes)
     rng, canvas, gaze, ids = np.random.default_rng([seed, held_out]), [], [], []
-    per_look = min(per_look, max(1, count // 12))  # few pictures: still some looks
+    per_look = min(per_look, max(1, count // 6))  # few pictures: still some looks
     looks = -(-count // per_look)
     for i in range(looks):
         name = scenes[i % len(scenes)]
@@ -234,7 +234,7 @@ def _checked(scenes: Iterable[str]) -> tuple[str, ...]:
 # ---------------------------------------------------------------------------------------------------------------- training
 
 
-def pretrain(folder: Path | str, scenes: Iterable[str] = ("A", "B", "C"), tower_steps: int = 1200, vae_steps: int = 600, seed: int = 0,
+def pretrain(folder: Path | str, scenes: Iterable[str] = ("A", "B", "C"), tower_steps: int = 1200, vae_steps: int = 1200, seed: int = 0,
              states: dict | None = None, pictures: int = 12_000, log: Callable[[str], None] = print) -> Path:
     """Both parts, from pictures that are drawn once; what is there already is kept. Returns the folder, for `load_parts`."""
     drawn = _Drawn(pictures, scenes, seed, states)
@@ -245,13 +245,13 @@ def pretrain(folder: Path | str, scenes: Iterable[str] = ("A", "B", "C"), tower_
 
 def pretrain_tower(folder: Path | str, scenes: Iterable[str] = ("A", "B", "C"), steps: int = 1200, seed: int = 0,
                    states: dict | None = None, pictures: int = 12_000, log: Callable[[str], None] = print,
-                   drawn: "_Drawn | None" = None) -> Path:
+                   drawn: "_Drawn | None" = None, batch: int = 32) -> Path:
     """Train a tower to tell items apart; <folder>/tower with tower.safetensors and about.json, found again if about says the same.
 
     about["iou"]: of each item on pictures in looks never seen. drawn: pictures that are shared with `pretrain_vae`.
     """
     path = Path(folder) / "tower"
-    asked = _asked("tiny tower", _checked(scenes), steps, seed, states, pictures, channels=CHANNELS)
+    asked = _asked("tiny tower", _checked(scenes), steps, seed, states, pictures, batch=batch, channels=CHANNELS)
     if _there(path, asked, log):
         return path
     began, drawn = time.monotonic(), drawn or _Drawn(pictures, scenes, seed, states)
@@ -265,7 +265,7 @@ def pretrain_tower(folder: Path | str, scenes: Iterable[str] = ("A", "B", "C"), 
         logits = head(tower(pixels(data.canvas[rows]))[..., : 8 * CHANNELS]).view(-1, len(weight))
         return F.cross_entropy(logits, cells(data.ids[rows]).flatten(), weight=weight)
 
-    losses = _descend([*tower.parameters(), *head.parameters()], loss, len(data.canvas), steps, seed, 3e-3, "tower", log)
+    losses = _descend([*tower.parameters(), *head.parameters()], loss, len(data.canvas), steps, seed, 3e-3, "tower", log, batch)
     with torch.inference_mode():
         guess = torch.cat([head(tower(pixels(part))[..., : 8 * CHANNELS]).view(len(part), GRID**2, CELLS**2, -1).argmax(-1)
                            for part in np.array_split(held.canvas, -(-len(held.canvas) // 64))])
@@ -277,8 +277,8 @@ def pretrain_tower(folder: Path | str, scenes: Iterable[str] = ("A", "B", "C"), 
     return _write(path, "tower.safetensors", tower.state_dict(), about)
 
 
-def pretrain_vae(folder: Path | str, scenes: Iterable[str] = ("A", "B", "C"), steps: int = 600, seed: int = 0, states: dict | None = None,
-                 pictures: int = 12_000, log: Callable[[str], None] = print, drawn: "_Drawn | None" = None) -> Path:
+def pretrain_vae(folder: Path | str, scenes: Iterable[str] = ("A", "B", "C"), steps: int = 1200, seed: int = 0, states: dict | None = None,
+                 pictures: int = 12_000, log: Callable[[str], None] = print, drawn: "_Drawn | None" = None, batch: int = 8) -> Path:
     """Train a VAE (4 x 16 x 16 numbers of a canvas of 64 x 64) on canvases and gaze targets; <folder>/vae with vae.safetensors.
 
     about["psnr"] on pictures in looks never seen, beside two floors: the mean picture, and pixels averaged to as many numbers.
@@ -286,13 +286,14 @@ def pretrain_vae(folder: Path | str, scenes: Iterable[str] = ("A", "B", "C"), st
     from diffusers import AutoencoderKL
 
     path = Path(folder) / "vae"
-    asked = _asked("tiny VAE", _checked(scenes), steps, seed, states, pictures, config=VAE)
+    asked = _asked("tiny VAE", _checked(scenes), steps, seed, states, pictures, batch=batch, config=VAE)
     if _there(path, asked, log):
         return path
     began, drawn = time.monotonic(), drawn or _Drawn(pictures, scenes, seed, states)
     data, held = drawn.training, drawn.held_out
     with _seeded(seed):
         vae = AutoencoderKL.from_config(VAE)
+        nn.init.constant_(vae.quant_conv.bias[VAE["latent_channels"]:], -6.0)  # drawn latents start near their mean, not drowned in noise
     random = torch.Generator().manual_seed(seed)
 
     def loss(rows: np.ndarray) -> Tensor:
@@ -302,7 +303,7 @@ def pretrain_vae(folder: Path | str, scenes: Iterable[str] = ("A", "B", "C"), st
         error = vae.decode(posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=random)).sample - image
         return error.abs().mean() + error.square().mean() + KL * posterior.kl().mean()
 
-    losses = _descend(list(vae.parameters()), loss, len(data.canvas), steps, seed, 4e-3, "VAE", log, batch=16)
+    losses = _descend(list(vae.parameters()), loss, len(data.canvas), steps, seed, 4e-3, "VAE", log, batch)
     vae.eval()
     half = lambda data, step: {"canvas": _half(data.canvas[::step]), "gaze": _half(gaze_targets(data, np.arange(len(data.canvas))[::step]))}
     shown, trained = half(held, 1), half(data, max(1, len(data.canvas) // 200))
@@ -311,10 +312,9 @@ def pretrain_vae(folder: Path | str, scenes: Iterable[str] = ("A", "B", "C"), st
         vae.register_to_config(scaling_factor=round(1 / float(codes.std()), 5))
         rebuilt = {name: _bytes(vae.decode(vae.encode(pixels(part)).latent_dist.mean).sample) for name, part in shown.items()}
     side = math.isqrt(codes[0].numel() // 3)
-    psnr = {name: {"vae": _psnr(rebuilt[name], part),
-                   "mean picture": _psnr(np.broadcast_to(trained[name].mean(0), part.shape), part),
-                   f"averaged to {side} x {side} px": _psnr(np.stack([resize(resize(one, side, side), *one.shape[:2]) for one in part]), part)}
-            for name, part in shown.items()}
+    averaged = lambda part: np.stack([resize(resize(one, side, side), VAE_SIZE, VAE_SIZE) for one in part])
+    psnr = {name: {"vae": _psnr(rebuilt[name], part), "mean picture": _psnr(np.broadcast_to(trained[name].mean(0), part.shape), part),
+                   f"averaged to {side} x {side} px": _psnr(averaged(part), part)} for name, part in shown.items()}
     about = asked | {"psnr": psnr, "numbers": codes[0].numel(), "held_out": len(held.canvas), "held_out_looks": held.looks} | _report(
         data, losses, began)
     log(f"VAE: {psnr['canvas']['vae']:.1f} dB canvas, {psnr['gaze']['vae']:.1f} dB gaze targets, {about['minutes']:.1f} min")
@@ -357,7 +357,7 @@ def cells(ids: UInt8[np.ndarray, "b 32 32"]) -> Tensor:
     return torch.from_numpy(ids).long().reshape(-1, GRID, CELLS, GRID, CELLS).permute(0, 1, 3, 2, 4).reshape(-1, GRID**2, CELLS**2)
 
 
-def _descend(parameters: list, loss: Callable, count: int, steps: int, seed: int, peak: float, name: str, log: Callable, batch: int = 32
+def _descend(parameters: list, loss: Callable, count: int, steps: int, seed: int, peak: float, name: str, log: Callable, batch: int
              ) -> list[float]:
     """Adam over random batches with one cycle of the learning rate; the losses."""
     optimizer, losses, began = torch.optim.AdamW(parameters, lr=peak, weight_decay=1e-4), [], time.monotonic()
@@ -429,7 +429,8 @@ def _there(path: Path, asked: dict, log: Callable) -> bool:
 def _report(data: Pictures, losses: list[float], began: float) -> dict:
     from repro.training.checkpoint import provenance
 
-    return {"looks": data.looks, "loss": round(float(np.mean(losses[-50:])), 4), "minutes": round((time.monotonic() - began) / 60, 2),
+    return {"looks": data.looks, "first_loss": round(losses[0], 4), "loss": round(float(np.mean(losses[-50:][-max(1, len(losses) // 5):])), 4),
+            "minutes": round((time.monotonic() - began) / 60, 2),
             **provenance()}
 
 

@@ -142,8 +142,9 @@ def attention_table(records: list[dict]) -> Table:
     for variant in variants(r for r in records if r["benchmark"] == ATTENTION):
         cells = []
         for name, by_row in found.items():
-            cells.append(results.shown(name, mean(by_row[variant], (0, 1) if name == MASS else (-1, 1))))
-            cells += _against(by_row, variant, (-1, 1))[:1] if name != MASS else []
+            there = all(len(values) for values in by_row[variant].values())  # a task seen in one episode has no other one
+            cells.append(results.shown(name, mean(by_row[variant], (0, 1) if name == MASS else (-1, 1))) if there else "-")
+            cells += [] if name == MASS else _against(by_row, variant, (-1, 1))[:1] if there else ["-"]
         rows.append([variant, str(len(found[GAIN][variant])), str(len(next(iter(found[GAIN][variant].values())))), *cells])
     return ["row", "seeds", "episodes", "mass in the gaze box", "minus another episode's box", "... minus baseline",
             "minus the same task's box in another episode", "... minus baseline"], rows

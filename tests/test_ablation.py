@@ -1,0 +1,270 @@
+"""The ablation: resumed after a kill, nothing repeated; first weights, wrong boxes, intervals. Run: pytest tests/test_ablation.py"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from repro import ablation, ablation_figures, ablation_tables, experiments, profiles, results
+from repro.ablation import Run
+from repro.cli import cli
+from repro.data.batches import Batches, other_boxes
+from repro.data.calvin import ensure_store
+from repro.data.episodes import Episode, Store, StoreWriter
+from repro.evaluation import chains
+from repro.gaze.annotate import annotate
+from repro.machine import UserError
+from repro.models.reconvla import ReconVLAConfig
+from repro.sims import calvin_layout
+from repro.training import checkpoint, launch
+from repro.training.loop import read_metrics
+
+TOY = ReconVLAConfig(vae="pixels", hidden=16, layers=1, heads=2, intermediate=32, channels=4, denoiser_width=32, denoiser_depth=1,
+                     denoiser_heads=2, chunk=5, cache_features=False,
+                     **({"freeze_vision": False} if hasattr(ReconVLAConfig, "freeze_vision") else {"keypoints": 0}))  # fmt: skip
+SETTINGS = replace(profiles.get("smoke"), scenes=("A",), preset="toy", train_steps=6, batch_size=4, pretrain_steps=3, attention_frames=8,
+                   ablation_chains=3, simulators=3, workers=1, rows=("baseline", "gaze"), seeds=(0, 1), corrupt=(), curve_seeds=(1,),
+                   curve_single=1, tasks=profiles.EIGHT_TASKS[:5], episodes_per_task=1)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+    """A model of a few thousand numbers, and tasks that end after five steps."""
+    monkeypatch.setitem(launch.PRESETS, "toy", TOY)
+    monkeypatch.setattr(ablation, "MAX_STEPS", 5)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The stores of the toy, made once."""
+    work = tmp_path_factory.mktemp("data")
+    calvin_layout.ensure(work / "calvin", SETTINGS, log=lambda line: None)
+    for split in ("training", "validation"):
+        annotate(ensure_store(work / "calvin", split, work / "store" / split, workers=1, log=lambda line: None).folder, "truth")
+    return work
+
+
+@pytest.fixture
+def work(data, tmp_path):
+    shutil.copytree(data / "store", tmp_path / "store")
+    return tmp_path
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_ablation as t
+t.launch.PRESETS["toy"], t.ablation.MAX_STEPS = t.TOY, 5
+t.ablation.run(t.SETTINGS, Path(sys.argv[1]), slots=0, log=lambda line: print(line, flush=True))
+"""
+
+
+def test_a_killed_ablation_goes_on_where_it_was_and_repeats_nothing(work):
+    process = subprocess.Popen([sys.executable, "-c", KILLED.format(tests=str(Path(__file__).parent)), str(work)], text=True,
+                               stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("gaze: 1/3 chains") or line.startswith("gaze: 3/3 chains"):  # of gaze:0, in the middle of its evaluation
+            os.kill(process.pid, signal.SIGKILL)
+            break
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, said
+    done = {path.name: path.stat().st_mtime_ns for path in (work / "runs" / "ablation").glob("*.json")}
+    trained = {path: path.stat().st_mtime_ns for path in (work / "train").glob("*/step_*/about.json")}
+    assert ablation.is_done(SETTINGS, work, Run("baseline", 0)) and not ablation.is_done(SETTINGS, work, Run("gaze", 0))
+    assert len(done) == 4 and len(trained) == 2
+
+    log = []
+    assert ablation.run(SETTINGS, work, slots=0, log=log.append) == []
+    assert {name: (work / "runs" / "ablation" / name).stat().st_mtime_ns for name in done} == done
+    assert {path: path.stat().st_mtime_ns for path in trained} == trained
+    assert any("gaze: 1 of 3 chains are done already" in line or "gaze: 3/3" in line for line in log) and "5 of 5 runs are done" in log[-1]
+    assert [json.loads((work / "ablation" / name / "done.json").read_text())["asked"] for name in ("baseline-seed1", "floors")]
+    again = []
+    ablation.run(SETTINGS, work, slots=0, log=again.append)
+    assert "5 of 5" in again[-1] and not any("step" in line for line in again)
+    check_tables(work)
+
+
+def check_tables(work):
+    """What the five runs say: both scenes, paired over two seeds, on the way, and the figures."""
+    records = ablation_tables.write(work, lambda line: None)
+    assert ablation_tables.chain_benchmarks(records) == [f"play table A->{where}, 5 tasks, chains of 5" for where in "DA"]
+    header, rows = ablation_tables.chain_table(records, "play table A->D, 5 tasks, chains of 5")
+    assert [row[0] for row in rows][:2] == ["baseline", "gaze"] and rows[0][1:3] == ["2", "3"] and rows[1][-1].endswith("of 2")
+    assert {"random actions", "constant action", "scripted expert (ceiling)", "gaze, shuffled instruction"} <= {row[0] for row in rows}
+    assert [row[:3] for row in ablation_tables.attention_table(records)[1]] == [[name, "2", "5"] for name in ("baseline", "gaze")]
+    way = ablation_tables.on_the_way(records)
+    assert [mark["step"] for mark in way] == [1, 2, 3, 4, 6] and way[-1]["success gain"]["n"] == 5 and way[0]["epochs"] < way[1]["epochs"]
+    figures = {path.stem for path in (work / "figures").glob("*.png")}
+    assert figures == {"ablation_rows", "ablation_on_the_way", "ablation_learning"}
+    assert "not comparable with the paper" in (work / "ablation.md").read_text() and str(work) not in json.dumps(records)
+
+
+def test_minutes_stop_a_run_cleanly_and_unknown_rows_are_refused(work, monkeypatch):
+    said = []
+    assert ablation.run(replace(SETTINGS, seeds=(0,), rows=("baseline",)), work, minutes=0.05, slots=0, log=said.append)
+    assert "0 of 1 runs are done, left: baseline:0:0" in said[-1] and not (work / "runs").exists()
+    with pytest.raises(UserError, match="no such rows"):
+        ablation.runs(replace(SETTINGS, rows=("gazing",)))
+    order = [run.key for run in ablation.runs(replace(SETTINGS, corrupt=(0.33,)))]
+    assert order == ["baseline:0:0", "gaze:0:0", "gaze:0:0.33", "floors:0:0", "baseline:1:0", "gaze:1:0", "gaze:1:0.33"]
+    monkeypatch.setenv("REPRO_WORK", str(work))
+    assert "no run of the ablation is done" in str(CliRunner().invoke(cli, ["ablation", "--tables"]).exception)
+
+
+# ---- training: weights to begin with, held-out loss, wrong boxes ---------------------------------------------------------------
+
+
+def test_a_run_begins_with_all_weights_of_another_or_without_its_denoiser(work, tmp_path):
+    shutil.copytree(work / "store" / "training", work / "store" / "pretraining")
+    launch.train_from_config(experiments.job_before(SETTINGS, work, 0), log=lambda line: None)
+    before = load_file(checkpoint.need(work / "train" / "pretraining") / "model.safetensors")
+    for row, kept in experiments.PRETRAINED.items():
+        path = experiments.job(SETTINGS, work, row, 0)
+        job = launch.Job(**json.loads(path.read_text()))
+        torch.manual_seed(0)
+        model = launch._build(job, launch.model_config(job.model, []), Store(job.store))
+        fresh = {name: value.clone() for name, value in model.state_dict().items()}
+        about = launch.begin(model, job)["start"]
+        assert about["denoiser"] == ("kept" if kept else "begun anew") and about["step"] == 3
+        same = {name: torch.equal(value, before[name]) for name, value in model.state_dict().items() if name in before}
+        denoiser = {name for name in same if name.startswith("denoiser.")}
+        assert len(denoiser) > 5 and all(same[name] for name in same.keys() - denoiser)
+        assert all(same[name] for name in denoiser) if kept else all(torch.equal(model.state_dict()[n], fresh[n]) for n in denoiser)
+        assert any(not torch.equal(before[name], fresh[name]) for name in same.keys() - denoiser)
+    summary = launch.train_from_config(experiments.job(SETTINGS, work, "gaze+pretrain", 0), log=lambda line: None)
+    assert checkpoint.about(summary.checkpoint)["data"]["start"]["sha256"] and summary.step == 6
+    baseline = json.loads(experiments.job(SETTINGS, work, "baseline", 0).read_text())
+    with pytest.raises(UserError, match="does not fit"):  # a model without a denoiser cannot take over one
+        launch.begin(launch._build(launch.Job(**baseline), launch.model_config(baseline["model"], []), Store(baseline["store"])),
+                     launch.Job(**{**baseline, "start": str(work / "train" / "pretraining")}))
+
+
+def test_the_held_out_loss_is_measured_without_changing_the_run_and_marks_are_kept(work):
+    quiet = {"log": lambda line: None}
+    plain = experiments.job(SETTINGS, work, "gaze", 0)
+    launch.train_from_config(plain, **quiet)
+    marked = json.loads(experiments.job(SETTINGS, work, "gaze", 1).read_text())
+    marked |= {"folder": str(work / "train" / "marked"), "train": {**marked["train"], "seed": 0, "measure_every": 2}}
+    (work / "marked.json").write_text(json.dumps(marked))
+    launch.train_from_config(work / "marked.json", **quiet)
+    one, two = (read_metrics(work / "train" / name / "metrics.jsonl") for name in ("gaze", "marked"))
+    assert [line["action"] for line in one] == [line["action"] for line in two]
+    assert [line["step"] for line in two if "held_out" in line] == [2, 4, 6] and [line["step"] for line in one if "held_out" in line] == [6]
+    kept = checkpoint.steps(work / "train" / "marked" / "kept")
+    assert [path.name for path in kept] == [f"step_{step:08d}" for step in (1, 2, 3, 4, 6)]
+    last = [load_file(path / "model.safetensors") for path in (kept[-1], checkpoint.need(work / "train" / "gaze"))]
+    assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
+    learned = ablation.learning(work / "train" / "marked")
+    assert learned["step"] == [1, 2, 3, 4, 5, 6] and learned["held_out_step"] == [2, 4, 6] and "recon" in learned
+
+
+def test_boxes_are_wrong_in_the_share_asked_for_in_the_same_frames_always():
+    episodes, found = np.repeat(np.arange(50), 200), np.random.default_rng(0).random(10_000) < 0.9
+    frames = np.tile(np.arange(200), 50)
+    number, other = other_boxes(episodes, frames, found, seed=3)
+    again = other_boxes(episodes, frames, found, seed=3)
+    assert (number == again[0]).all() and (other == again[1]).all() and (other_boxes(episodes, frames, found, 4)[0] != number).any()
+    for share in (0.08, 0.33):
+        assert (number < share).mean() == pytest.approx(share, abs=0.015)
+    assert found[other].all() and (episodes[other] != episodes).all()
+    counts = np.bincount(episodes[other], minlength=50)
+    assert counts.min() > 120 and counts.max() < 290  # every episode lends its boxes alike
+    alone, _ = other_boxes(episodes[200:], frames[200:], found[200:], seed=3)
+    assert (alone == number[200:]).all()  # decided by episode and frame, not by place
+    with pytest.raises(UserError, match="cannot be exchanged"):
+        other_boxes(episodes, frames, found & (episodes == 3), 0)
+
+
+def test_a_wrong_box_changes_what_is_made_of_the_box_and_nothing_else(tmp_path):
+    rng, folder = np.random.default_rng(0), tmp_path / "store"
+    with StoreWriter(folder, 30) as writer:
+        for i in range(4):
+            columns = {"observation.images.static": rng.integers(0, 256, (6, 8, 8, 3), np.uint8), "action": np.zeros((6, 7), np.float32),
+                       "observation.state": np.zeros((6, 15), np.float32), "gaze.box": rng.random((6, 4)).astype(np.float32),
+                       "gaze.source": ["truth"] * 5 + ["fallback"]}  # fmt: skip
+            writer.add(Episode(f"sentence {i}", columns, {"task_id": "task", "scene": "D"}))
+    prepare = lambda step: {"target": step["gaze.box"] * 2, "mean": step["observation.images.static"].mean(keepdims=True)}
+    common = {"prepare": prepare, "key": "test", "log": lambda line: None}
+    clean = Batches(Store(folder), 24, 5, **common)(0)
+    wrong = Batches(Store(folder), 24, 5, corrupt=0.5, **common)
+    dirty = wrong(0)
+    touched = wrong.corrupted[dirty["row"]]
+    assert 0 < wrong.corrupted.sum() < 20 and not wrong.corrupted[5::6].any() and (dirty["row"] == clean["row"]).all()
+    assert (dirty["gaze.box"] == clean["gaze.box"]).all(1).tolist() == (~touched).tolist()
+    assert np.allclose(dirty["target"], 2 * dirty["gaze.box"]) and (dirty["mean"] == clean["mean"]).all()
+    assert set(wrong.wrong) == {"target"} and (wrong(0)["gaze.box"] == dirty["gaze.box"]).all()
+    every = Batches(Store(folder), 24, 5, corrupt=1.0, seed=9, **common)
+    assert every.corrupted.sum() == 20 and (every.corrupted | ~wrong.corrupted).all()
+    assert len(list((tmp_path / "store.prepared").iterdir())) == 3  # the arrays, those of wrong boxes, and the lock
+    with pytest.raises(UserError, match="cannot be corrupted"):
+        Batches(Store(folder), 24, 5, corrupt=1.5, **common)
+
+
+# ---- statistics ----------------------------------------------------------------------------------------------------------------
+
+
+def test_intervals_cover_over_seeds_and_start_states():
+    """200 made-up tables with 6 seeds and 60 chains: the interval of the mean must hold the truth about 95 times in 100."""
+    rng, hits, naive = np.random.default_rng(0), 0, 0
+    for i in range(200):
+        values = 2 + rng.normal(0, 0.3, (6, 1)) + rng.normal(0, 0.5, (1, 60)) + rng.normal(0, 1, (6, 60))
+        found = ablation_tables.crossed(values, (-9, 9), draws=800, seed=i)
+        hits += found["low"] <= 2 <= found["high"]
+        error = values.std() / 360**0.5
+        naive += abs(values.mean() - 2) <= 1.96 * error
+    assert 0.88 <= hits / 200 <= 0.99 and naive / 200 < 0.7  # forgetting the seeds claims far too much
+    assert ablation_tables.crossed(np.zeros((2, 50)), (0, 5))["high"] == pytest.approx(5 * ablation_tables.wilson(0, 50)[1])
+
+
+def test_differences_are_paired_over_seeds_and_chains():
+    rng = np.random.default_rng(0)
+    hard = rng.normal(0, 2, 300)
+    base = {seed: 3 + hard + rng.normal(0, 0.1, 300) for seed in range(3)}
+    ours = {seed: values + 0.2 for seed, values in base.items() if seed < 2}
+    found = ablation_tables.difference(ours, base, (-5, 5))
+    assert found["value"] == pytest.approx(0.2) and found["seeds"] == 2 == found["positive"] and found["high"] - found["low"] < 0.1
+    assert ablation_tables.difference({7: hard}, base, (-5, 5)) is None
+    alone = ablation_tables.mean(base, (-9, 9))
+    assert alone["high"] - alone["low"] > 0.3
+
+
+def test_tables_come_from_the_latest_settings_only_and_figures_from_wrong_boxes(tmp_path):
+    def saved(variant, seed, corrupt, outcomes, asked="now", created="2026-01-02"):
+        config = {"row": variant.split(",")[0], "corrupt": corrupt, "asked": asked}
+        ended = [chains.Outcome(i, variant, tuple("abcde"), (True,) * int(k) + (False,) * (k < "5"), (1,)) for i, k in enumerate(outcomes)]
+        common = dict(data="d", data_hash="h", config=config, seed=seed, minutes=1, simulator="tabletop", renderer="r",
+                      not_comparable_with=["reconvla"])  # fmt: skip
+        one = results.record("reconvla ablation", variant, benchmark="play table A->D, 5 tasks, chains of 5",
+                             metrics=chains.summarise(ended), **common)  # fmt: skip
+        results.save({**one, "outcomes": outcomes, "created": created}, tmp_path)
+        frames = {"episode": [0, 0, 1], **{n: [0.1, 0.2, 0.4] for n in (ablation_tables.MASS, ablation_tables.GAIN)},
+                  ablation_tables.TASK_GAIN: [0.1, None, None]}  # fmt: skip
+        two = results.record("reconvla ablation", variant, benchmark=ablation_tables.ATTENTION, metrics={}, **common)
+        results.save({**two, "frames": frames, "created": created}, tmp_path)
+
+    for seed in (0, 1):
+        saved("baseline", seed, 0.0, "0123")
+        saved("gaze", seed, 0.0, "1234")
+        saved("gaze, 33 % wrong boxes", seed, 0.33, "0133")
+    saved("whole", 0, 0.0, "5555", "before", "2026-01-01")
+    records = ablation_tables.load(tmp_path)
+    assert ablation_tables.variants(records) == ["baseline", "gaze", "gaze, 33 % wrong boxes"]
+    rows = ablation_tables.chain_table(records, records[-1]["benchmark"])[1]
+    assert rows[1][-2].startswith("+1 [") and rows[1][-1] == "2 of 2" and rows[0][3].startswith("75.0 [")
+    assert ablation_tables.frames(records)["gaze"][0].tolist() == pytest.approx([0.15, 0.4])
+    assert ablation_tables.frames(records, ablation_tables.TASK_GAIN)["gaze"][0].tolist() == pytest.approx([0.1])
+    assert set(ablation_figures.everything(records)) == {"rows", "wrong_boxes"}

@@ -120,7 +120,8 @@ def test_frozen_stays_frozen_and_nothing_random_is_frozen(folder):
 
 
 def test_cached_is_uncached_within_float16_and_other_weights_are_another_key(folder):
-    cached, fresh = model(folder, posterior="mean").eval(), model(folder, posterior="mean", cache_features=False, cache_latents=False).eval()
+    off = dict(cache_features=False, cache_latents=False)
+    cached, fresh = (model(folder, posterior="mean", **how).eval() for how in ({}, off))
     losses = []
     for net in (cached, fresh):
         data = batch(net)

@@ -35,12 +35,12 @@ SIZE, GRID, STATIC_TOKENS, PATCH = 128, 8, 6, 16  # canvas px, tokens a side, ro
 STATIC_ROWS, CELLS = STATIC_TOKENS * PATCH, 4  # px of the static camera; cells per token and axis of the segmentation
 CHANNELS = 16
 VAE_SIZE = SIZE // 2  # px of the canvas as the VAE sees it: two latents a token on 8 x 8, and a quarter of the work of full size
-VAE = dict(block_out_channels=[16, 32, 32], down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3,
+VAE = dict(block_out_channels=[16, 32, 64], down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3,
            layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=VAE_SIZE, mid_block_add_attention=False, shift_factor=0.0)
 BACKGROUND = 0.3  # weight of what is no item
 OWN_LOOK = 10  # one look in so many is the scene's own
 NEW_LOOKS = 2**31  # repainted looks of pretraining are numbered from here, looks of an evaluation below
-KL = 1e-5
+KL = 1e-7
 
 
 class Residual(nn.Module):
@@ -429,9 +429,9 @@ def _there(path: Path, asked: dict, log: Callable) -> bool:
 def _report(data: Pictures, losses: list[float], began: float) -> dict:
     from repro.training.checkpoint import provenance
 
-    return {"looks": data.looks, "first_loss": round(losses[0], 4), "loss": round(float(np.mean(losses[-50:][-max(1, len(losses) // 5):])), 4),
-            "minutes": round((time.monotonic() - began) / 60, 2),
-            **provenance()}
+    last = losses[-max(1, min(50, len(losses) // 5)):]
+    return {"looks": data.looks, "first_loss": round(losses[0], 4), "loss": round(float(np.mean(last)), 4),
+            "minutes": round((time.monotonic() - began) / 60, 2), **provenance()}
 
 
 def _write(path: Path, name: str, weights: dict[str, Tensor], about: dict, more: dict[str, dict] = {}) -> Path:  # noqa: B006

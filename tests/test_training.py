@@ -321,7 +321,8 @@ def test_jobs_train_in_subprocesses_and_a_failed_one_shows_its_last_lines(tmp_pa
                 "observation.state": rng.normal(size=(6, 15)).astype(np.float32), "action": rng.uniform(-1, 1, (6, 7)).astype(np.float32),
             }  # fmt: skip
             writer.add(Episode(task, columns, {}))
-    size = {"hidden": 32, "layers": 1, "channels": 8, "denoiser_width": 32, "denoiser_depth": 1, "target": "whole"}
+    size = {"hidden": 32, "layers": 1, "channels": 8, "denoiser_width": 32, "denoiser_depth": 1, "target": "whole", "vae": "pixels",
+            "freeze_vision": False, "cache_features": False}
     job = dict(store=tmp_path / "store", model=size, train={"steps": 2, "batch_size": 4, "log_every": 1})
     good = launch.write_config(tmp_path / "good.json", name="good", folder=tmp_path / "good", **job)
     bad = launch.write_config(tmp_path / "bad.json", name="bad", folder=tmp_path / "bad", **{**job, "store": tmp_path / "nowhere"})

@@ -21,7 +21,8 @@ QUIET = {"log": lambda line: None}
 @pytest.fixture(scope="module")
 def short():
     """The smoke profile, but only a dozen steps."""
-    return replace(profiles.get("smoke"), train_steps=12, batch_size=8, attention_frames=9, workers=1)
+    return replace(profiles.get("smoke"), train_steps=12, batch_size=8, attention_frames=9, workers=1, tower_steps=2, vae_steps=2,
+                   part_pictures=48)
 
 
 def test_real_simulator_frames_from_import_to_table(test_data, short, tmp_path):

@@ -16,12 +16,15 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from repro.data.episodes import EpisodeInfo, Store
 from repro.machine import UserError
+
+TOGETHER = 32  # steps that `prepare_many` is given at once
 
 
 def last_of_run(frames: np.ndarray, episodes: np.ndarray) -> np.ndarray:
@@ -197,7 +200,8 @@ def prepared(
     store: Store, prepare: Callable, key: str | None = None, cache: Path | str | None = None, workers: int = 2, log: Callable = print,
     boxes: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """The arrays `prepare` gives for every frame of the store, (N, ...) memory-mapped; made once, then found again.
+    """The arrays `prepare` gives for every frame of the store, (N, ...) memory-mapped; made once, then found again. Zero where the store
+    says (`info.drawn`) that a frame carries an earlier one's picture.
 
     `boxes` (N, 4) stand in for the store's gaze boxes; then only those arrays are kept that depend on the box.
 
@@ -240,13 +244,17 @@ def _build(store: Store, prepare: Callable, key: str, folder: Path, workers: int
         for name, value in first.items()
     }
 
+    drawn = np.asarray(store.column("info.drawn"), bool) if "info.drawn" in store.columns else np.ones(store.frames, bool)
+
     def one(i: int) -> None:
-        for row, step in enumerate(_steps(store, i, columns), store.episodes[i].start):
-            found = prepare(step if boxes is None else {**step, "gaze.box": boxes[row]})
-            for name, array in arrays.items():
-                if np.shape(found[name]) != array.shape[1:]:
-                    raise ValueError(f"prepare gave `{name}` {np.shape(found[name])} for row {row}, {array.shape[1:]} for the first")
-                array[row] = found[name]
+        steps = ((row, step if boxes is None else {**step, "gaze.box": boxes[row]})
+                 for row, step in enumerate(_steps(store, i, columns), store.episodes[i].start) if drawn[row])  # fmt: skip
+        while some := list(islice(steps, TOGETHER)):
+            for (row, _), found in zip(some, _many(prepare, [step for _, step in some]), strict=True):
+                for name, array in arrays.items():
+                    if np.shape(found[name]) != array.shape[1:]:
+                        raise ValueError(f"prepare gave `{name}` {np.shape(found[name])} for row {row}, {array.shape[1:]} for the first")
+                    array[row] = found[name]
 
     try:
         with ThreadPoolExecutor(workers) as pool:  # decoding and resizing free the interpreter lock
@@ -259,6 +267,12 @@ def _build(store: Store, prepare: Callable, key: str, folder: Path, workers: int
         os.rename(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _many(prepare: Callable, steps: list[dict]) -> list[dict]:
+    """`prepare` of each step; at once where the object that it belongs to has a `prepare_many`."""
+    many = getattr(getattr(prepare, "__self__", None), "prepare_many", None) if getattr(prepare, "__name__", "") == "prepare" else None
+    return many(steps) if many else [prepare(step) for step in steps]
 
 
 def _steps(store: Store, i: int, columns: list[str]):

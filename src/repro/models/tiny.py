@@ -35,7 +35,7 @@ SIZE, GRID, STATIC_TOKENS, PATCH = 128, 8, 6, 16  # canvas px, tokens a side, ro
 STATIC_ROWS, CELLS = STATIC_TOKENS * PATCH, 4  # px of the static camera; cells per token and axis of the segmentation
 CHANNELS = 16
 VAE_SIZE = SIZE // 2  # px of the canvas as the VAE sees it: two latents a token on 8 x 8, and a quarter of the work of full size
-VAE = dict(block_out_channels=[16, 32, 64], down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3,
+VAE = dict(block_out_channels=[8, 16, 32], down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3,
            layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=VAE_SIZE, mid_block_add_attention=False, shift_factor=0.0)
 BACKGROUND = 0.3  # weight of what is no item
 OWN_LOOK = 10  # one look in so many is the scene's own
@@ -234,7 +234,7 @@ def _checked(scenes: Iterable[str]) -> tuple[str, ...]:
 # ---------------------------------------------------------------------------------------------------------------- training
 
 
-def pretrain(folder: Path | str, scenes: Iterable[str] = ("A", "B", "C"), tower_steps: int = 1200, vae_steps: int = 1200, seed: int = 0,
+def pretrain(folder: Path | str, scenes: Iterable[str] = ("A", "B", "C"), tower_steps: int = 1200, vae_steps: int = 2000, seed: int = 0,
              states: dict | None = None, pictures: int = 12_000, log: Callable[[str], None] = print) -> Path:
     """Both parts, from pictures that are drawn once; what is there already is kept. Returns the folder, for `load_parts`."""
     drawn = _Drawn(pictures, scenes, seed, states)
@@ -277,7 +277,7 @@ def pretrain_tower(folder: Path | str, scenes: Iterable[str] = ("A", "B", "C"), 
     return _write(path, "tower.safetensors", tower.state_dict(), about)
 
 
-def pretrain_vae(folder: Path | str, scenes: Iterable[str] = ("A", "B", "C"), steps: int = 1200, seed: int = 0, states: dict | None = None,
+def pretrain_vae(folder: Path | str, scenes: Iterable[str] = ("A", "B", "C"), steps: int = 2000, seed: int = 0, states: dict | None = None,
                  pictures: int = 12_000, log: Callable[[str], None] = print, drawn: "_Drawn | None" = None, batch: int = 8) -> Path:
     """Train a VAE (4 x 16 x 16 numbers of a canvas of 64 x 64) on canvases and gaze targets; <folder>/vae with vae.safetensors.
 
@@ -303,7 +303,7 @@ def pretrain_vae(folder: Path | str, scenes: Iterable[str] = ("A", "B", "C"), st
         error = vae.decode(posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=random)).sample - image
         return error.abs().mean() + error.square().mean() + KL * posterior.kl().mean()
 
-    losses = _descend(list(vae.parameters()), loss, len(data.canvas), steps, seed, 4e-3, "VAE", log, batch)
+    losses = _descend(list(vae.parameters()), loss, len(data.canvas), steps, seed, 5e-3, "VAE", log, batch, 0.1)
     vae.eval()
     half = lambda data, step: {"canvas": _half(data.canvas[::step]), "gaze": _half(gaze_targets(data, np.arange(len(data.canvas))[::step]))}
     shown, trained = half(held, 1), half(data, max(1, len(data.canvas) // 200))
@@ -357,11 +357,11 @@ def cells(ids: UInt8[np.ndarray, "b 32 32"]) -> Tensor:
     return torch.from_numpy(ids).long().reshape(-1, GRID, CELLS, GRID, CELLS).permute(0, 1, 3, 2, 4).reshape(-1, GRID**2, CELLS**2)
 
 
-def _descend(parameters: list, loss: Callable, count: int, steps: int, seed: int, peak: float, name: str, log: Callable, batch: int
-             ) -> list[float]:
+def _descend(parameters: list, loss: Callable, count: int, steps: int, seed: int, peak: float, name: str, log: Callable, batch: int,
+             warm: float = 0.3) -> list[float]:
     """Adam over random batches with one cycle of the learning rate; the losses."""
     optimizer, losses, began = torch.optim.AdamW(parameters, lr=peak, weight_decay=1e-4), [], time.monotonic()
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=max(2, steps))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=max(2, steps), pct_start=warm)
     for step in range(steps):
         value = loss(np.random.default_rng([seed, step]).integers(count, size=batch))
         optimizer.zero_grad()

@@ -66,7 +66,8 @@ def _write_job(settings: Profile, work: Path, place: Path, row: str, seed: int, 
     clock = {"budget_minutes": settings.budget_minutes if minutes is None else minutes, "checkpoint_minutes": settings.checkpoint_minutes}
     steps = train.get("steps", settings.train_steps)
     return launch.write_config(
-        place.parent / f"{place.name}.json", folder=place, parts=parts(settings, work), validation=str(validation) if validation.is_dir() else "",
+        place.parent / f"{place.name}.json", folder=place, parts=parts(settings, work),
+        validation=str(validation) if validation.is_dir() else "",
         model={"preset": settings.preset, **ROWS[row]},
         train={"seed": seed, "steps": steps, "batch_size": settings.batch_size, "accumulate": settings.accumulate,
                "learning_rate": settings.learning_rate, "measure_every": max(25, steps // 20), **clock, **train}, **more)  # fmt: skip

@@ -21,7 +21,7 @@ HOW = dict(pictures=24, batch=8)
 
 @pytest.fixture(scope="module")
 def drawn():
-    return tiny._Drawn(24, ("A", "B", "C"), 0, None)
+    return tiny.Drawn(24, ("A", "B", "C"), 0, None)
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,8 @@ ROWS = {  # name -> what it changes in the preset
 PRETRAINED = {"gaze+pretrain": True, "gaze+pretrain without denoiser": False}  # is the denoiser of the stage before kept?
 VARIANTS = {name: ROWS[name] for name in ("baseline", "whole", "gaze", "blind")}  # those of the notebooks
 MARKS = (0.1, 0.25, 0.5, 0.75, 1.0)  # shares of the steps at which a run of `curve_seeds` is looked at
+CAUTION = ("Attention shows where image tokens are read, not what an action depends on: what passes through other tokens (instruction, "
+           "proprioception, earlier actions) is not in the map, and reading is no proof of use.")
 PRETRAINING_SEED = 1000  # of the episodes of the stage before, on top of the data's own seed
 
 
@@ -56,8 +58,8 @@ def parts(settings: Profile, work: Path, log=print) -> str:
 
     training = Store(work / "store" / "training")
     states = tiny.recorded(training) if training.meta.get("simulator") == "tabletop" else None
-    tiny.pretrain(work / "parts", tower_steps=settings.tower_steps, vae_steps=settings.vae_steps, states=states,
-                  pictures=settings.part_pictures, log=log)
+    tiny.pretrain(work / "parts", tower_steps=settings.tower_steps, vae_steps=settings.vae_steps,
+                  language_steps=settings.language_steps, states=states, pictures=settings.part_pictures, log=log)
     return str(work / "parts")
 
 
@@ -235,27 +237,30 @@ def about(policy) -> dict:
 
 # ---- pictures and attention --------------------------------------------------------------------------------------------------------
 
-def reconstructions(model: ReconVLA, work: Path, count: int = 6, seed: int = 0):
-    """Figure: for `count` held-out frames the target and what the denoiser draws from noise (static part above, wrist below)."""
-    store = Store(work / "store" / "validation")
-    frames = attention_frames(store, count)
-    targets = model.targets(frames)
-    torch.manual_seed(seed)
-    drawn = model.reconstruct(frames, [frame["task"] for frame in frames])
-    labels = [f"target: {frame['task']}" for frame in frames] + ["drawn from noise"] * len(frames)
-    return pictures.sheet([*targets, *drawn], labels, columns=len(frames), size=2.0)
-
-
 def attention_frames(store: Store, count: int) -> list[dict]:
-    """About `count` frames with a true gaze box, spread evenly over the episodes: the step's columns, `task` and `episode`."""
+    """About `count` frames with a true gaze box, spread evenly over the episodes: the step's columns, `task`, `episode` and `step`."""
     each, found = max(1, count // max(1, len(store))), []
     for info in store.episodes[:: max(1, len(store) // count)]:
         columns = store.read(info.index).columns
         sure = [t for t in range(info.length) if columns["gaze.source"][t] != "fallback"]
         for t in [sure[int(i)] for i in np.linspace(0, len(sure) - 1, min(each, len(sure))).round()] if sure else []:
-            found.append({**{key: column[t] for key, column in columns.items()}, "task": info.task, "task_id": info.task_id,
-                          "episode": info.index})
+            found.append(_frame(info, columns, t))
     return found
+
+
+def attention_strips(store: Store, count: int = 16, every: int = 5) -> list[dict]:
+    """Every `every`-th frame of about `count` whole episodes, evenly chosen among those with a true gaze box in all of these frames."""
+    found = []
+    for info in store.episodes[:: max(1, len(store) // count)]:
+        columns, steps = store.read(info.index).columns, range(0, info.length, every)
+        if len(steps) > 1 and all(columns["gaze.source"][t] != "fallback" for t in steps):
+            found += [_frame(info, columns, t) for t in steps]
+    return found
+
+
+def _frame(info, columns: dict, t: int) -> dict:
+    return {**{key: column[t] for key, column in columns.items()}, "task": info.task, "task_id": info.task_id, "episode": info.index,
+            "step": t}
 
 
 def attention_of(model: ReconVLA, frames: list[dict], batch: int = 32) -> np.ndarray:
@@ -264,21 +269,52 @@ def attention_of(model: ReconVLA, frames: list[dict], batch: int = 32) -> np.nda
     return np.concatenate([attention.static_maps(model, part, [frame["task"] for frame in part]) for part in parts])
 
 
-def record_attention(settings: Profile, work: Path, models: dict, maps: dict[str, np.ndarray], frames: list[dict], seed: int) -> list[dict]:
-    """One run record per model: attention inside the gaze box, with its floors. Saved."""
-    training, validation = (Store(work / "store" / split) for split in ("training", "validation"))
-    boxes, episodes = np.stack([frame["gaze.box"] for frame in frames]), np.array([frame["episode"] for frame in frames])
-    found = []
-    for name, static in maps.items():
-        begun = time.monotonic()
-        record = results.record(
-            "reconvla", name, benchmark=f"attention, held-out episodes of {validation.meta['name']}", data=training.meta["name"],
-            data_hash=training.hash, config={"profile": settings.name, "policy": about(models[name]), "reduced": attention.caption()},
-            seed=seed, metrics=attention.measure_all(static, boxes, episodes, seed=seed), minutes=minutes(models[name], begun),
-            simulator="none (recorded frames)", renderer="none", not_comparable_with=["reconvla"])
-        results.save(record, work / "runs")
-        found.append(record)
+def attention_columns(static: np.ndarray, frames: list[dict], seed: int = 0) -> dict[str, np.ndarray]:
+    """The numbers of each frame, with every control (attention.frame_numbers)."""
+    return attention.frame_numbers(static, np.stack([frame["gaze.box"] for frame in frames]), _of(frames, "episode"),
+                                   [frame["task_id"] for frame in frames], seed=seed)
+
+
+def attention_jumps(static: np.ndarray, frames: list[dict]) -> dict[str, np.ndarray]:
+    """Whether the map's maximum jumps along the episodes of `attention_strips`, with its controls (attention.frame_jumps)."""
+    return attention.frame_jumps(static, np.stack([frame["gaze.box"] for frame in frames]), _of(frames, "episode"), _of(frames, "step"))
+
+
+def _of(frames: list[dict], key: str) -> np.ndarray:
+    return np.array([frame[key] for frame in frames])
+
+
+def record_attention(settings: Profile, work: Path, models: dict, maps: dict[str, np.ndarray], frames: list[dict], seed: int,
+                     strips: tuple[dict[str, np.ndarray], list[dict]] | None = None) -> list[dict]:
+    """One run record per model, then one per model but the baseline with its paired differences to the baseline's attention. Saved.
+
+    maps: {model: static maps of `frames`}; strips: the same of `attention_strips` and these, for how often the maximum jumps.
+    """
+    where, begun, found = f"attention, held-out episodes of {Store(work / 'store' / 'validation').meta['name']}", time.monotonic(), []
+    columns = {name: [attention_columns(static, frames, seed)] for name, static in maps.items()}
+    for name in columns if strips else ():
+        columns[name].append(attention_jumps(strips[0][name], strips[1]))
+    for name, mine in columns.items():
+        metrics = {key: metric for part in mine for key, metric in attention.averages(part, seed).items()}
+        found.append(_attention_record(settings, work, name, where, about(models[name]), metrics, minutes(models[name], begun), seed))
+    for name in [name for name in columns if name != "baseline" and "baseline" in columns]:
+        metrics = {key: metric for ours, theirs in zip(columns[name], columns["baseline"], strict=True)
+                   for key, metric in attention.differences(ours, theirs, seed).items()}
+        both = {name: about(models[name]), "baseline": about(models["baseline"])}
+        found.append(_attention_record(settings, work, f"{name} minus baseline", f"{where}: paired differences", both, metrics,
+                                       minutes(None, begun), seed))
     return found
+
+
+def _attention_record(settings: Profile, work: Path, name: str, benchmark: str, policy: dict, metrics: dict, spent: float, seed: int
+                      ) -> dict:
+    training = Store(work / "store" / "training")
+    record = results.record(
+        "reconvla", name, benchmark=benchmark, data=training.meta["name"], data_hash=training.hash,
+        config={"profile": settings.name, "policy": policy, "reduced": attention.caption()}, seed=seed, metrics=metrics, minutes=spent,
+        simulator="none (recorded frames)", renderer="none", not_comparable_with=["reconvla"])
+    results.save(record, work / "runs")
+    return record
 
 
 def watch(policy, launch: Launch, chain: tuple, sentences: dict[str, str], max_steps: int) -> list[tuple[str, int, np.ndarray]]:

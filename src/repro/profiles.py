@@ -41,7 +41,8 @@ class Profile:
     noise: float  # scale of the disturbance that demonstrations recover from; 0: none
     tower_steps: int  # of the tiny vision tower, before all else; where the preset has tiny parts
     vae_steps: int  # of the tiny VAE
-    part_pictures: int  # drawn for the two
+    language_steps: int  # of the tiny language model, which learns to point; 0: it starts random
+    part_pictures: int  # drawn for the three
     rows: tuple[str, ...]  # of the ablation (experiments.ROWS); here and below: `repro ablation`
     seeds: tuple[int, ...]
     corrupt: tuple[float, ...]  # shares of wrong gaze boxes that "gaze" is trained with too
@@ -56,7 +57,7 @@ SMOKE = Profile(
     scenes=("D",), evaluation_scene="D", tasks=EIGHT_TASKS, episodes_per_task=4, validation_episodes_per_task=1,
     preset="tiny", train_steps=60, batch_size=16, accumulate=1, learning_rate=3e-3, budget_minutes=3, checkpoint_minutes=120,
     evaluate_chains=4, evaluate_single=1, simulators=8, attention_frames=16, workers=2,
-    variation=0.05, noise=0.4, tower_steps=40, vae_steps=30, part_pictures=240,
+    variation=0.05, noise=0.4, tower_steps=40, vae_steps=30, language_steps=20, part_pictures=240,
     rows=("baseline", "gaze"), seeds=(0, 1), corrupt=(), pretrain_steps=60, ablation_chains=4, curve_seeds=(), curve_single=1,
 )  # fmt: skip
 
@@ -65,7 +66,7 @@ CPU = replace(
     scenes=("A", "B", "C"), tasks=None, episodes_per_task=12, validation_episodes_per_task=3,
     train_steps=3000, batch_size=32, learning_rate=2e-3, budget_minutes=60,
     evaluate_chains=100, evaluate_single=4, simulators=32, attention_frames=400,
-    tower_steps=1200, vae_steps=800, part_pictures=12_000,
+    tower_steps=1200, vae_steps=2000, language_steps=1500, part_pictures=12_000,
     rows=("baseline", "gaze", "whole", "blind", "gaze+pretrain", "box", "mask"), seeds=(0, 1, 2), corrupt=(0.08, 0.33, 1.0),
     pretrain_steps=3000, ablation_chains=500, curve_seeds=(0,), curve_single=3,
 )  # fmt: skip

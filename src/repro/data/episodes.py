@@ -261,9 +261,12 @@ class StoreWriter:
                 **{f"{name}.{leaf}": "none" for name in pictures for leaf in ("bytes", "path")},
             }
             words = [name for name in others if self.features[name]["dtype"] == "string"]
+            if "info.drawn" in self.features:  # rows that repeat an earlier picture: it is written once
+                words += [f"{name}.bytes" for name in pictures]
             self.sink = pa.OSFile(str(path), "wb")
             self.data = pq.ParquetWriter(
-                self.sink, schema, compression=packed, use_dictionary=words, write_statistics=["episode_index", "index"]
+                self.sink, schema, compression=packed, use_dictionary=words, write_statistics=["episode_index", "index"],
+                dictionary_pagesize_limit=2**26,
             )
         self.data.write_table(pa.Table.from_arrays(list(arrays.values()), schema=self.data.schema), row_group_size=len(arrays["index"]))
         self.groups += 1

@@ -31,10 +31,11 @@ class Parts:
     language: Qwen2ForCausalLM
     tokenizer: object  # of transformers, or anything with vocab_size, encode, convert_tokens_to_ids, len
     vae: nn.Module | None = None
+    projector: nn.Module | None = None  # mlp2x_gelu that was trained with the language model; None: a new one
 
 
 def build(config, pretrained: bool | dict[str, bool] = True, instructions: Iterable[str] = (), tokenizer=None, vision=None, vae=None,
-          vae_config: dict | None = None) -> Parts:
+          vae_config: dict | None = None, language=None, projector=None) -> Parts:
     """The parts that a config names ("tiny": models/tiny.py; otherwise towers.*); those given are taken as they are.
 
     pretrained: for all, or by part. `instructions`: of the training data, for the tiny language model's tokenizer. A tiny tower that is
@@ -50,7 +51,7 @@ def build(config, pretrained: bool | dict[str, bool] = True, instructions: Itera
         raise UserError("this vision tower does not train", expected="freeze_vision=True", found=f"{config.vision}, freeze_vision=False")
     if config.language == "tiny":
         tokenizer = tokenizer or small_tokenizer(instructions, config.template)
-        language = tiny.language(config, tokenizer)
+        language = language or tiny.language(config, tokenizer)
     else:
         language, own = towers.language(config.language, config.language_revision, known["language"], dtype=_dtype(config),
                                         quantise=config.quantise)
@@ -71,7 +72,7 @@ def build(config, pretrained: bool | dict[str, bool] = True, instructions: Itera
                             next_step="train it (repro.models.tiny.pretrain), and pass **tiny.load_parts(folder)")
         else:
             vae = towers.vae(config.vae, config.vae_revision, known["vae"])
-    return Parts(vision, language, tokenizer, vae)
+    return Parts(vision, language, tokenizer, vae, projector)
 
 
 def restore(config, saved: dict[str, dict], tokenizer, vae_config: dict | None) -> Parts:

@@ -12,6 +12,7 @@ the paper are fields of the config: vision, language, vae, template, ordered_bin
 """
 
 import json
+import math
 from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -36,6 +37,7 @@ from repro.models.prompt import Prompt
 from repro.models.reconvla_config import AS_PUBLISHED, PRESETS, ReconVLAConfig  # noqa: F401 (callers import them from here)
 from repro.models.towers import compose, resize
 
+WAVES = 6  # of a number of the state with proprio="fourier": periods 2 ... 1/16 of a range of [-1, 1]
 BIN_SCALE = 0.1  # standard deviation of ordered bins; with the decoder's 0.02 the loss stands still for the first hundreds of steps
 def fourier(values: Float[np.ndarray, " n"], width: int) -> Float[Tensor, "n width"]:
     """Sines and cosines of `values` in [-1, 1], periods from 4 down to 1/16, unit variance: neighbours start alike."""
@@ -76,10 +78,11 @@ class ReconVLA(nn.Module):
         self.image_positions = slice(0, 0)  # of the latest sequence
         self.malformed = 0  # answers of `act` that were no chunk of actions (constrained=False)
         d = self.decoder.config.hidden_size
-        self.mm_projector = nn.Sequential(nn.Linear(parts.vision.dim, d), nn.GELU(), nn.Linear(d, d))  # mlp2x_gelu
-        self.proprio = nn.Sequential(nn.Linear(c.state_dim, d), nn.GELU(), nn.Linear(d, d)) if c.proprio == "linear" else None
+        self.mm_projector = parts.projector or nn.Sequential(nn.Linear(parts.vision.dim, d), nn.GELU(), nn.Linear(d, d))  # mlp2x_gelu
+        numbers = c.state_dim * {"linear": 1, "fourier": 1 + 2 * WAVES}.get(c.proprio, 0)
+        self.proprio = nn.Sequential(nn.Linear(numbers, 2 * d), nn.GELU(), nn.Linear(2 * d, d)) if numbers else None
         self.slots = nn.Parameter(torch.zeros(2, BINS, d)) if c.train_slots else None  # of embeddings, of outputs
-        if c.ordered_bins:
+        if c.ordered_bins and parts.projector is None:  # a language model that has learned to point has learned its slots
             with torch.no_grad():  # slots run from the highest value (id first) down
                 slots = self.decoder.get_input_embeddings().weight[self.tokens.first: self.tokens.vocab_size]
                 slots.copy_(BIN_SCALE * fourier(BIN_VALUES[::-1].copy(), d))
@@ -263,6 +266,9 @@ class ReconVLA(nn.Module):
         image = self.look(batch)
         normal = normalise_state(np.asarray(batch["state"], np.float32), self.state_mean, self.state_std)
         numbers = torch.from_numpy(normal).to(self.device)
+        if c.proprio == "fourier":  # a centimetre is a few hundredths of the range: waves down to 1/16 of it tell places apart
+            angles = numbers[..., None] * math.pi * 2.0 ** torch.arange(WAVES, device=self.device)
+            numbers = torch.cat([2 * numbers[..., None], angles.sin(), angles.cos()], dim=-1).flatten(1)
         state = self.embed(torch.from_numpy(self.tokens.encode(normal)).to(self.device)) if self.proprio is None else (
             self.proprio(numbers)[:, None])
         answer = self.embed(torch.tensor(self.text.answer, device=self.device)).expand(len(ids), -1, -1)
@@ -356,11 +362,16 @@ class ReconVLA(nn.Module):
         vocabulary until the end token; an answer that is no chunk of actions is counted in `malformed` and read again, constrained
         (upstream decodes whatever comes, and its client fails).
         """
+        return self.read(self.observed(observations, instructions))
+
+    @torch.inference_mode()
+    def read(self, batch: dict) -> Float[np.ndarray, "b k a"]:
+        """`act` for a batch as `prompt` takes it."""
         was_training, c = self.training, self.config
         if was_training:
             self.eval()
         with self.arithmetic():
-            inputs, mask = self.prompt(self.observed(observations, instructions))
+            inputs, mask = self.prompt(batch)
         n, first = c.chunk * c.action_dim, self.tokens.first
         if c.constrained:
             ids = self._read(inputs, mask, n, True)
@@ -372,7 +383,7 @@ class ReconVLA(nn.Module):
                 ids[wrong] = self._read(inputs[wrong], mask[wrong], n, True)
         if was_training:
             self.train()
-        return self.tokens.decode(ids.cpu().numpy()).reshape(len(observations), c.chunk, c.action_dim)
+        return self.tokens.decode(ids.cpu().numpy()).reshape(len(ids), c.chunk, c.action_dim)
 
     def _read(self, inputs: Tensor, mask: Tensor, steps: int, constrained: bool) -> Int[Tensor, "b steps"]:
         first, stop = self.tokens.first, self.tokens.vocab_size

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 
 from repro.machine import UserError
 
-CHOICES = {"proprio": ("linear", "tokens"), "target": ("gaze", "whole"), "resample": ("area", "lanczos"), "posterior": ("sample", "mean"),
+CHOICES = {"proprio": ("linear", "fourier", "tokens"), "target": ("gaze", "whole"), "resample": ("area", "lanczos"), "posterior": ("sample", "mean"),
            "template": ("official", "short"), "aux": ("none", "box", "mask"), "quantise": (None, "nf4")}  # fmt: skip
 
 
@@ -44,7 +44,7 @@ class ReconVLAConfig:
     chunk: int = 5                  # actions per query
     action_dim: int = 7
     state_dim: int = 15
-    proprio: str = "linear"         # "tokens": 15 action-slot tokens, as in the paper; "linear": one continuous token
+    proprio: str = "fourier"        # "tokens": 15 action-slot tokens, as in the paper; "linear": one continuous token; "fourier": of waves
     word_dropout: float = 0.1       # share of text tokens replaced in training: wordings not seen before hold unseen tokens
     ordered_bins: bool = True       # action embeddings start as Fourier features of their value; False: as the language model has them
     soft_bins: float = 2.0          # width (in bins) of the Gaussian target over bins; 0: one-hot, as in the paper

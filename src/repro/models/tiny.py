@@ -111,21 +111,33 @@ def language(config, tokenizer) -> Qwen2ForCausalLM:
         initializer_range=config.init, bos_token_id=None, eos_token_id=None, attn_implementation="sdpa"))
 
 
-def load_parts(folder: Path | str) -> dict[str, nn.Module]:
-    """{"vision": .., "vae": ..} of a folder that `pretrain` wrote, for ReconVLA.build; the tower is frozen there, if the config says so."""
-    tower, vae = Path(folder) / "tower", Path(folder) / "vae"
-    for path in (tower, vae):
-        if not (path / "about.json").is_file():
-            raise UserError(f"{folder} holds no tiny parts", expected=f"{path.name}/about.json", found="none",
-                            next_step="train them first: repro.models.tiny.pretrain")
-    weights = load_file(tower / "tower.safetensors")
-    vision = TinyTower(channels=len(weights["net.0.bias"]), weights=weights, identity=_identity("tiny tower", tower / "tower.safetensors"))
+def load_parts(folder: Path | str) -> dict:
+    """What `pretrain` wrote, for ReconVLA.build: "vision", which is frozen there if the config says so, "vae", and, where it was trained,
+    "language" with its "projector" and "tokenizer"."""
     from diffusers import AutoencoderKL
 
+    from repro.models.pointing import load_language
+
+    vae = _need(folder, "vae")
     model = AutoencoderKL.from_config(json.loads((vae / "config.json").read_text()))
     model.load_state_dict(load_file(vae / "vae.safetensors"))
     model.identity = _identity("tiny VAE", vae / "vae.safetensors")
-    return {"vision": vision, "vae": model.requires_grad_(False).eval()}
+    return {"vision": load_tower(folder), "vae": model.requires_grad_(False).eval(), **load_language(folder)}
+
+
+def load_tower(folder: Path | str) -> TinyTower:
+    """The tower of a folder that `pretrain_tower` wrote; it trains along until it is frozen."""
+    path = _need(folder, "tower")
+    weights = load_file(path / "tower.safetensors")
+    return TinyTower(channels=len(weights["net.0.bias"]), weights=weights, identity=_identity("tiny tower", path / "tower.safetensors"))
+
+
+def _need(folder: Path | str, name: str) -> Path:
+    path = Path(folder) / name
+    if not (path / "about.json").is_file():
+        raise UserError(f"{folder} holds no tiny parts", expected=f"{name}/about.json", found="none",
+                        next_step="train them first: repro.models.tiny.pretrain")
+    return path
 
 
 def _identity(name: str, path: Path) -> dict:
@@ -234,29 +246,34 @@ def _checked(scenes: Iterable[str]) -> tuple[str, ...]:
 # ---------------------------------------------------------------------------------------------------------------- training
 
 
-def pretrain(folder: Path | str, scenes: Iterable[str] = ("A", "B", "C"), tower_steps: int = 1200, vae_steps: int = 2000, seed: int = 0,
-             states: dict | None = None, pictures: int = 12_000, log: Callable[[str], None] = print) -> Path:
-    """Both parts, from pictures that are drawn once; what is there already is kept. Returns the folder, for `load_parts`."""
-    drawn = _Drawn(pictures, scenes, seed, states)
+def pretrain(folder: Path | str, scenes: Iterable[str] = ("A", "B", "C"), tower_steps: int = 1200, vae_steps: int = 2000,
+             language_steps: int = 1500, seed: int = 0, states: dict | None = None, pictures: int = 12_000, log: Callable[[str], None] = print) -> Path:
+    """All parts, from pictures that are drawn once; what is there already is kept. language_steps 0: the language model starts random.
+    Returns the folder, for `load_parts`."""
+    from repro.models.pointing import pretrain_language
+
+    drawn = Drawn(pictures, scenes, seed, states)
     pretrain_tower(folder, scenes, tower_steps, seed, states, pictures, log, drawn)
     pretrain_vae(folder, scenes, vae_steps, seed, states, pictures, log, drawn)
+    if language_steps:
+        pretrain_language(folder, language_steps, seed, states, pictures, tuple(scenes), log, drawn)
     return Path(folder)
 
 
 def pretrain_tower(folder: Path | str, scenes: Iterable[str] = ("A", "B", "C"), steps: int = 1200, seed: int = 0,
                    states: dict | None = None, pictures: int = 12_000, log: Callable[[str], None] = print,
-                   drawn: "_Drawn | None" = None, batch: int = 32) -> Path:
+                   drawn: "Drawn | None" = None, batch: int = 32) -> Path:
     """Train a tower to tell items apart; <folder>/tower with tower.safetensors and about.json, found again if about says the same.
 
     about["iou"]: of each item on pictures in looks never seen. drawn: pictures that are shared with `pretrain_vae`.
     """
     path = Path(folder) / "tower"
-    asked = _asked("tiny tower", _checked(scenes), steps, seed, states, pictures, batch=batch, channels=CHANNELS)
-    if _there(path, asked, log):
+    wanted = asked("tiny tower", _checked(scenes), steps, seed, states, pictures, batch=batch, channels=CHANNELS)
+    if there(path, wanted, log):
         return path
-    began, drawn = time.monotonic(), drawn or _Drawn(pictures, scenes, seed, states)
+    began, drawn = time.monotonic(), drawn or Drawn(pictures, scenes, seed, states)
     data, held = drawn.training, drawn.held_out
-    with _seeded(seed):
+    with seeded(seed):
         tower, head = TinyTower(), nn.Linear(8 * CHANNELS, CELLS**2 * (len(items()) + 1))
     weight = torch.ones(len(items()) + 1)
     weight[0] = BACKGROUND
@@ -265,20 +282,20 @@ def pretrain_tower(folder: Path | str, scenes: Iterable[str] = ("A", "B", "C"), 
         logits = head(tower(pixels(data.canvas[rows]))[..., : 8 * CHANNELS]).view(-1, len(weight))
         return F.cross_entropy(logits, cells(data.ids[rows]).flatten(), weight=weight)
 
-    losses = _descend([*tower.parameters(), *head.parameters()], loss, len(data.canvas), steps, seed, 3e-3, "tower", log, batch)
+    losses = descend([*tower.parameters(), *head.parameters()], loss, len(data.canvas), steps, seed, 3e-3, "tower", log, batch)
     with torch.inference_mode():
         guess = torch.cat([head(tower(pixels(part))[..., : 8 * CHANNELS]).view(len(part), GRID**2, CELLS**2, -1).argmax(-1)
                            for part in np.array_split(held.canvas, -(-len(held.canvas) // 64))])
     truth = cells(held.ids)
     iou = {item: _share(guess == k, truth == k) for k, item in enumerate(items(), 1)}
-    about = asked | {"iou": iou, "mean_iou": round(float(np.mean(list(iou.values()))), 4), "held_out": len(held.canvas),
-                     "held_out_looks": held.looks} | _report(data, losses, began)
+    about = wanted | {"iou": iou, "mean_iou": round(float(np.mean(list(iou.values()))), 4), "held_out": len(held.canvas),
+                     "held_out_looks": held.looks} | report(data, losses, began)
     log(f"tower: mean IoU {about['mean_iou']:.2f} on {held.looks} looks never seen, {about['minutes']:.1f} min")
-    return _write(path, "tower.safetensors", tower.state_dict(), about)
+    return write(path, "tower.safetensors", tower.state_dict(), about)
 
 
 def pretrain_vae(folder: Path | str, scenes: Iterable[str] = ("A", "B", "C"), steps: int = 2000, seed: int = 0, states: dict | None = None,
-                 pictures: int = 12_000, log: Callable[[str], None] = print, drawn: "_Drawn | None" = None, batch: int = 8) -> Path:
+                 pictures: int = 12_000, log: Callable[[str], None] = print, drawn: "Drawn | None" = None, batch: int = 8) -> Path:
     """Train a VAE (4 x 16 x 16 numbers of a canvas of 64 x 64) on canvases and gaze targets; <folder>/vae with vae.safetensors.
 
     about["psnr"] on pictures in looks never seen, beside two floors: the mean picture, and pixels averaged to as many numbers.
@@ -286,12 +303,12 @@ def pretrain_vae(folder: Path | str, scenes: Iterable[str] = ("A", "B", "C"), st
     from diffusers import AutoencoderKL
 
     path = Path(folder) / "vae"
-    asked = _asked("tiny VAE", _checked(scenes), steps, seed, states, pictures, batch=batch, config=VAE)
-    if _there(path, asked, log):
+    wanted = asked("tiny VAE", _checked(scenes), steps, seed, states, pictures, batch=batch, config=VAE)
+    if there(path, wanted, log):
         return path
-    began, drawn = time.monotonic(), drawn or _Drawn(pictures, scenes, seed, states)
+    began, drawn = time.monotonic(), drawn or Drawn(pictures, scenes, seed, states)
     data, held = drawn.training, drawn.held_out
-    with _seeded(seed):
+    with seeded(seed):
         vae = AutoencoderKL.from_config(VAE)
         nn.init.constant_(vae.quant_conv.bias[VAE["latent_channels"]:], -6.0)  # drawn latents start near their mean, not drowned in noise
     random = torch.Generator().manual_seed(seed)
@@ -301,9 +318,11 @@ def pretrain_vae(folder: Path | str, scenes: Iterable[str] = ("A", "B", "C"), st
         image = F.avg_pool2d(pixels(np.concatenate([data.canvas[rows[:half]], gaze_targets(data, rows[half:])])), 2)
         posterior = vae.encode(image).latent_dist
         error = vae.decode(posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=random)).sample - image
-        return error.abs().mean() + error.square().mean() + KL * posterior.kl().mean()
+        vivid = 1 + 2 * (image.amax(1, keepdim=True) - image.amin(1, keepdim=True))  # blocks and lamps: small, and what tasks are about
+        colour = F.avg_pool2d(error, 4).abs().mean()  # without it edges are learned first, and colours late
+        return (vivid * error.abs()).mean() + error.square().mean() + 2 * colour + KL * posterior.kl().mean()
 
-    losses = _descend(list(vae.parameters()), loss, len(data.canvas), steps, seed, 5e-3, "VAE", log, batch, 0.1)
+    losses = descend(list(vae.parameters()), loss, len(data.canvas), steps, seed, 5e-3, "VAE", log, batch, 0.1)
     vae.eval()
     half = lambda data, step: {"canvas": _half(data.canvas[::step]), "gaze": _half(gaze_targets(data, np.arange(len(data.canvas))[::step]))}
     shown, trained = half(held, 1), half(data, max(1, len(data.canvas) // 200))
@@ -315,14 +334,14 @@ def pretrain_vae(folder: Path | str, scenes: Iterable[str] = ("A", "B", "C"), st
     averaged = lambda part: np.stack([resize(resize(one, side, side), VAE_SIZE, VAE_SIZE) for one in part])
     psnr = {name: {"vae": _psnr(rebuilt[name], part), "mean picture": _psnr(np.broadcast_to(trained[name].mean(0), part.shape), part),
                    f"averaged to {side} x {side} px": _psnr(averaged(part), part)} for name, part in shown.items()}
-    about = asked | {"psnr": psnr, "numbers": codes[0].numel(), "held_out": len(held.canvas), "held_out_looks": held.looks} | _report(
+    about = wanted | {"psnr": psnr, "numbers": codes[0].numel(), "held_out": len(held.canvas), "held_out_looks": held.looks} | report(
         data, losses, began)
     log(f"VAE: {psnr['canvas']['vae']:.1f} dB canvas, {psnr['gaze']['vae']:.1f} dB gaze targets, {about['minutes']:.1f} min")
     config = {name: value for name, value in vae.config.items() if not name.startswith("_")}
-    return _write(path, "vae.safetensors", vae.state_dict(), about, {"config.json": config})
+    return write(path, "vae.safetensors", vae.state_dict(), about, {"config.json": config})
 
 
-class _Drawn:
+class Drawn:
     """Pictures to learn from and held-out ones, drawn when first asked for."""
 
     def __init__(self, count: int, scenes: Iterable[str], seed: int, states: dict | None):
@@ -357,7 +376,7 @@ def cells(ids: UInt8[np.ndarray, "b 32 32"]) -> Tensor:
     return torch.from_numpy(ids).long().reshape(-1, GRID, CELLS, GRID, CELLS).permute(0, 1, 3, 2, 4).reshape(-1, GRID**2, CELLS**2)
 
 
-def _descend(parameters: list, loss: Callable, count: int, steps: int, seed: int, peak: float, name: str, log: Callable, batch: int,
+def descend(parameters: list, loss: Callable, count: int, steps: int, seed: int, peak: float, name: str, log: Callable, batch: int,
              warm: float = 0.3) -> list[float]:
     """Adam over random batches with one cycle of the learning rate; the losses."""
     optimizer, losses, began = torch.optim.AdamW(parameters, lr=peak, weight_decay=1e-4), [], time.monotonic()
@@ -376,7 +395,7 @@ def _descend(parameters: list, loss: Callable, count: int, steps: int, seed: int
 
 
 @contextlib.contextmanager
-def _seeded(seed: int):
+def seeded(seed: int):
     """First weights of this seed, the caller's generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -405,7 +424,7 @@ def _psnr(a: np.ndarray, b: np.ndarray) -> float:
 # ---------------------------------------------------------------------------------------------------------------- on disk
 
 
-def _asked(what: str, scenes: tuple, steps: int, seed: int, states: dict | None, pictures: int, **more) -> dict:
+def asked(what: str, scenes: tuple, steps: int, seed: int, states: dict | None, pictures: int, **more) -> dict:
     """What decides a part."""
     digest = hashlib.sha256()
     for scene in scenes if states else ():
@@ -415,7 +434,7 @@ def _asked(what: str, scenes: tuple, steps: int, seed: int, states: dict | None,
             "states": digest.hexdigest()[:16] if states else "random"} | more
 
 
-def _there(path: Path, asked: dict, log: Callable) -> bool:
+def there(path: Path, asked: dict, log: Callable) -> bool:
     """Whether the part lies there as it is asked for; another one is said to be replaced."""
     if not (path / "about.json").is_file():
         return False
@@ -426,7 +445,7 @@ def _there(path: Path, asked: dict, log: Callable) -> bool:
     return not other
 
 
-def _report(data: Pictures, losses: list[float], began: float) -> dict:
+def report(data: Pictures, losses: list[float], began: float) -> dict:
     from repro.training.checkpoint import provenance
 
     last = losses[-max(1, min(50, len(losses) // 5)):]
@@ -434,7 +453,7 @@ def _report(data: Pictures, losses: list[float], began: float) -> dict:
             "minutes": round((time.monotonic() - began) / 60, 2), **provenance()}
 
 
-def _write(path: Path, name: str, weights: dict[str, Tensor], about: dict, more: dict[str, dict] = {}) -> Path:  # noqa: B006
+def write(path: Path, name: str, weights: dict[str, Tensor], about: dict, more: dict[str, dict] = {}) -> Path:  # noqa: B006
     """The folder, whole or absent."""
     part = path.with_name(path.name + ".part")
     shutil.rmtree(part, ignore_errors=True)  # of a run that was killed

@@ -1,0 +1,146 @@
+"""The tiny language model learns to point before it learns to act: what a pretrained vision-language model brings along, in minutes.
+
+    pretrain_language("parts", tower)     # questions about the pictures the tower learned from; found again afterwards
+
+ReconVLA starts from a language model that has seen images and text (LLaVA's recipe on Qwen2-7B). A small decoder trained from nothing
+on actions alone reads the proprioception first and looks late: attention to the image has to be found through 35 action tokens, of
+which most can be copied from their neighbours. Asked *where* the thing is that an instruction names, it learns to look at once. The
+answer is written as such models write boxes, as four tokens (x0, y0, x1, y1 in the action slots); beside it the image tokens tell which
+of them show the thing. Pictures are those of scenes A, B and C in own and repainted looks, sentences those of the training set.
+"""
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from repro.models import prompt, tiny
+from repro.models.reconvla_config import PRESETS, ReconVLAConfig
+
+LEAST = 3  # cells that must show a thing for it to be asked for
+
+
+def questions() -> dict[int, tuple[list[str], list[str]]]:
+    """{item id: (training sentences, validation sentences)} of the tasks that name one thing of their own."""
+    from repro.sims.tabletop import language
+    from repro.sims.tabletop.scenes import ITEMS
+    from repro.sims.tabletop.tasks import block_of
+
+    found: dict[int, tuple[list[str], list[str]]] = {}
+    places = {"slider": "slider", "drawer": "drawer", "lightbulb": "switch", "led": "button"}
+    for task, sentences in language.TRAIN.items():
+        item = block_of(task) or next((thing for word, thing in places.items() if word in task and task != "push_into_drawer"), None)
+        if item is not None:
+            training, validation = found.setdefault(ITEMS.index(item) + 1, ([], []))
+            training.extend(sentences)
+            validation.append(language.VALIDATION[task])
+    return found
+
+
+class Questions:
+    """Batches for a ReconVLA whose "action" is a box: one thing that can be seen in each picture, and a sentence that names it."""
+
+    def __init__(self, data: tiny.Pictures, features: np.ndarray, validation: bool = False):
+        self.features, self.asked, self.validation = features, questions(), int(validation)
+        self.ids = data.ids[:, : tiny.STATIC_TOKENS * tiny.CELLS]
+        seen = np.stack([(self.ids == item).sum((1, 2)) >= LEAST for item in self.asked], axis=1)
+        self.rows, which = np.nonzero(seen)
+        self.items = np.array(list(self.asked))[which]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __call__(self, chosen: np.ndarray, rng: np.random.Generator, state: np.ndarray) -> dict:
+        boxes, sentences = [], []
+        for row, item in zip(self.rows[chosen], self.items[chosen], strict=True):
+            shown = self.ids[row] == item
+            ys, xs = np.flatnonzero(shown.any(1)), np.flatnonzero(shown.any(0))
+            boxes.append([xs[0] / shown.shape[1], ys[0] / shown.shape[0], (xs[-1] + 1) / shown.shape[1], (ys[-1] + 1) / shown.shape[0]])
+            some = self.asked[item][self.validation]
+            sentences.append(some[rng.integers(len(some))])
+        box = np.array(boxes, np.float32)
+        return {"features": self.features[self.rows[chosen]], "state": np.repeat(state[None], len(chosen), 0), "instruction": sentences,
+                "action": (2 * box - 1)[:, None], "gaze.box": box, "gaze.valid": np.ones(len(chosen), bool)}
+
+
+def pretrain_language(folder: Path | str, steps: int = 1500, seed: int = 0, states: dict | None = None, pictures: int = 12_000,
+                      scenes: tuple[str, ...] = ("A", "B", "C"), log: Callable[[str], None] = print, drawn=None, batch: int = 32,
+                      config: ReconVLAConfig | None = None) -> Path:
+    """Train decoder, projector and tokenizer to point; <folder>/language, found again if its about.json says the same.
+
+    The tower must lie in <folder> already. about["box_error"]: mean error of the four edges, in shares of the picture, on looks never
+    seen and sentences never read, beside the error of the mean box.
+    """
+    from repro.models.reconvla import ReconVLA
+    from repro.sims.tabletop import language
+
+    path, config = Path(folder) / "language", config or PRESETS["tiny"]
+    tower = tiny.load_tower(folder)
+    asked = tiny.asked("tiny language model", scenes, steps, seed, states, pictures, batch=batch, tower=tower.identity["sha256"],
+                       hidden=config.hidden, layers=config.layers, heads=config.heads, intermediate=config.intermediate)
+    if tiny.there(path, asked, log):
+        return path
+    began, drawn = time.monotonic(), drawn or tiny.Drawn(pictures, scenes, seed, states)
+    tokenizer = prompt.small_tokenizer([s for some in language.TRAIN.values() for s in some], config.template)
+    stats = {"observation.state": {"mean": [0.0] * config.state_dim, "std": [1.0] * config.state_dim}}
+    with tiny.seeded(seed):
+        model = ReconVLA.build(replace(config, chunk=1, action_dim=4, recon=False, aux="mask", aux_weight=1.0), stats,
+                               tokenizer=tokenizer, vision=tower)
+    training, held = (Questions(data, _features(tower, data), validation) for data, validation in
+                      ((drawn.training, False), (drawn.held_out, True)))
+    state = np.zeros(config.state_dim, np.float32)
+    rng = np.random.default_rng([seed, 7])
+    trained = [p for p in model.parameters() if p.requires_grad]
+
+    def loss(rows: np.ndarray) -> torch.Tensor:
+        return model.loss(training(rows, rng, state))["loss"]
+
+    model.train()
+    with tiny.seeded(seed + 1):  # of word dropout
+        losses = tiny.descend(trained, loss, len(training), steps, seed, 2e-3, "language model", log, batch)
+    model.eval()
+    some = np.random.default_rng(0).permutation(len(held))[:512]
+    wanted, guess = [], []
+    for part in np.array_split(some, -(-len(some) // 64)):
+        asked_for = held(part, np.random.default_rng(len(part)), state)
+        wanted.append(asked_for["action"][:, 0])
+        guess.append(model.read(asked_for)[:, 0])
+    wanted, guess = np.concatenate(wanted), np.concatenate(guess)
+    error = float(np.abs(guess - wanted).mean() / 2)
+    floor = float(np.abs(wanted - wanted.mean(0)).mean() / 2)
+    about = asked | {"box_error": round(error, 4), "box_error_of_the_mean_box": round(floor, 4), "held_out": len(some),
+                     "held_out_looks": drawn.held_out.looks} | tiny.report(drawn.training, losses, began)
+    log(f"language model: points {error:.3f} of the picture off (the mean box: {floor:.3f}), {about['minutes']:.1f} min")
+    weights = {f"{name}.{key}": value for name, module in (("language", model.decoder), ("projector", model.mm_projector))
+               for key, value in module.state_dict().items() if key != "lm_head.weight"}
+    return tiny.write(path, "language.safetensors", weights, about, {"tokenizer.json": json.loads(tokenizer.backend_tokenizer.to_str())})
+
+
+def load_language(folder: Path | str, config: ReconVLAConfig | None = None) -> dict:
+    """{"language": .., "projector": .., "tokenizer": ..} for ReconVLA.build; nothing where <folder>/language is absent."""
+    path, config = Path(folder) / "language", config or PRESETS["tiny"]
+    if not (path / "about.json").is_file():
+        return {}
+    about = json.loads((path / "about.json").read_text())
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"), pad_token="<|endoftext|>", eos_token=prompt.END)
+    weights = load_file(path / "language.safetensors")
+    sizes = {name: about[name] for name in ("hidden", "layers", "heads", "intermediate")}
+    model = tiny.language(replace(config, **sizes), tokenizer)
+    missing = model.load_state_dict({k[9:]: v for k, v in weights.items() if k.startswith("language.")}, strict=False)
+    assert set(missing.missing_keys) <= {"lm_head.weight"} and not missing.unexpected_keys, missing  # tied to the embeddings
+    d = about["hidden"]
+    projector = nn.Sequential(nn.Linear(weights["projector.0.weight"].shape[1], d), nn.GELU(), nn.Linear(d, d))
+    projector.load_state_dict({k[10:]: v for k, v in weights.items() if k.startswith("projector.")})
+    return {"language": model, "projector": projector, "tokenizer": tokenizer}
+
+
+def _features(tower: nn.Module, data: tiny.Pictures) -> np.ndarray:
+    """Tower tokens of all pictures, float16 (N, tokens, dim)."""
+    with torch.inference_mode():
+        return np.concatenate([tower(tiny.pixels(part)).half().numpy() for part in np.array_split(data.canvas, -(-len(data.canvas) // 64))])

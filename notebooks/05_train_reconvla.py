@@ -27,11 +27,28 @@ work = machine.work(profile)
 settings
 
 # %% [markdown]
+# ## What is frozen has learned something first
+# The paper freezes a pretrained vision tower and a pretrained VAE. The tiny preset has none, and nothing random is ever frozen: its parts
+# are trained here once, on pictures of the training scenes in repainted looks, and measured on looks they never saw. Other presets name
+# published weights and train nothing here.
+
+# %%
+from repro import experiment_figures, experiments, pictures, results
+
+parts = experiments.parts(settings, work)
+print(results.markdown(*experiment_figures.parts_table(parts)) if parts else f"preset {settings.preset}: parts with published weights")
+
+# %% [markdown]
+# What the VAE loses, no policy can rebuild: the target below is drawn through it.
+
+# %%
+if parts:
+    display(pictures.keep(experiment_figures.rebuilt(parts), work / "figures" / "vae.png"))
+
+# %% [markdown]
 # ## Four configs that differ in one line
 
 # %%
-from repro import experiments
-
 configs = [experiments.job(settings, work, variant, seed) for variant in experiments.VARIANTS]
 experiments.VARIANTS
 
@@ -44,28 +61,46 @@ from repro.training import launch
 
 launch.jobs(configs)
 
+# %% [markdown]
+# ## Parameters by part
+# The denoiser is there in training only; the frozen VAE only where something is rebuilt.
+
 # %% tags=["nbval-check-output"]
-models = experiments.load(work)
-for variant, part, count in experiments.parameters(models):
-    print(f"{variant:9} {part:13} {count:8,} parameters")
+models = experiments.load(work, seed)
+counts = {(name, part): count for name, part, count in experiments.parameters(models)}
+print(f"{'part':14}", *(f"{name:>10}" for name in models))
+for part in dict.fromkeys(part for _, part in counts):
+    print(f"{part:14}", *(f"{counts.get((name, part), 0):10,}" for name in models))
 
 # %% [markdown]
 # ## Loss curves
-# Low loss is not success: notebook 09 lets the policies act.
+# Low loss is not success: notebook 09 lets the policies act. First the action tokens' loss on training frames, then on held-out episodes.
 
 # %%
-from repro import pictures
 from repro.training.loop import loss_curve
 
-runs = {variant: work / "train" / variant for variant in models}
+runs = {variant: experiments.folder(work, variant, seed) for variant in models}
 pictures.keep(loss_curve(runs, "action"), work / "figures" / "loss_action.png")
+
+# %%
+pictures.keep(loss_curve(runs, "held_out", smooth=1), work / "figures" / "loss_held_out.png")
 
 # %%
 pictures.keep(loss_curve({name: runs[name] for name in ("whole", "gaze")}, "recon"), work / "figures" / "loss_reconstruction.png")
 
 # %% [markdown]
 # ## What the denoiser draws
-# The target (gaze crop above the wrist camera) and a sample from noise, given only the language model's states at the image tokens.
+# Above: the target, the gaze region stretched over the unchanged wrist picture, as the VAE gives it back. Below: a sample from noise, given
+# only the language model's states at the image tokens. Under each the error of the gaze region against its own target and, as a floor,
+# against the other frames' targets: where the two are alike, the states do not say which region it is.
 
 # %%
-pictures.keep(experiments.reconstructions(models["gaze"], work, count=6, seed=seed), work / "figures" / "reconstruction.png")
+drawn = experiment_figures.reconstructions(models["gaze"], work, count=6, seed=seed)
+pictures.keep(drawn, work / "figures" / "reconstruction.png")
+
+# %% [markdown]
+# The same of the model that rebuilds the whole picture:
+
+# %%
+drawn = experiment_figures.reconstructions(models["whole"], work, count=6, seed=seed)
+pictures.keep(drawn, work / "figures" / "reconstruction_whole.png")

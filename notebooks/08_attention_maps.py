@@ -12,8 +12,10 @@
 
 # %% [markdown]
 # # 08 · Attention maps
-# Where do the positions that predict actions look? Last layer, mean over heads and action tokens, on held-out frames. The paper shows
-# pictures only; here the attention inside the gaze box is measured, beside uniform attention and another episode's box.
+# Where do the positions that predict actions look? Last layer, mean over heads and over the 35 action tokens, renormalised over the image
+# tokens, on held-out frames. The paper shows pictures only; here the maps are measured, beside what uniform attention, another episode's
+# box and the same task's box in another episode would score. Attention is no proof of use: what reaches an action through the instruction,
+# the proprioception or earlier actions is not in the map.
 
 # %% tags=["parameters"]
 profile = "smoke"  # smoke | cpu | t4 | paper
@@ -30,37 +32,73 @@ settings
 from repro import experiments
 from repro.data.episodes import Store
 
-models = experiments.load(work)
-frames = experiments.attention_frames(Store(work / "store" / "validation"), settings.attention_frames)
-print(f"{len(frames)} frames of {len({f['episode'] for f in frames})} held-out episodes")
+models = {name: model for name, model in experiments.load(work, seed).items() if name != "blind"}
+validation = Store(work / "store" / "validation")
+frames = experiments.attention_frames(validation, settings.attention_frames)
+strips = experiments.attention_strips(validation)
+print(f"{len(frames)} frames of {len({f['episode'] for f in frames})} held-out episodes; every 5th frame of "
+      f"{len({f['episode'] for f in strips})} whole ones, {len(strips)} frames")
+
+# %%
+maps = {name: experiments.attention_of(model, frames) for name, model in models.items()}
+strip_maps = {name: experiments.attention_of(model, strips) for name, model in models.items()}
+records = experiments.record_attention(settings, work, models, maps, frames, seed, (strip_maps, strips))
 
 # %% [markdown]
 # ## The same frames, three models
+# Light is little, dark is much, 1 is what uniform attention gives each token; one scale for all panels. Below the columns: all frames.
 
 # %%
-from repro import attention, pictures
+from repro import attention, attention_figures, pictures
 
-maps = {name: experiments.attention_of(models[name], frames) for name in ("baseline", "whole", "gaze")}
-picks = range(0, len(frames), max(1, len(frames) // 3))[:3]
-shown = lambda i: {name: found[i] for name, found in maps.items()}
-rows = [(frames[i]["task"], frames[i]["observation.images.static"], shown(i), frames[i]["gaze.box"]) for i in picks]
-pictures.keep(attention.compare(rows), work / "figures" / "attention.png")
+picks = [len(frames) * i // 3 for i in range(3)]
+rows = [(frames[i]["task"], frames[i]["observation.images.static"], {name: maps[name][i] for name in maps}, frames[i]["gaze.box"])
+        for i in picks]
+numbers = {record["variant"]: record["metrics"] for record in records if record["variant"] in maps}
+note = f"{attention.caption()} {experiments.CAUTION}"
+pictures.keep(attention_figures.compare(rows, note, numbers), work / "figures" / "attention.png")
 
 # %% [markdown]
 # ## Measured
-# Attention mass inside the gaze box and IoU of the hottest tenth of the image with it; intervals by bootstrap over episodes.
+# *Mass*: share of the static camera's attention in the box. *Pointing game*: is the maximum in the box, or within 5 px of 200? *Equal-area
+# IoU*: overlap of the box with as many of the brightest pixels. *Entropy*: 1 where attention is uniform. *Jump rate*: how often the maximum
+# moves by more than a fifth of the picture from one query to the next, beside the same frames in random order and the box itself. A box
+# is often smaller than a token: "the box itself on this grid" is the best a map of this grid can do.
 
 # %%
-records = experiments.record_attention(settings, work, models, maps, frames, seed)
+pictures.keep(attention_figures.dots(numbers, note=note), work / "figures" / "attention_numbers.png")
 
 # %%
 from repro import results
 
-print(results.markdown(*results.other_table(records)))
+print(results.markdown(*results.other_table([record for record in records if record["variant"] in maps])))
 
 # %% [markdown]
-# The floor does not depend on any weights: what uniform attention puts into the box is the box' area. Compared when validated.
+# ## Differences, paired
+# The same frames, model minus baseline, then the mean over episodes. An interval that holds 0 shows no effect of the reconstruction.
+
+# %%
+print(results.markdown(*results.other_table([record for record in records if record["variant"] not in maps])))
+
+# %% [markdown]
+# ## One episode
+# Every fifth frame, as often as the policy is asked: evenly spaced, so that nothing is chosen by how it looks.
+
+# %%
+at = [i for i, frame in enumerate(strips) if frame["episode"] == strips[0]["episode"]]
+shots, boxes, steps = ([strips[i][key] for i in at] for key in ("observation.images.static", "gaze.box", "step"))
+title = f"gaze: {strips[at[0]]['task']}"
+figure = attention_figures.gallery(shots, strip_maps["gaze"][at], boxes, steps, title, every=max(1, len(at) // 8), note=note)
+pictures.keep(figure, work / "figures" / "attention_episode.png")
+
+# %%
+series = {name: found[at] for name, found in strip_maps.items()}
+pictures.keep(attention_figures.curve(series, boxes, steps, strips[at[0]]["task"], note), work / "figures" / "attention_curve.png")
+
+# %% [markdown]
+# The floors do not depend on any weights: what uniform attention scores follows from boxes and grid. Compared when validated.
 
 # %% tags=["nbval-check-output"]
-floor = records[0]["metrics"]["attention mass, uniform (box area)"]
-print(f"uniform attention: {floor['value']:.4f}, n = {floor['n']} episodes")
+for name, floor in records[0]["metrics"].items():
+    if ", uniform" in name or name.startswith("jump rate of the gaze box"):
+        print(f"{name}: {floor['value']:.4f}, n = {floor['n']} episodes")

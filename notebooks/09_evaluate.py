@@ -32,7 +32,7 @@ settings
 # %%
 from repro import experiments
 
-models = experiments.load(work)
+models = experiments.load(work, seed)
 closed_loop = experiments.can_roll_out(work, simulator)
 print(f"{simulator}: rollouts and offline error" if closed_loop else "recorded data: NO simulator of it chosen, offline action error only")
 

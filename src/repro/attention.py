@@ -398,9 +398,3 @@ def measure_all(statics: np.ndarray, boxes: np.ndarray, episodes: np.ndarray, ta
                 **options) -> dict[str, dict]:
     """`averages` of `frame_numbers`: the metrics of one model."""
     return averages(frame_numbers(statics, boxes, episodes, tasks, seed=seed, **options), seed)
-
-
-def compare(*args, **options):
-    """`attention_figures.compare`, under its old name; drawing is loaded only when something is drawn."""
-    from repro import attention_figures
-    return attention_figures.compare(*args, **options)

@@ -66,7 +66,7 @@ pictures.keep(attention_figures.compare(rows, note, numbers), work / "figures" /
 # is often smaller than a token: "the box itself on this grid" is the best a map of this grid can do.
 
 # %%
-pictures.keep(attention_figures.dots(numbers, note=note), work / "figures" / "attention_numbers.png")
+pictures.keep(attention_figures.dots(numbers), work / "figures" / "attention_numbers.png")
 
 # %%
 from repro import results
@@ -88,7 +88,7 @@ print(results.markdown(*results.other_table([record for record in records if rec
 at = [i for i, frame in enumerate(strips) if frame["episode"] == strips[0]["episode"]]
 shots, boxes, steps = ([strips[i][key] for i in at] for key in ("observation.images.static", "gaze.box", "step"))
 title = f"gaze: {strips[at[0]]['task']}"
-figure = attention_figures.gallery(shots, strip_maps["gaze"][at], boxes, steps, title, every=max(1, len(at) // 8), note=note)
+figure = attention_figures.gallery(shots, strip_maps["gaze"][at], boxes, steps, title, every=max(1, len(at) // 8), columns=4)
 pictures.keep(figure, work / "figures" / "attention_episode.png")
 
 # %%

@@ -57,7 +57,7 @@ def reconstructions(model: ReconVLA, work: Path, count: int = 6, seed: int = 0):
     border = len(targets[0]) * model.config.static_tokens // model.config.grid[0]
     above = [part[:, :border].astype(np.float32) / 255 for part in (targets, drawn)]
     apart = np.abs(above[1][:, None] - above[0][None]).mean((2, 3, 4))
-    figure = Figure(figsize=(1.75 * len(frames) + 0.9, 5.2), layout="constrained", dpi=120)
+    figure = Figure(figsize=(1.75 * len(frames) + 0.9, 4.8), layout="compressed", dpi=120)
     axes = figure.subplots(2, len(frames), squeeze=False)
     region = "gaze region" if model.config.target == "gaze" else "static camera"
     for line, shown in zip(axes, (targets, drawn), strict=True):

@@ -424,7 +424,7 @@ def test_compare_shares_one_scale_and_names_the_numbers(tmp_path):
     peak[2, 2] = 0.5
     box = np.array([0.4, 0.4, 0.6, 0.6])
     row = ("lift the red block", image, {"Baseline": flat, "Whole": flat, "Gaze": peak}, box)
-    figure = A.compare([row])
+    figure = figures.compare([row])
     assert [axis.get_title() for axis in figure.axes[:4]] == ["frame and gaze box", "Baseline", "Whole", "Gaze"]
     below = [axis.get_xlabel() for axis in figure.axes]
     assert below[0] == "lift the red block" and "0.040, uniform 0.040" in below[1] and "in the box 1.000" in below[3]

@@ -3,7 +3,8 @@ from dataclasses import dataclass
 
 from repro.machine import UserError
 
-CHOICES = {"proprio": ("linear", "fourier", "tokens"), "target": ("gaze", "whole"), "resample": ("area", "lanczos"), "posterior": ("sample", "mean"),
+CHOICES = {"proprio": ("linear", "fourier", "tokens"),
+           "target": ("gaze", "whole"), "resample": ("area", "lanczos"), "posterior": ("sample", "mean"),
            "template": ("official", "short"), "aux": ("none", "box", "mask"), "quantise": (None, "nf4")}  # fmt: skip
 
 

@@ -69,7 +69,7 @@ for split, store in stores.items():
 
 # %%
 from repro import pictures, results
-from repro.attention import boxed
+from repro.attention_figures import boxed
 from repro.evaluation import gaze as evaluation
 
 clutter = evaluation.clutter(evaluation.SIZES.get(profile, evaluation.SIZES["cpu"])[0])

@@ -124,7 +124,7 @@ def test_printed_precision_decides_the_slack():
 
 
 def test_denominators_of_the_forensic_note():
-    """251, 498 and 502 alone, of 50 ... 520, give every printed cell of six rows (ABCD->D, not in claims.toml, is the sixth)."""
+    """251, 498 and 502 alone, of 50 ... 520, give every printed cell of six rows (ABCD->D is the sixth)."""
     found = {tuple(r["rates"]) for r in R.claims(CLAIMS)["row"] if r["table"] in (1, 2) and r.get("variant") != "whole"}
     rows = [*found, ("98.0", "90.0", "84.5", "78.5", "70.5")]
     assert len(rows) == 6

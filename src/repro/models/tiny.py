@@ -247,7 +247,8 @@ def _checked(scenes: Iterable[str]) -> tuple[str, ...]:
 
 
 def pretrain(folder: Path | str, scenes: Iterable[str] = ("A", "B", "C"), tower_steps: int = 1200, vae_steps: int = 2000,
-             language_steps: int = 1500, seed: int = 0, states: dict | None = None, pictures: int = 12_000, log: Callable[[str], None] = print) -> Path:
+             language_steps: int = 1500, seed: int = 0, states: dict | None = None, pictures: int = 12_000,
+             log: Callable[[str], None] = print) -> Path:
     """All parts, from pictures that are drawn once; what is there already is kept. Returns the folder, for `load_parts`.
 
     language_steps 0: the language model starts random."""

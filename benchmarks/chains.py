@@ -10,6 +10,7 @@ import argparse
 import json
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from repro.evaluation.chains import evaluate
@@ -27,7 +28,8 @@ def policy(folder: str | None, threads: int):
         return ReconVLA.load(folder)
     torch.manual_seed(0)
     words = [sentence for sentences in TRAIN.values() for sentence in sentences]
-    return ReconVLA.build(PRESETS["tiny"], {"observation.state": {"mean": [0.0] * 15, "std": [1.0] * 15}}, instructions=words)
+    trains = replace(PRESETS["tiny"], freeze_vision=False, cache_features=False, vae="pixels")  # nothing random is frozen
+    return ReconVLA.build(trains, {"observation.state": {"mean": [0.0] * 15, "std": [1.0] * 15}}, instructions=words)
 
 
 def timed(model, plan, simulators: int, workers: int, max_steps: int):

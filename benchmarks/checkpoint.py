@@ -11,6 +11,7 @@ import json
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,8 @@ def main() -> None:
     options.add_argument("--json", type=Path, help="file for the numbers")
     given = options.parse_args()
     stats = {"observation.state": {"mean": [0.0] * 15, "std": [1.0] * 15}}
-    net = ReconVLA.build(PRESETS["tiny"], stats, instructions=["open the drawer"])
+    trains = replace(PRESETS["tiny"], freeze_vision=False, cache_features=False, vae="pixels")  # nothing random is frozen
+    net = ReconVLA.build(trains, stats, instructions=["open the drawer"])
     data, saves, save = batch(net, 32), [], checkpoint.save
 
     def timed(*args, **kwargs):

@@ -62,7 +62,8 @@ def main() -> None:
         equal()  # asserts
         found[name] = True
     met = found["denoiser"] < 1e-5 and found["denoiser loss"] < 1e-5 and found["greedy ids equal"]
-    record = {"official": "OpenHelix-Team/ReconVLA @047ccd9", "largest absolute difference": found, "target": 1e-5, "met": met} | provenance()
+    record = {"official": "OpenHelix-Team/ReconVLA @047ccd9", "largest absolute difference": found, "target": 1e-5, "met": met}
+    record |= provenance()
     print(json.dumps(record, indent=1))
     print(f"{'OK' if met else 'BELOW TARGET'}: denoiser {found['denoiser']:.1e}, its loss {found['denoiser loss']:.1e} (target 1e-5)")
     if given.json:

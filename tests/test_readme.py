@@ -1,5 +1,6 @@
 """README says what the records say, and points at files that exist. Run: pytest tests/test_readme.py"""
 
+import json
 import re
 from pathlib import Path
 
@@ -21,6 +22,21 @@ def test_the_real_simulators_block_is_the_records():
     assert section == results.real_section(ROOT / "results" / "sims").strip()
     for word in ("CALVIN", "LIBERO", "TinyRenderer", "stand-in assets", "Not comparable with", "blind", "replay", "n = "):
         assert word in section, word
+
+
+def test_the_differences_to_the_official_code_and_the_speeds_of_the_tiny_model_are_the_records():
+    record = json.loads((ROOT / "results" / "benchmarks" / "exactness.json").read_text())
+    assert record["met"] and "+changes" not in record["commit"]
+    found = record["largest absolute difference"]
+    section = README.split("against the official code\n")[1].split("### ")[0]
+    for name in ("denoiser", "cross-entropy", "VAE posterior", "sampler, 1000 steps, relative"):
+        assert f"{found[name]:.1e}" in section, name
+    assert found["denoiser loss"] == found["reconstruction"] == 0 and all(found[name] for name in found if name.endswith("equal"))
+    cache, memory = (json.loads((ROOT / "results" / "benchmarks" / f"{name}.json").read_text()) for name in ("cache", "memory"))
+    assert f"{cache['environment_steps_per_second']['median']:,}/s" in README and f"**{cache['ratio']:.1f}x, below target**" in README
+    assert memory["how"] == "computed" and "**computed**" in README
+    for case in ("t4", "paper, NF4"):
+        assert f"{memory['cases'][case]['with context and slack']:.1f} GiB" in README, case
 
 
 def test_every_link_and_picture_exists():

@@ -4,7 +4,6 @@ import warnings
 
 import pytest
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -17,7 +16,6 @@ bnb = pytest.importorskip("bitsandbytes")
 CONFIG = Qwen2Config(vocab_size=96, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
                      num_key_value_heads=2, max_position_embeddings=64, bos_token_id=None, eos_token_id=None)  # fmt: skip
 IDS = torch.arange(24).view(2, 12) % 96
-BASE = {"language": {"name": "a/b", "revision": "0" * 40, "sha256": "1" * 64}}
 
 
 def base(seed=0):
@@ -161,46 +159,3 @@ def test_checkpointing_gives_the_same_gradients():
     assert on(with_it) and not on(without)
     assert worst(gradients(with_it), gradients(without)) < 1e-6
     assert not on(adapters.switch_checkpointing(with_it, False))
-
-
-# ---- files -------------------------------------------------------------------------------------------------------------------
-
-
-class Policy(nn.Module):
-    """A language model with a new head."""
-
-    def __init__(self, decoder):
-        super().__init__()
-        self.decoder, self.head = decoder, nn.Linear(128, 3)
-
-
-@pytest.mark.parametrize("quantised", [False, True])
-def test_adapters_and_heads_come_back_bit_for_bit(tmp_path, quantised):
-    make = lambda: adapters.quantise(base(), torch.float32, "cpu") if quantised else base()
-    policy, other = Policy(with_lora(make())), Policy(with_lora(make(), seed=2))
-    adapters.save(policy, tmp_path / "adapters.safetensors", BASE)
-    with safe_open(tmp_path / "adapters.safetensors", "pt") as file:
-        assert set(file.keys()) == set(adapters.trainable(policy)) and all("lora_" in name or "head" in name for name in file.keys())
-    adapters.load(other, tmp_path / "adapters.safetensors", BASE)
-    for name, tensor in adapters.trainable(policy).items():
-        assert torch.equal(tensor, adapters.trainable(other)[name]), name
-    assert torch.equal(evaluate(other.decoder), evaluate(policy.decoder))
-
-
-def test_another_base_shape_or_a_broken_file_is_refused(tmp_path):
-    file, policy = tmp_path / "adapters.safetensors", Policy(with_lora(base()))
-    adapters.save(policy, file, BASE)
-    wrong = {"language": {"name": "c/d", "revision": "2" * 40, "sha256": "3" * 64}}
-    with pytest.raises(UserError, match="other frozen parts") as error:
-        adapters.load(policy, file, wrong)
-    assert "1" * 64 in str(error.value) and "3" * 64 in str(error.value) and "a/b" in str(error.value) and "c/d" in str(error.value)
-    with pytest.raises(UserError, match="other frozen parts"):
-        adapters.load(policy, file, {"language": {"name": "a/b", "revision": None, "sha256": None}})  # random weights
-    less = Policy(adapters.add(base(), LoRA(rank=2, dropout=0.0)))
-    before = {name: tensor.clone() for name, tensor in adapters.trainable(less).items()}
-    with pytest.raises(UserError, match="expected float32 .2, 128., found float32 .4, 128."):
-        adapters.load(less, file, BASE)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in adapters.trainable(less).items())
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(UserError, match="whole file"):
-        adapters.load(policy, file, BASE)

@@ -80,7 +80,8 @@ def runs(settings: Profile) -> list[Run]:
 
 def asked(settings: Profile, work: Path) -> dict:
     """What decides the numbers of every run: a run with other ones is another run, and no table mixes the two."""
-    names = ("preset", "tower_steps", "vae_steps", "part_pictures", "train_steps", "batch_size", "accumulate", "learning_rate",
+    names = ("preset", "tower_steps", "vae_steps", "language_steps", "part_pictures", "train_steps",
+             "batch_size", "accumulate", "learning_rate",
              "evaluation_scene", "attention_frames", "pretrain_steps", "ablation_chains")
     return {name: value for name, value in dataclasses.asdict(settings).items() if name in names} | {
         split: Store(work / "store" / split).hash for split in ("training", "validation")}

@@ -2,16 +2,13 @@
 
     model, tokenizer = towers.language("Qwen/Qwen2-7B", quantise="nf4")
     model = adapters.add(model, LoRA(rank=16), checkpointing=True)         # in place: adapters train, the base does not
-    adapters.save(policy, folder / "adapters.safetensors", {"language": model.identity})
+
+A checkpoint (ReconVLA.save) holds what trains, adapters and heads, and the identity of the frozen base.
 """
 
-import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from repro.machine import UserError, compute_dtype
@@ -126,40 +123,3 @@ def switch_checkpointing(model: nn.Module, on: bool) -> nn.Module:
 def trainable(model: nn.Module) -> dict[str, torch.Tensor]:
     """What trains, by name: adapters and new heads (projector, denoiser, whatever asks for gradients)."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def save(model: nn.Module, file: Path | str, bases: dict[str, dict]) -> None:
-    """Write `trainable(model)` alone, with the identities of the frozen parts ({"language": {name, revision, sha256}, ...})."""
-    tensors = {name: tensor.detach().contiguous() for name, tensor in trainable(model).items()}
-    save_file(tensors, file, {"format": "pt", "bases": json.dumps(bases)})
-
-
-def load(model: nn.Module, file: Path | str, bases: dict[str, dict]) -> None:
-    """Take a file of `save` into a model with the same frozen parts and trainable tensors: all of it bit for bit, or nothing."""
-    try:
-        with safe_open(file, "pt") as opened:
-            about, found = opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} cannot be read as adapters", expected="a whole file written by adapters.save",
-                        found=f"{type(error).__name__}: {error}", next_step="train again, or copy the file again") from error  # fmt: skip
-    saved, mine = json.loads(about.get("bases", "{}")), trainable(model)
-    if saved.keys() != bases.keys() or any(_told(saved[part]) != _told(bases[part]) for part in bases):
-        raise UserError(f"{file} was trained on other frozen parts", expected=saved, found=bases,
-                        next_step="load the parts it was trained on (name, revision), then the adapters")  # fmt: skip
-    wrong = [f"{name}: expected {_shape(mine.get(name))}, found {_shape(found.get(name))}" for name in sorted(mine.keys() | found.keys())
-             if _shape(mine.get(name)) != _shape(found.get(name))]  # fmt: skip
-    if wrong:
-        raise UserError(f"{file} does not fit the model", expected=f"{len(mine)} tensors", found="; ".join(wrong[:12]),
-                        next_step="build the model with the config and LoRA it was trained with")  # fmt: skip
-    with torch.no_grad():
-        for name, tensor in found.items():
-            mine[name].copy_(tensor)
-
-
-def _told(identity: dict) -> tuple:
-    """What two frozen parts are compared by: their weights, or for random ones their name."""
-    return ("sha256", identity["sha256"]) if identity.get("sha256") else ("random", identity.get("name"))
-
-
-def _shape(tensor: torch.Tensor | None) -> str:
-    return "absent" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

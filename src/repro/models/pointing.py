@@ -28,15 +28,17 @@ LEAST = 3  # cells that must show a thing for it to be asked for
 
 def questions() -> dict[int, tuple[list[str], list[str]]]:
     """{item id: (training sentences, validation sentences)} of the tasks that name one thing of their own."""
+    from repro.sims.demos import things_of
     from repro.sims.tabletop import language
     from repro.sims.tabletop.scenes import ITEMS
     from repro.sims.tabletop.tasks import block_of
 
     found: dict[int, tuple[list[str], list[str]]] = {}
-    places = {"slider": "slider", "drawer": "drawer", "lightbulb": "switch", "led": "button"}
     for task, sentences in language.TRAIN.items():
-        item = block_of(task) or next((thing for word, thing in places.items() if word in task and task != "push_into_drawer"), None)
-        if item is not None:
+        if task in ("stack_block", "unstack_block", "push_into_drawer"):  # these name no one thing
+            continue
+        touched, goals = things_of(task, block_of(task), {})
+        if item := touched[0] or goals[0]:  # what is held is not named: a place task names where to
             training, validation = found.setdefault(ITEMS.index(item) + 1, ([], []))
             training.extend(sentences)
             validation.append(language.VALIDATION[task])
@@ -135,6 +137,7 @@ def load_language(folder: Path | str, config: ReconVLAConfig | None = None) -> d
     missing = model.load_state_dict({k[9:]: v for k, v in weights.items() if k.startswith("language.")}, strict=False)
     assert set(missing.missing_keys) <= {"lm_head.weight"} and not missing.unexpected_keys, missing  # tied to the embeddings
     d = about["hidden"]
+    model.began_as = tiny.identity("tiny language model", path / "language.safetensors")  # it trains on: no identity of its own
     projector = nn.Sequential(nn.Linear(weights["projector.0.weight"].shape[1], d), nn.GELU(), nn.Linear(d, d))
     projector.load_state_dict({k[10:]: v for k, v in weights.items() if k.startswith("projector.")})
     return {"language": model, "projector": projector, "tokenizer": tokenizer}

@@ -122,7 +122,7 @@ def load_parts(folder: Path | str) -> dict:
     vae = _need(folder, "vae")
     model = AutoencoderKL.from_config(json.loads((vae / "config.json").read_text()))
     model.load_state_dict(load_file(vae / "vae.safetensors"))
-    model.identity = _identity("tiny VAE", vae / "vae.safetensors")
+    model.identity = identity("tiny VAE", vae / "vae.safetensors")
     return {"vision": load_tower(folder), "vae": model.requires_grad_(False).eval(), **load_language(folder)}
 
 
@@ -130,7 +130,7 @@ def load_tower(folder: Path | str) -> TinyTower:
     """The tower of a folder that `pretrain_tower` wrote; it trains along until it is frozen."""
     path = _need(folder, "tower")
     weights = load_file(path / "tower.safetensors")
-    return TinyTower(channels=len(weights["net.0.bias"]), weights=weights, identity=_identity("tiny tower", path / "tower.safetensors"))
+    return TinyTower(channels=len(weights["net.0.bias"]), weights=weights, identity=identity("tiny tower", path / "tower.safetensors"))
 
 
 def _need(folder: Path | str, name: str) -> Path:
@@ -141,7 +141,7 @@ def _need(folder: Path | str, name: str) -> Path:
     return path
 
 
-def _identity(name: str, path: Path) -> dict:
+def identity(name: str, path: Path) -> dict:
     """`whole`: a checkpoint holds these weights too, and can be loaded without this folder."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return {"name": name, "revision": digest[:16], "sha256": digest, "whole": True}

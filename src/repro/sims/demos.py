@@ -127,7 +127,7 @@ def _one_task(simulator, task: str, expert, noise: Noise | None, states: list, a
         return None
     before, after = (_blocks(states[i]["scene_obs"], simulator.block_order) for i in (start, -1))
     moved = block_of(task) or max(BLOCKS, key=lambda block: np.linalg.norm(after[block] - before[block]))
-    targets, goals = _about(task, moved, after)
+    targets, goals = things_of(task, moved, after)
     return {"task": task, "start": start, "end": len(states) - 1, "success": success, "targets": targets, "goal_items": goals}
 
 
@@ -136,7 +136,7 @@ def _blocks(scene_obs: np.ndarray, order: tuple[str, ...]) -> dict[str, np.ndarr
     return {block: np.asarray(scene_obs[6 + 6 * i : 9 + 6 * i]) for i, block in enumerate(order)}
 
 
-def _about(task: str, moved: str, blocks: dict[str, np.ndarray]) -> tuple[list[str], list[str]]:
+def things_of(task: str, moved: str, blocks: dict[str, np.ndarray]) -> tuple[list[str], list[str]]:
     """What the hand moves or touches, and what the action is for, as in the boxes.json of the CALVIN simulator's recordings."""
     if task.startswith("turn_"):
         return (["button"], ["led"]) if task.endswith("led") else (["switch"], ["lightbulb"])

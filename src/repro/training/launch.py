@@ -103,7 +103,10 @@ def train_from_config(path: Path | str, log: Callable[[str], None] = print) -> S
     config = model_config(job.model, store.episodes)
     torch.manual_seed(settings.seed)  # the first weights
     model = _build(job, config, store)
-    data = {"hash": store.hash} | ({"parts": part.identities(model)} if job.parts else {}) | (begin(model, job) if job.start else {})
+    data = {"hash": store.hash} | (begin(model, job) if job.start else {})
+    if job.parts:
+        began_as = getattr(model.decoder, "began_as", None)
+        data["parts"] = part.identities(model) | ({"language, as it began": began_as} if began_as else {})
     state = PartialState(cpu=not torch.cuda.is_available())
     small = isinstance(config, KeypointConfig)
     gaze = config.point_weight > 0 if small else config.aux != "none" or (config.recon and config.target == "gaze")

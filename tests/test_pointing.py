@@ -9,6 +9,9 @@ import torch
 from repro.models import pointing, tiny
 from repro.models.reconvla import ReconVLA
 from repro.models.reconvla_config import PRESETS
+from repro.sims.tabletop import scenes, tasks
+from repro.sims.tabletop.expert import Expert
+from repro.sims.tabletop.world import PlayTable
 
 STATS = {"observation.state": {"mean": [0.0] * 15, "std": [1.0] * 15}}
 
@@ -33,20 +36,44 @@ def test_questions_name_one_thing_each_and_validation_sentences_are_others():
 def test_a_question_shows_the_thing_in_its_box():
     data = tiny.draw_pictures(6, seed=3)
     ask = pointing.Questions(data, np.zeros((6, 64, 160), np.float16))
-    batch = ask(np.arange(len(ask)), np.random.default_rng(0), np.zeros(15, np.float32))
+    batch = ask(np.arange(len(ask)), np.random.default_rng(0))
     for row, item, box, action in zip(ask.rows, ask.items, batch["gaze.box"], batch["action"][:, 0], strict=True):
         shown = data.ids[row, :24] == item
         inside = np.zeros_like(shown)
         x0, y0, x1, y1 = (box * (32, 24, 32, 24)).round().astype(int)
         inside[y0:y1, x0:x1] = True
         assert shown.sum() >= pointing.LEAST and not (shown & ~inside).any() and shown[y0].any() and shown[:, x1 - 1].any()
-        assert np.allclose((action + 1) / 2, box)
+        assert np.allclose((action[3:] + 1) / 2, box)
+
+
+def test_the_answer_leads_from_the_hand_to_the_thing():
+    """The expert's hand is at that place when it has done the task."""
+    asked = {"open_drawer": "drawer", "close_drawer": "drawer", "move_slider_left": "slider", "turn_on_led": "button",
+             "turn_on_lightbulb": "switch", "lift_blue_block_table": "blue_block"}
+    for i, (task, item) in enumerate(asked.items()):
+        table, rng = PlayTable("ABC"[i % 3]), np.random.default_rng(i)
+        table.reset(table.sample(tasks.symbolic_for(task, rng), rng), render=False)
+        table.start_task()
+        expert = Expert(table, task, rng, 0.05)
+        while not table.done(task):
+            table.step(expert.act(), render=False)
+        env = table.scene_obs()
+        env = np.concatenate([env[:6], env[6:].reshape(3, 6)[[table.scene.block_order.index(b) for b in scenes.BLOCKS]].ravel()])
+        away = np.array(table.pose[:3]) - tiny.handles(table.scene, env)[scenes.ITEMS.index(item)]
+        assert np.abs(away).max() < 0.07, (task, away)
+    data = tiny.draw_pictures(6, seed=3)
+    ask = pointing.Questions(data, np.zeros((6, 64, 160), np.float16))
+    batch = ask(np.arange(len(ask)), np.random.default_rng(0))
+    there = batch["state"][:, :3] + batch["action"][:, 0, :3] * pointing.REACH
+    near = np.abs(batch["action"][:, 0, :3]).max(1) < 1
+    assert near.sum() > 5 and np.allclose(there[near], data.places[ask.rows, ask.items - 1][near], atol=1e-5)
 
 
 def test_it_learns_and_its_record_says_how_well_beside_the_mean_box(folder):
     about = json.loads((folder / "language" / "about.json").read_text())
     assert about["loss"] < 0.75 * about["first_loss"]
     assert 0 < about["box_error_of_the_mean_box"] < 0.5 and about["box_error"] > 0 and about["held_out_looks"] >= 3
+    assert 0.01 < about["distance_error_of_the_mean"] < 0.5 and about["distance_error"] > 0
 
 
 def test_it_is_found_again_and_another_one_is_trained_anew(folder, tmp_path):
@@ -62,7 +89,7 @@ def test_a_policy_begins_with_its_weights_and_tokenizer(folder):
     projector = parts["projector"][0].weight.detach().clone()
     model = ReconVLA.build(PRESETS["tiny"], STATS, instructions=["something else"], **parts)
     assert torch.equal(model.decoder.get_input_embeddings().weight, slots)  # ordered bins do not write over what was learned
-    assert torch.equal(model.mm_projector[0].weight, projector)
+    assert torch.equal(model.mm_projector[0].weight, projector) and model.proprio is parts["proprio"]
     file = folder / "language" / "language.safetensors"
     assert model.decoder.began_as["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()  # a run's checkpoints say so (launch.py)
     assert model.text.tokenizer.vocab_size == parts["tokenizer"].vocab_size

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from repro import machine
 from repro.machine import UserError
 from repro.training import checkpoint, launch
 from repro.training.loop import Budget, TrainConfig, differences, loss_curve, rate, read_metrics, train
@@ -331,3 +332,20 @@ def test_jobs_train_in_subprocesses_and_a_failed_one_shows_its_last_lines(tmp_pa
         launch.jobs([good, bad], slots=2, log=lines.append)
     assert any(line.startswith("[good] step 2/2") for line in lines)
     assert checkpoint.about(checkpoint.need(tmp_path / "good"))["step"] == 2
+
+
+# ---- precision -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_bfloat16_on_a_cpu_is_for_those_that_have_it_and_the_checkpoint_says_so(tmp_path, monkeypatch, fast):
+    """Asked for, but the CPU has it not: the very weights of float32. It has: other ones, nearly the same."""
+    monkeypatch.setattr(machine, "fast_bfloat16", lambda: fast)
+    monkeypatch.setattr(machine, "capabilities", lambda: [])
+    said = []
+    asked = train(Toy(), batches, tmp_path / "asked", replace(CONFIG, cpu_bfloat16=True), log=said.append)
+    plain = train(Toy(), batches, tmp_path / "plain", CONFIG, log=quiet)
+    one, two = (tensors(summary.checkpoint)[0] for summary in (asked, plain))
+    assert torch.equal(one, two) != fast and torch.allclose(one, two, atol=0.05)
+    assert checkpoint.about(asked.checkpoint)["dtype"] == ("torch.bfloat16" if fast else "torch.float32")
+    assert any("bfloat16" in line for line in said) == fast

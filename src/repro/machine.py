@@ -46,6 +46,12 @@ def compute_dtype():
     return torch.float16, f"{gpu}: float16 with a gradient scaler, since bfloat16 is only emulated before 8.0"
 
 
+def fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in hardware (AVX512-BF16 or AMX); elsewhere they are slower than float32."""
+    flags = Path("/proc/cpuinfo")
+    return flags.is_file() and bool({"avx512_bf16", "amx_bf16"} & set(flags.read_text().split()))
+
+
 # ------------------------------------------------------------------------------------------------------ where
 
 

@@ -8,6 +8,10 @@ from dataclasses import dataclass, replace
 
 from repro.machine import UserError
 
+THIRTEEN_TASKS = (  # each names one thing, and needs no more than one grasp
+    "open_drawer", "close_drawer", "move_slider_left", "move_slider_right", "turn_on_led", "turn_off_led", "turn_on_lightbulb",
+    "turn_off_lightbulb", "lift_red_block_table", "lift_blue_block_table", "lift_pink_block_table", "place_in_slider", "place_in_drawer",
+)  # fmt: skip
 EIGHT_TASKS = (
     "open_drawer", "close_drawer", "move_slider_left", "move_slider_right",
     "turn_on_led", "turn_on_lightbulb", "lift_red_block_table", "push_blue_block_left",
@@ -39,6 +43,7 @@ class Profile:
     workers: int  # processes that write or import data
     variation: float  # how much the expert's way differs from one demonstration to the next; 1: as much as it can
     noise: float  # scale of the disturbance that demonstrations recover from; 0: none
+    draw_every: int  # frames of training/ from one picture of a task to the next
     tower_steps: int  # of the tiny vision tower, before all else; where the preset has tiny parts
     vae_steps: int  # of the tiny VAE
     language_steps: int  # of the tiny language model, which learns to point; 0: it starts random
@@ -57,13 +62,13 @@ SMOKE = Profile(
     scenes=("D",), evaluation_scene="D", tasks=EIGHT_TASKS, episodes_per_task=4, validation_episodes_per_task=1,
     preset="tiny", train_steps=60, batch_size=16, accumulate=1, learning_rate=3e-3, budget_minutes=3, checkpoint_minutes=120,
     evaluate_chains=4, evaluate_single=1, simulators=8, attention_frames=16, workers=2,
-    variation=0.05, noise=0.4, tower_steps=40, vae_steps=30, language_steps=20, part_pictures=240,
+    variation=0.05, noise=0.4, draw_every=1, tower_steps=40, vae_steps=30, language_steps=20, part_pictures=240,
     rows=("baseline", "gaze"), seeds=(0, 1), corrupt=(), pretrain_steps=60, ablation_chains=4, curve_seeds=(), curve_single=1,
 )  # fmt: skip
 
 CPU = replace(
     SMOKE, name="cpu", where="any CPU: tiny models, trained until they act; the ablation is resumed until it is done",
-    scenes=("A", "B", "C"), tasks=None, episodes_per_task=12, validation_episodes_per_task=3,
+    scenes=("A", "B", "C"), tasks=THIRTEEN_TASKS, episodes_per_task=40, validation_episodes_per_task=3, draw_every=3,
     train_steps=3000, batch_size=32, learning_rate=2e-3, budget_minutes=60,
     evaluate_chains=100, evaluate_single=4, simulators=32, attention_frames=400,
     tower_steps=1200, vae_steps=2000, language_steps=1500, part_pictures=12_000,

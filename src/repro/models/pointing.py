@@ -5,8 +5,9 @@
 ReconVLA starts from a language model that has seen images and text (LLaVA's recipe on Qwen2-7B). A small decoder trained from nothing
 on actions alone reads the proprioception first and looks late: attention to the image has to be found through 35 action tokens, of
 which most can be copied from their neighbours. Asked *where* the thing is that an instruction names, it learns to look at once. The
-answer is written as such models write boxes, as four tokens (x0, y0, x1, y1 in the action slots); beside it the image tokens tell which
-of them show the thing. Pictures are those of scenes A, B and C in own and repainted looks, sentences those of the training set.
+answer stands in seven action slots: how far it is from the hand (x, y, z), then its box (x0, y0, x1, y1) as such models write boxes;
+beside it the image tokens tell which of them show the thing. Pictures are those of scenes A, B and C in own and repainted looks,
+sentences those of the training set.
 """
 import json
 import time
@@ -24,6 +25,7 @@ from repro.models import prompt, tiny
 from repro.models.reconvla_config import PRESETS, ReconVLAConfig
 
 LEAST = 3  # cells that must show a thing for it to be asked for
+REACH = 0.5  # m; what the answer calls 1 (blocks and handles lie at most that far from the hand, mostly)
 
 
 def questions() -> dict[int, tuple[list[str], list[str]]]:
@@ -46,10 +48,12 @@ def questions() -> dict[int, tuple[list[str], list[str]]]:
 
 
 class Questions:
-    """Batches for a ReconVLA whose "action" is a box: one thing that can be seen in each picture, and a sentence that names it."""
+    """Batches for a ReconVLA whose "action" (7,) is an answer: one thing that can be seen in each picture, a sentence that names it, how
+    far it is from the hand in units of REACH (clipped to [-1, 1]), and the edges of its box, 2 * edge - 1."""
 
     def __init__(self, data: tiny.Pictures, features: np.ndarray, validation: bool = False):
         self.features, self.asked, self.validation = features, questions(), int(validation)
+        self.robot, self.places = data.robot, data.places
         self.ids = data.ids[:, : tiny.STATIC_TOKENS * tiny.CELLS]
         seen = np.stack([(self.ids == item).sum((1, 2)) >= LEAST for item in self.asked], axis=1)
         self.rows, which = np.nonzero(seen)
@@ -58,26 +62,28 @@ class Questions:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __call__(self, chosen: np.ndarray, rng: np.random.Generator, state: np.ndarray) -> dict:
-        boxes, sentences = [], []
-        for row, item in zip(self.rows[chosen], self.items[chosen], strict=True):
+    def __call__(self, chosen: np.ndarray, rng: np.random.Generator) -> dict:
+        rows, items, boxes, sentences = self.rows[chosen], self.items[chosen], [], []
+        for row, item in zip(rows, items, strict=True):
             shown = self.ids[row] == item
             ys, xs = np.flatnonzero(shown.any(1)), np.flatnonzero(shown.any(0))
             boxes.append([xs[0] / shown.shape[1], ys[0] / shown.shape[0], (xs[-1] + 1) / shown.shape[1], (ys[-1] + 1) / shown.shape[0]])
             some = self.asked[item][self.validation]
             sentences.append(some[rng.integers(len(some))])
-        box = np.array(boxes, np.float32)
-        return {"features": self.features[self.rows[chosen]], "state": np.repeat(state[None], len(chosen), 0), "instruction": sentences,
-                "action": (2 * box - 1)[:, None], "gaze.box": box, "gaze.valid": np.ones(len(chosen), bool)}
+        box, away = np.array(boxes, np.float32), (self.places[rows, items - 1] - self.robot[rows, :3]) / REACH
+        return {"features": self.features[rows], "state": self.robot[rows], "instruction": sentences,
+                "action": np.concatenate([away.clip(-1, 1), 2 * box - 1], axis=1)[:, None].astype(np.float32), "gaze.box": box,
+                "gaze.valid": np.ones(len(rows), bool)}
 
 
 def pretrain_language(folder: Path | str, steps: int = 1500, seed: int = 0, states: dict | None = None, pictures: int = 12_000,
                       scenes: tuple[str, ...] = ("A", "B", "C"), log: Callable[[str], None] = print, drawn=None, batch: int = 32,
                       config: ReconVLAConfig | None = None) -> Path:
-    """Train decoder, projector and tokenizer to point; <folder>/language, found again if its about.json says the same.
+    """Train decoder, projector, reader of the proprioception and tokenizer to point; <folder>/language, found again if its about.json
+    says the same.
 
-    The tower must lie in <folder> already. about["box_error"]: mean error of the four edges, in shares of the picture, on looks never
-    seen and sentences never read, beside the error of the mean box.
+    The tower must lie in <folder> already. On looks never seen and sentences never read, each beside the error of the mean answer:
+    about["box_error"], mean error of the four edges, in shares of the picture; about["distance_error"], of x, y and z from the hand, m.
     """
     from repro.models.reconvla import ReconVLA
     from repro.sims.tabletop import language
@@ -90,42 +96,45 @@ def pretrain_language(folder: Path | str, steps: int = 1500, seed: int = 0, stat
         return path
     began, drawn = time.monotonic(), drawn or tiny.Drawn(pictures, scenes, seed, states)
     tokenizer = prompt.small_tokenizer([s for some in language.TRAIN.values() for s in some], config.template)
-    stats = {"observation.state": {"mean": [0.0] * config.state_dim, "std": [1.0] * config.state_dim}}
+    robot = np.concatenate([states[scene][0] for scene in scenes if scene in states]) if states else drawn.training.robot
+    stats = {"observation.state": {"mean": robot.mean(0).tolist(), "std": robot.std(0).tolist()}}
     with tiny.seeded(seed):
-        model = ReconVLA.build(replace(config, chunk=1, action_dim=4, recon=False, aux="mask", aux_weight=1.0), stats,
+        model = ReconVLA.build(replace(config, chunk=1, action_dim=7, recon=False, aux="mask", aux_weight=1.0), stats,
                                tokenizer=tokenizer, vision=tower)
     training, held = (Questions(data, _features(tower, data), validation) for data, validation in
                       ((drawn.training, False), (drawn.held_out, True)))
-    state = np.zeros(config.state_dim, np.float32)
     rng = np.random.default_rng([seed, 7])
     trained = [p for p in model.parameters() if p.requires_grad]
 
     def loss(rows: np.ndarray) -> torch.Tensor:
-        return model.loss(training(rows, rng, state))["loss"]
+        return model.loss(training(rows, rng))["loss"]
 
     model.train()
     with tiny.seeded(seed + 1):  # of word dropout
-        losses = tiny.descend(trained, loss, len(training), steps, seed, 2e-3, "language model", log, batch)
+        losses = tiny.descend(trained, loss, len(training), steps, seed, 2e-3, "language model", log, batch, bfloat16=True)
     model.eval()
     some = np.random.default_rng(0).permutation(len(held))[:512]
     wanted, guess = [], []
     for part in np.array_split(some, -(-len(some) // 64)):
-        asked_for = held(part, np.random.default_rng(len(part)), state)
+        asked_for = held(part, np.random.default_rng(len(part)))
         wanted.append(asked_for["action"][:, 0])
         guess.append(model.read(asked_for)[:, 0])
     wanted, guess = np.concatenate(wanted), np.concatenate(guess)
-    error = float(np.abs(guess - wanted).mean() / 2)
-    floor = float(np.abs(wanted - wanted.mean(0)).mean() / 2)
-    about = asked | {"box_error": round(error, 4), "box_error_of_the_mean_box": round(floor, 4), "held_out": len(some),
-                     "held_out_looks": drawn.held_out.looks} | tiny.report(drawn.training, losses, began)
-    log(f"language model: points {error:.3f} of the picture off (the mean box: {floor:.3f}), {about['minutes']:.1f} min")
-    weights = {f"{name}.{key}": value for name, module in (("language", model.decoder), ("projector", model.mm_projector))
+    errors = [np.abs(answer - wanted).mean(0) for answer in (guess, wanted.mean(0))]
+    (away, far_mean), (error, floor) = ([round(float(e[part].mean() * unit), 4) for e in errors]
+                                        for part, unit in ((slice(3), REACH), (slice(3, 7), 0.5)))
+    about = asked | {"box_error": error, "box_error_of_the_mean_box": floor, "distance_error": away, "distance_error_of_the_mean": far_mean,
+                     "held_out": len(some), "held_out_looks": drawn.held_out.looks} | tiny.report(drawn.training, losses, began)
+    log(f"language model: points {error:.3f} of the picture off (the mean box: {floor:.3f}), {100 * away:.1f} cm an axis "
+        f"(the mean: {100 * far_mean:.1f}), {about['minutes']:.1f} min")
+    modules = {"language": model.decoder, "projector": model.mm_projector, "proprio": model.proprio}
+    weights = {f"{name}.{key}": value for name, module in modules.items()
                for key, value in module.state_dict().items() if key != "lm_head.weight"}
     return tiny.write(path, "language.safetensors", weights, about, {"tokenizer.json": json.loads(tokenizer.backend_tokenizer.to_str())})
 
 
 def load_language(folder: Path | str, config: ReconVLAConfig | None = None) -> dict:
-    """{"language": .., "projector": .., "tokenizer": ..} for ReconVLA.build; nothing where <folder>/language is absent."""
+    """{"language": .., "projector": .., "proprio": .., "tokenizer": ..} for ReconVLA.build; nothing where <folder>/language is absent."""
     path, config = Path(folder) / "language", config or PRESETS["tiny"]
     if not (path / "about.json").is_file():
         return {}
@@ -138,9 +147,16 @@ def load_language(folder: Path | str, config: ReconVLAConfig | None = None) -> d
     assert set(missing.missing_keys) <= {"lm_head.weight"} and not missing.unexpected_keys, missing  # tied to the embeddings
     d = about["hidden"]
     model.began_as = tiny.identity("tiny language model", path / "language.safetensors")  # it trains on: no identity of its own
-    projector = nn.Sequential(nn.Linear(weights["projector.0.weight"].shape[1], d), nn.GELU(), nn.Linear(d, d))
-    projector.load_state_dict({k[10:]: v for k, v in weights.items() if k.startswith("projector.")})
-    return {"language": model, "projector": projector, "tokenizer": tokenizer}
+    two = {name: {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
+           for name in ("projector", "proprio")}
+    return {"language": model, "tokenizer": tokenizer} | {name: _two_layers(found, d) for name, found in two.items()}
+
+
+def _two_layers(weights: dict, width: int) -> nn.Sequential:
+    """Linear, GELU, linear with these weights."""
+    net = nn.Sequential(nn.Linear(*weights["0.weight"].shape[::-1]), nn.GELU(), nn.Linear(weights["0.weight"].shape[0], width))
+    net.load_state_dict(weights)
+    return net
 
 
 def _features(tower: nn.Module, data: tiny.Pictures) -> np.ndarray:

@@ -81,6 +81,8 @@ class ReconVLA(nn.Module):
         self.mm_projector = parts.projector or nn.Sequential(nn.Linear(parts.vision.dim, d), nn.GELU(), nn.Linear(d, d))  # mlp2x_gelu
         numbers = c.state_dim * {"linear": 1, "fourier": 1 + 2 * WAVES}.get(c.proprio, 0)
         self.proprio = nn.Sequential(nn.Linear(numbers, 2 * d), nn.GELU(), nn.Linear(2 * d, d)) if numbers else None
+        if numbers and parts.proprio is not None and parts.proprio[0].in_features == numbers:
+            self.proprio = parts.proprio
         self.slots = nn.Parameter(torch.zeros(2, BINS, d)) if c.train_slots else None  # of embeddings, of outputs
         if c.ordered_bins and parts.projector is None:  # a language model that has learned to point has learned its slots
             with torch.no_grad():  # slots run from the highest value (id first) down

@@ -26,10 +26,11 @@ from jaxtyping import Float, UInt8
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface, Qwen2Config, Qwen2ForCausalLM
+from transformers.masking_utils import sdpa_mask
 
 from repro.gaze.crops import crop
-from repro.machine import UserError
+from repro.machine import UserError, fast_bfloat16
 from repro.models.towers import compose, resize
 
 SIZE, GRID, STATIC_TOKENS, PATCH = 128, 8, 6, 16  # canvas px, tokens a side, rows of them for the static camera, px a token
@@ -104,17 +105,29 @@ def places(grid: tuple[int, int], width: int) -> Float[Tensor, "n width"]:
     return torch.cat([x.repeat(grid[0], 1), y.repeat_interleave(grid[1], 0)], dim=1)
 
 
+def attention_float32(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_):
+    """PyTorch's attention in float32 whatever the autocast: on CPUs the bfloat16 kernel is the slower one. For transformers' interface."""
+    with torch.autocast(query.device.type, enabled=False):
+        causal = attention_mask is None and query.shape[2] > 1
+        out = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), attention_mask, dropout, causal, scale=scaling)
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("sdpa_float32", attention_float32)
+AttentionMaskInterface.register("sdpa_float32", sdpa_mask)
+
+
 def language(config, tokenizer) -> Qwen2ForCausalLM:
     """A Qwen2 of the config's sizes, random."""
     return Qwen2ForCausalLM(Qwen2Config(
         vocab_size=len(tokenizer), hidden_size=config.hidden, intermediate_size=config.intermediate, num_hidden_layers=config.layers,
         num_attention_heads=config.heads, num_key_value_heads=config.heads, max_position_embeddings=4096, tie_word_embeddings=True,
-        initializer_range=config.init, bos_token_id=None, eos_token_id=None, attn_implementation="sdpa"))
+        initializer_range=config.init, bos_token_id=None, eos_token_id=None, attn_implementation="sdpa_float32"))
 
 
 def load_parts(folder: Path | str) -> dict:
     """What `pretrain` wrote, for ReconVLA.build: "vision", which is frozen there if the config says so, "vae", and, where it was trained,
-    "language" with its "projector" and "tokenizer"."""
+    "language" with its "projector", "proprio" and "tokenizer"."""
     from diffusers import AutoencoderKL
 
     from repro.models.pointing import load_language
@@ -156,6 +169,8 @@ class Pictures(NamedTuple):
     canvas: UInt8[np.ndarray, "n 128 128 3"]
     gaze: UInt8[np.ndarray, "n 96 128 3"]  # the crop of one visible item, stretched, that stands above the wrist picture in a target
     ids: UInt8[np.ndarray, "n 32 32"]  # item at the middle of each cell, 0 for none
+    robot: Float[np.ndarray, "n 15"]  # robot_obs
+    places: Float[np.ndarray, "n items 3"]  # where the hand takes, pushes or presses each item, m
     looks: int
 
 
@@ -200,6 +215,20 @@ def random_state(scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarra
     return robot, env
 
 
+def handles(scene, env: np.ndarray) -> Float[np.ndarray, "items 3"]:
+    """Where the hand takes hold of each item, for an environment state (24,) with blocks red, blue, pink; led, bulb: of their switch."""
+    from repro.sims.tabletop import scenes as s
+
+    place = {}
+    parts = {"slider": "handle", "drawer": "bar", "button": "button", "switch": "lever"}
+    for (joint, part), value in zip(parts.items(), env[:4], strict=True):
+        x0, x1, y0, y1, z0, z1 = s.moving(scene, joint)[part]
+        place[joint] = np.array([x0 + x1, y0 + y1, z0 + z1]) / 2 + value * np.array(s.AXES[joint])
+    blocks = dict(zip(s.BLOCKS, env[6:].reshape(3, 6)[:, :3], strict=True))
+    place |= blocks | {"led": place["button"], "lightbulb": place["switch"]}
+    return np.array([place[item] for item in s.ITEMS], np.float32)
+
+
 def draw_pictures(count: int, scenes: Iterable[str] = ("A", "B", "C"), seed: int = 0, states: dict | None = None, held_out: bool = False,
                   per_look: int = 60) -> Pictures:
     """`count` pictures of training scenes in own and repainted looks; held_out: only repainted ones, and none of the others' looks.
@@ -211,7 +240,7 @@ def draw_pictures(count: int, scenes: Iterable[str] = ("A", "B", "C"), seed: int
     from repro.sims.tabletop.scenes import BLOCKS, SCENES, item_boxes
 
     scenes = _checked(scenes)
-    rng, canvas, gaze, ids = np.random.default_rng([seed, held_out]), [], [], []
+    rng, canvas, gaze, ids, robots, places = np.random.default_rng([seed, held_out]), [], [], [], [], []
     per_look = min(per_look, max(1, count // 6))  # few pictures: still some looks
     looks = -(-count // per_look)
     for i in range(looks):
@@ -229,12 +258,14 @@ def draw_pictures(count: int, scenes: Iterable[str] = ("A", "B", "C"), seed: int
             part = crop(shown["static"], np.array(boxes[rng.integers(len(boxes))]) / len(shown["static"]))
             canvas.append(compose(shown["static"], shown["wrist"], SIZE, SIZE, STATIC_ROWS))
             gaze.append(resize(part, STATIC_ROWS, SIZE))
+            robots.append(np.float32(robot))
+            places.append(handles(scene, env))
             ids.append(np.concatenate([
                 cv2.resize(shown[f"{camera}_ids"], (GRID * CELLS, rows * CELLS), interpolation=cv2.INTER_NEAREST)
                 for camera, rows in (("static", STATIC_TOKENS), ("wrist", GRID - STATIC_TOKENS))]))
         if not own:
             render._MODELS.pop(scene.name, None)  # each look's textures are megabytes, and nobody asks for this one again
-    return Pictures(np.stack(canvas), np.stack(gaze), np.stack(ids), looks)
+    return Pictures(*map(np.stack, (canvas, gaze, ids, robots, places)), looks)
 
 
 def _checked(scenes: Iterable[str]) -> tuple[str, ...]:
@@ -379,12 +410,13 @@ def cells(ids: UInt8[np.ndarray, "b 32 32"]) -> Tensor:
 
 
 def descend(parameters: list, loss: Callable, count: int, steps: int, seed: int, peak: float, name: str, log: Callable, batch: int,
-             warm: float = 0.3) -> list[float]:
-    """Adam over random batches with one cycle of the learning rate; the losses."""
+             warm: float = 0.3, bfloat16: bool = False) -> list[float]:
+    """Adam over random batches with one cycle of the learning rate; the losses. bfloat16: of matrix products, where the CPU has them."""
     optimizer, losses, began = torch.optim.AdamW(parameters, lr=peak, weight_decay=1e-4), [], time.monotonic()
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=max(2, steps), pct_start=warm)
     for step in range(steps):
-        value = loss(np.random.default_rng([seed, step]).integers(count, size=batch))
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16 and fast_bfloat16()):
+            value = loss(np.random.default_rng([seed, step]).integers(count, size=batch))
         optimizer.zero_grad()
         value.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

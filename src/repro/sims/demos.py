@@ -23,6 +23,7 @@ from repro.sims.worker import Worker, WorkerLost
 MAX_STEPS, AFTER, ATTEMPTS = 360, 3, 20  # steps a task may take, frames recorded after it is done, tries of a recording
 RHO, INNOVATION, SHARES = 0.7, 0.7, (0.0, 0.4, 1.0)  # of the AR(1) disturbance; shares of `noise`, one drawn a task
 TRAVELS, HEIGHT = 0.95, 0.57  # it acts while the hand goes at more than this share of full speed, above this height in metres
+PUSH, PUSHES, LASTS = 0.06, 2, (4, 13)  # chance a step that a push begins, most of them in a task, steps that one lasts
 GOALS = {"place_in_slider": ["slider"], "place_in_drawer": ["drawer"], "push_into_drawer": ["drawer"]}
 
 
@@ -78,20 +79,31 @@ def _recorded(states: list, labels: list, notes: list, labelled: bool) -> dict:
 
 
 class Noise:
-    """A disturbance of one task: AR(1) on position, half of it on yaw, only while the hand travels and does not change its grip."""
+    """What disturbs one task: AR(1) on position, half of it on yaw, only while the hand travels and does not change its grip; and at
+    most PUSHES pushes off its way, after which the direction to go can no longer be told from how far the task has got."""
 
     def __init__(self, rng: np.random.Generator, noise: float):
         self.rng, self.scale = rng, noise * SHARES[rng.integers(len(SHARES))]
-        self.value, self.grip = np.zeros(4), None
+        self.value, self.grip, self.pushes, self.left, self.way = np.zeros(4), None, 0, 0, np.zeros(7)
 
     def __call__(self, action: np.ndarray, height: float) -> np.ndarray:
         """The action that is executed in place of `action` (7,)."""
         self.value = RHO * self.value + INNOVATION * self.rng.standard_normal(4)
-        free = np.abs(action[:3]).max() > TRAVELS and height > HEIGHT and self.grip in (None, action[6])
+        high = height > HEIGHT and self.grip in (None, action[6])
+        travels = high and np.abs(action[:3]).max() > TRAVELS
         self.grip = action[6]
-        if not free:
-            return action
-        return np.clip(action + self.scale * np.array([*self.value[:3], 0, 0, self.value[3] / 2, 0]), -1, 1)
+        if travels and not self.left and self.pushes < PUSHES and self.rng.random() < PUSH:
+            self.pushes, self.left, self.way = self.pushes + 1, int(self.rng.integers(*LASTS)), self._direction()
+        self.left = max(0, self.left - 1) if high else 0
+        if self.left:
+            return np.clip(action + self.way, -1, 1)
+        return np.clip(action + self.scale * np.array([*self.value[:3], 0, 0, self.value[3] / 2, 0]), -1, 1) if travels else action
+
+    def _direction(self) -> np.ndarray:
+        """Level or slightly up, strong enough to overcome what the expert does; and any turn."""
+        x, y, z, yaw = self.rng.uniform(-1, 1, 4)
+        level = 2 / max(abs(x), abs(y))
+        return np.array([level * x, level * y, 0.6 * abs(z), 0, 0, 2 * yaw, 0])
 
 
 def kept(plans: list[Plan], played: list[dict | None], log) -> tuple[list[Plan], list[dict]]:

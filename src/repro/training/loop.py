@@ -26,7 +26,7 @@ from repro.machine import UserError
 from repro.training import checkpoint
 
 # what may change between sessions of one run
-CLOCKWORK = ("checkpoint_minutes", "budget_minutes", "reserve_seconds", "keep", "log_every", "measure_every", "marks")
+CLOCKWORK = ("checkpoint_minutes", "budget_minutes", "reserve_seconds", "keep", "log_every", "measure_every", "marks", "cpu_bfloat16")
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class TrainConfig:
     log_every: int = 50             # steps between printed lines; metrics.jsonl has every step
     measure_every: int = 0          # steps between measurements on held-out data, and one at the end; 0: none
     marks: tuple[float, ...] = ()   # shares of the steps after which the model is kept for good, in <folder>/kept
+    cpu_bfloat16: bool = False      # matrix products in bfloat16 where there is no GPU and the CPU has them in hardware
 
     def __post_init__(self):
         object.__setattr__(self, "betas", tuple(self.betas))
@@ -113,6 +114,8 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
     """
     folder, data = Path(folder), data or {}
     dtype, why = machine.compute_dtype()
+    if config.cpu_bfloat16 and not machine.capabilities() and machine.fast_bfloat16():
+        dtype, why = torch.bfloat16, "no NVIDIA GPU: matrix products in bfloat16, which this CPU has in hardware"
     precision = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision, gradient_accumulation_steps=config.accumulate)
     say = log if accelerator.is_main_process else lambda line: None

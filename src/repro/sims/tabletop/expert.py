@@ -23,6 +23,7 @@ OPEN, CLOSE = 1.0, -1.0
 TABLE = scenes.TABLE_Z + scenes.BLOCK_SIDE / 2  # height of the middle of a block on the table
 FINGERS = 0.014  # half of the closed fingers along hand y
 TRIES, MAX_STEPS = 30, 300
+SLOWS = 0.4  # share of the remaining way that a calm step goes: it slows down before its goal instead of stopping at once
 
 
 class Calm:
@@ -50,8 +51,8 @@ class Calm:
 class Expert:
     """`act() -> (7,)` float64, one step of the script for `task`; stands still once the script is over.
 
-    variation: 1 for the natural variation of start offsets, paths, heights and speeds; towards 0 it moves at full speed on the middle way
-    (see `Calm`), and varies more only where the calm script does not succeed.
+    variation: 1 for the natural variation of start offsets, paths, heights and speeds; towards 0 it goes the middle way (see `Calm`), at
+    full speed until it slows down before a goal, and varies more only where the calm script does not succeed.
     """
 
     def __init__(self, table: PlayTable, task: str, rng: np.random.Generator, variation: float = 1.0):
@@ -103,6 +104,7 @@ class Script:
         self.table, self.scene, self.task, self.rng = table, table.scene, task, rng
         calm = isinstance(rng, Calm)
         self.speed = 1.0 if calm else rng.uniform(0.7, 1.0)  # share of the greatest step
+        self.gain = SLOWS if calm else 1.0
         self.high = rng.uniform(0.66, 0.72)  # of the tcp while it travels
         self.grip = table.command
         self.sway = np.zeros(3)
@@ -149,7 +151,7 @@ class Script:
         pose = self.table.pose
         move = (np.asarray(xyz) - pose[:3]) / POSITION_STEP
         far = float(np.abs(move).max())
-        move *= min(1.0, self.speed / max(far, 1e-9))
+        move *= min(self.gain, self.speed / max(far, 1e-9))
         self.sway = 0.8 * self.sway + 0.06 * self.rng.standard_normal(3)
         if far > 4:
             move += self.sway

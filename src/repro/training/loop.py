@@ -12,7 +12,9 @@ import os
 import random
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -114,9 +116,11 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
     """
     folder, data = Path(folder), data or {}
     dtype, why = machine.compute_dtype()
+    precision = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
+    here = nullcontext  # beside Accelerate's own precision, which one process cannot change from run to run
     if config.cpu_bfloat16 and not machine.capabilities() and machine.fast_bfloat16():
         dtype, why = torch.bfloat16, "no NVIDIA GPU: matrix products in bfloat16, which this CPU has in hardware"
-    precision = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
+        here = partial(torch.autocast, "cpu", torch.bfloat16)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision, gradient_accumulation_steps=config.accumulate)
     say = log if accelerator.is_main_process else lambda line: None
     say(f"device {accelerator.device} x {accelerator.num_processes}, {str(dtype).removeprefix('torch.')}: {why}")
@@ -164,14 +168,14 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
         if due:
             save()
         began = clock()
-        scalars = _one_step(model, optimizer, batches, accelerator, config, step)
+        scalars = _one_step(model, optimizer, batches, accelerator, config, step, here)
         budget.step_took(clock() - began)
         if not math.isfinite(scalars["loss"]):
             raise UserError(f"the loss is {scalars['loss']} at step {step + 1}", expected="a finite number", next_step=(
                 f"lower the learning rate or look at the data; last checkpoint: {last or 'none'}"))
         step += 1
         if measure and config.measure_every and (step % config.measure_every == 0 or step == config.steps):
-            scalars |= _aside(plain, measure, accelerator)
+            scalars |= _aside(plain, measure, accelerator, here)
         metrics.write({"step": step, **scalars, "seconds": round(seconds_before + clock() - budget.start, 3)})
         if step % config.log_every == 0 or step == config.steps:
             shown = {name: value for name, value in metrics.mean(config.log_every).items() if name not in ("step", "seconds", "lr")}
@@ -186,14 +190,15 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
     return Summary(step, step >= config.steps, reason, seconds / 60, metrics.mean(50).get("loss", math.nan), path, resumed_from)
 
 
-def _one_step(model, optimizer, batches, accelerator: Accelerator, config: TrainConfig, step: int) -> dict:
+def _one_step(model, optimizer, batches, accelerator: Accelerator, config: TrainConfig, step: int, here: Callable) -> dict:
     """Forward and backward of all micro-batches, then one clipped AdamW step; means over the micro-batches."""
     for group in optimizer.param_groups:
         group["lr"] = rate(step, config)
     collected, norm = [], 0.0
     for j in range(config.accumulate):
         with accelerator.accumulate(model):
-            out = model(batches(step * config.accumulate + j))
+            with here():
+                out = model(batches(step * config.accumulate + j))
             accelerator.backward(out["loss"])
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(model.parameters(), config.clip)
@@ -204,12 +209,12 @@ def _one_step(model, optimizer, batches, accelerator: Accelerator, config: Train
     return {**means, "grad_norm": float(norm), "lr": rate(step, config)}
 
 
-def _aside(model, measure, accelerator: Accelerator) -> dict[str, float]:
+def _aside(model, measure, accelerator: Accelerator, here: Callable) -> dict[str, float]:
     """What `measure` says of the model as it acts; the run goes on as if nothing had been asked."""
     state, was_training = checkpoint.random_state(), model.training
     model.eval()
     try:
-        with torch.no_grad(), accelerator.autocast():
+        with torch.no_grad(), accelerator.autocast(), here():
             return {name: float(value) for name, value in measure(model).items()}
     finally:
         model.train(was_training)

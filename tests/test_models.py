@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -253,7 +254,7 @@ def test_a_conversation_is_text_image_text_state_answer_and_only_the_answer_is_s
 # ---- ReconVLA ----------------------------------------------------------------------------------------------------------------
 
 
-DEPARTURES = ("ordered_bins", "soft_bins", "proprio", "word_dropout", "action_dropout")
+DEPARTURES = ("ordered_bins", "soft_bins", "proprio", "word_dropout", "parallel")
 AS_PAPER = {name: getattr(PRESETS["plain"], name) for name in DEPARTURES}
 
 
@@ -275,7 +276,7 @@ def test_every_variant_learns_a_batch_by_heart_and_acts_in_range(changes):
     assert actions.shape == (2, net.config.chunk, net.config.action_dim) and actions.dtype == np.float32 and np.abs(actions).max() <= 1
 
 
-@pytest.mark.parametrize("build", [model, large])
+@pytest.mark.parametrize("build", [model, partial(model, parallel=False), large])
 def test_acting_is_the_greedy_reading_of_the_training_forward(build):
     net = build().eval()
     observations = [observation(i) for i in range(3)]
@@ -294,6 +295,27 @@ def test_acting_is_the_greedy_reading_of_the_training_forward(build):
     if net.config.constrained:
         actions = net.act(observations, INSTRUCTIONS)
         assert np.array_equal(actions.reshape(3, -1), net.tokens.decode(fast.numpy()))
+
+
+def test_in_one_pass_actions_come_from_queries_and_the_loss_sees_no_action():
+    """What earlier actions were changes the later ones' cross-entropy token by token, and does not with queries."""
+    for parallel in (False, True):
+        net = model(parallel=parallel, recon=False, word_dropout=0.0).eval()
+        assert (net.queries is not None) == parallel
+        data = batch(net)
+        other = {**data, "action": np.concatenate([-data["action"][:, :1], data["action"][:, 1:]], axis=1)}
+        rows = []
+        for one in (data, other):
+            ids = torch.from_numpy(net.tokens.encode(one["action"].reshape(len(one["action"]), -1)))
+            with torch.no_grad():
+                hidden, start = net._hidden(one, ids)
+            rows.append(hidden[:, start + net.config.action_dim :])
+        assert torch.equal(*rows) == parallel
+    net = model(recon=False)
+    net.loss(batch(net))["loss"].backward()
+    assert (net.queries.grad.abs().sum(1) > 0).all()  # the last one predicts the end
+    with pytest.raises(UserError, match="constrained"):
+        replace(PRESETS["tiny"], constrained=False)
 
 
 @pytest.mark.parametrize("build", [model, large])

@@ -91,7 +91,8 @@ def pretrain_language(folder: Path | str, steps: int = 1500, seed: int = 0, stat
     path, config = Path(folder) / "language", config or PRESETS["tiny"]
     tower = tiny.load_tower(folder)
     asked = tiny.asked("tiny language model", scenes, steps, seed, states, pictures, batch=batch, tower=tower.identity["sha256"],
-                       hidden=config.hidden, layers=config.layers, heads=config.heads, intermediate=config.intermediate)
+                       hidden=config.hidden, layers=config.layers, heads=config.heads, intermediate=config.intermediate,
+                       proprio=config.proprio, parallel=config.parallel)
     if tiny.there(path, asked, log):
         return path
     began, drawn = time.monotonic(), drawn or tiny.Drawn(pictures, scenes, seed, states)

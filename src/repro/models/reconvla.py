@@ -8,7 +8,7 @@ The instruction stands before *and* after the image, so that image tokens can at
 recon_weight * diffusion loss; the reconstruction exists in training only. One class for every size: `ReconVLA(config, stats, parts)`
 puts a vision tower, a language model with its tokenizer, and a VAE together (models/parts.py); `PRESETS["paper"]` is the published
 model, `"t4"` the same with smaller backbones and LoRA, `"tiny"` trains on a CPU, with parts of models/tiny.py. Departures of `tiny` from
-the paper are fields of the config: vision, language, vae, template, ordered_bins, soft_bins, proprio, word_dropout, draws.
+the paper are fields of the config: vision, language, vae, template, ordered_bins, soft_bins, proprio, word_dropout, parallel, draws.
 """
 
 import json
@@ -83,6 +83,7 @@ class ReconVLA(nn.Module):
         self.proprio = nn.Sequential(nn.Linear(numbers, 2 * d), nn.GELU(), nn.Linear(2 * d, d)) if numbers else None
         if numbers and parts.proprio is not None and parts.proprio[0].in_features == numbers:
             self.proprio = parts.proprio
+        self.queries = nn.Parameter(c.init * torch.randn(c.chunk * c.action_dim, d)) if c.parallel else None
         self.slots = nn.Parameter(torch.zeros(2, BINS, d)) if c.train_slots else None  # of embeddings, of outputs
         if c.ordered_bins and parts.projector is None:  # a language model that has learned to point has learned its slots
             with torch.no_grad():  # slots run from the highest value (id first) down
@@ -288,12 +289,12 @@ class ReconVLA(nn.Module):
     def _hidden(self, batch: dict, ids: Int[Tensor, "b n"]) -> tuple[Float[Tensor, "b l d"], int]:
         """Last states of prompt and answer `ids`, and the place of the first one that predicts."""
         inputs, mask = self.prompt(batch)
-        shown = ids
-        if self.training and self.config.action_dropout:
-            hidden = torch.rand(shown.shape, device=self.device) < self.config.action_dropout
-            shown = torch.where(hidden, torch.full_like(shown, self.text.answer[-1]), shown)
-        whole = torch.cat([inputs, self.embed(shown)], dim=1)
+        whole = torch.cat([inputs, self._answer(ids)], dim=1)
         return decode(self.decoder, whole, F.pad(mask, (0, ids.shape[1]), value=True)), inputs.shape[1] - 1
+
+    def _answer(self, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+        """What stands in the places of the answer `ids`: itself, or the action queries."""
+        return self.embed(ids) if self.queries is None else self.queries[: ids.shape[1]].expand(len(ids), -1, -1)
 
     def loss(self, batch: dict) -> dict[str, Tensor]:
         """Scalars: "loss" (total), "action" (cross-entropy of actions and end token), "recon", "box", "mask", and "l1": mean error of the
@@ -389,6 +390,11 @@ class ReconVLA(nn.Module):
 
     def _read(self, inputs: Tensor, mask: Tensor, steps: int, constrained: bool) -> Int[Tensor, "b steps"]:
         first, stop = self.tokens.first, self.tokens.vocab_size
+        if self.queries is not None:  # the prompt's last token and all queries but the last predict
+            answer = self.queries[: steps - 1].expand(len(inputs), -1, -1).to(inputs.dtype)
+            with self.arithmetic():
+                hidden = decode(self.decoder, torch.cat([inputs, answer], dim=1), F.pad(mask, (0, steps - 1), value=True))[:, -steps:]
+                return first + self.logits(hidden)[..., first:stop].argmax(-1)
         choose = (lambda h: first + self.logits(h)[:, first:stop].argmax(-1)) if constrained else (lambda h: self.logits(h).argmax(-1))
         fast = self.decoder.config._attn_implementation != "eager"  # whoever wants to see attention needs the modules themselves
         with self.arithmetic():
@@ -405,7 +411,7 @@ class ReconVLA(nn.Module):
             inputs, mask = self.prompt(self.observed(observations, instructions))
         n = self.config.chunk * self.config.action_dim
         ids = self._read(inputs, mask, n, True) if ids is None else torch.as_tensor(ids).to(self.device)
-        return torch.cat([inputs, self.embed(ids[:, : n - 1])], dim=1), F.pad(mask, (0, n - 1), value=True)
+        return torch.cat([inputs, self._answer(ids[:, : n - 1])], dim=1), F.pad(mask, (0, n - 1), value=True)
 
     @torch.inference_mode()
     def reconstruct(self, observations: list[dict], instructions: list[str], steps: int = 50) -> UInt8[np.ndarray, "b th tw 3"]:

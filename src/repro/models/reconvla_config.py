@@ -49,7 +49,8 @@ class ReconVLAConfig:
     word_dropout: float = 0.1       # share of text tokens replaced in training: wordings not seen before hold unseen tokens
     ordered_bins: bool = True       # action embeddings start as Fourier features of their value; False: as the language model has them
     soft_bins: float = 2.0          # width (in bins) of the Gaussian target over bins; 0: one-hot, as in the paper
-    action_dropout: float = 0.0     # share of action tokens hidden from later ones in training: without, a chunk is copied, not seen
+    parallel: bool = True           # a chunk is read in one pass, from learned action queries (as OpenVLA-OFT does). False: token by
+                                    # token, as in the paper: a small model then copies the actions before, and looks once a chunk
     constrained: bool = True        # acting: the best of the 256 slots, chunk * action_dim times; False: as upstream, see `act`
     # reconstruction
     recon: bool = True              # False: the paper's baseline
@@ -85,6 +86,9 @@ class ReconVLAConfig:
                             found=(self.recon_weight, self.aux_weight))
         if self.blind and self.recon:
             raise UserError("model config: a blind model has nothing to reconstruct from", next_step="set recon to false with blind")
+        if self.parallel and not self.constrained:
+            raise UserError("model config: a chunk that is read in one pass is always constrained",
+                            expected="constrained=True, or parallel=False")
         if self.cache_features and not self.freeze_vision:
             raise UserError("model config: the tokens of a tower that trains along cannot be cached",
                             next_step="set cache_features=False, or freeze_vision=True")
@@ -96,10 +100,10 @@ class ReconVLAConfig:
 
 
 AS_PUBLISHED = dict(resample="lanczos", template="official", proprio="tokens", word_dropout=0.0, ordered_bins=False, soft_bins=0.0,
-                    draws=4, constrained=False, cache_features=False)  # fmt: skip
+                    draws=4, constrained=False, parallel=False, cache_features=False)  # fmt: skip
 PRESETS = {
     "tiny": ReconVLAConfig(),
-    "plain": ReconVLAConfig(ordered_bins=False, soft_bins=0.0, proprio="tokens", word_dropout=0.0, draws=4),
+    "plain": ReconVLAConfig(ordered_bins=False, soft_bins=0.0, proprio="tokens", word_dropout=0.0, draws=4, parallel=False),
     "t4": ReconVLAConfig(**AS_PUBLISHED | dict(constrained=True), vision="google/siglip-base-patch16-384", language="Qwen/Qwen2.5-0.5B",
                          vae="black-forest-labs/FLUX.1-dev", dtype="auto", lora_rank=16, train_slots=True, checkpointing=True,
                          grid=(24, 24), height=384, width=384, static_tokens=12, denoiser_width=384, denoiser_depth=3, denoiser_heads=6),

@@ -8,12 +8,9 @@ gradients, AdamW and NF4 with its scales included. Not seen: memory that a kerne
 what torch's profiler sees a real CPU allocate for a small model (target: within 15 %). The output says which of the two it is.
 """
 
-import argparse
-import json
 import sys
 import weakref
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from repro import benchmark
 from repro.machine import describe
 from repro.models import adapters, towers
 from repro.models.denoiser import Denoiser
@@ -327,8 +325,7 @@ def check(case: Case) -> dict:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--json", type=Path, help="file for the numbers")
+    options = benchmark.options(__doc__)
     options.add_argument("--only", default="", help="cases whose name begins so")
     options.add_argument("--no-gpu", action="store_true", help="compute, even where there is a GPU")
     given = options.parse_args()
@@ -358,8 +355,7 @@ def main() -> None:
         "check": {name: rounded(row) for name, row in checks.items()}, "check_target": TARGET,
         "check_met": all(abs(row["ratio"] - 1) <= TARGET for row in checks.values()),
     }  # fmt: skip
-    if given.json:
-        given.json.write_text(json.dumps(out, indent=1) + "\n")
+    benchmark.record(out, given.json, show=False)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def parts_table(place: str) -> tuple[list[str], list[list[str]]]:
 
 
 def rebuilt(place: str, count: int = 6):
-    """Figure: canvases in looks never seen, and what is left of them behind the frozen VAE, before any policy is trained."""
+    """Figure: canvases in looks never seen, and what is left of them behind the frozen VAE, before any policy is trained; dB of each."""
     from repro.models import tiny
 
     shown, vae = tiny.draw_pictures(count, held_out=True).canvas, tiny.load_parts(place)["vae"]
@@ -43,7 +43,9 @@ def rebuilt(place: str, count: int = 6):
     with torch.inference_mode():
         image = vae.decode(vae.encode(tiny.pixels(half)).latent_dist.mean).sample
     again = ((image.permute(0, 2, 3, 1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
-    return pictures.sheet([*half, *again], ["canvas, a look never seen"] * count + ["behind the VAE"] * count, columns=count, size=1.7)
+    square = ((half / 255 - again / 255) ** 2).mean((1, 2, 3))
+    labels = ["canvas, a look never seen"] * count + [f"behind the VAE, PSNR {-10 * np.log10(one):.1f} dB" for one in square]
+    return pictures.sheet([*half, *again], labels, columns=count, size=1.7)
 
 
 def reconstructions(model: ReconVLA, work: Path, count: int = 6, seed: int = 0):
@@ -69,7 +71,8 @@ def reconstructions(model: ReconVLA, work: Path, count: int = 6, seed: int = 0):
     for i, (axis, below) in enumerate(zip(*axes, strict=True)):
         axis.set_title(textwrap.fill(frames[i]["task"], 22), fontsize=8)
         others = np.delete(apart[i], i).mean() if len(frames) > 1 else np.nan
-        below.set_xlabel(f"{region}, mean error\nown target {apart[i, i]:.3f}\nothers' targets {others:.3f}", fontsize=7)
+        below.set_xlabel(f"{region}, mean |error|\nown target {apart[i, i]:.3f}\nothers' targets {others:.3f}", fontsize=7)
     axes[0, 0].set_ylabel("target" if model.vae is None else "target, as the VAE gives it back", fontsize=9)
     axes[1, 0].set_ylabel("drawn from noise", fontsize=9)
+    figure.supxlabel(f"n = {len(frames)} held-out frames, one draw each; error per pixel and colour, 0 to 1", fontsize=7)
     return figure

@@ -7,16 +7,14 @@ environment steps = observations x actions a chunk. Target: 1,000 a second on 2 
 few steps only: right for speed. Numbers per CPU second say more than those of the clock where others use the machine (--threads 1).
 """
 
-import argparse
-import json
 import tempfile
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from repro import benchmark
 from repro.models import tiny
 from repro.models.reconvla import PRESETS, ReconVLA
 from repro.sims.tabletop.language import TRAIN
@@ -54,11 +52,10 @@ def step(net: ReconVLA, optimizer: torch.optim.Optimizer, data: dict) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark.options(__doc__)
     parser.add_argument("--parts", help="folder of tiny.pretrain")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     words = sorted({sentence for sentences in TRAIN.values() for sentence in sentences})
@@ -97,9 +94,7 @@ def main() -> None:
         "target_steps": STEPS, "steps_met": bool(np.median(speed) >= STEPS),
         "prepared_frames_per_cpu_second": round(OBSERVATIONS / (time.process_time() - began)), **provenance(),
     }  # fmt: skip
-    print(json.dumps(found, indent=1))
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1) + "\n")
+    benchmark.record(found, given.json)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ Throughput: `import_calvin` against reading the same files and encoding the same
 same way, taking turns; target: at least 0.8. Memory: highest resident size of the process tree at 1x and 10x the frames; target: flat.
 """
 
-import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -22,6 +20,7 @@ import cv2
 import numpy as np
 import psutil
 
+from repro import benchmark
 from repro.data.calvin import MEMBERS, Calvin, import_calvin, in_order, read_frame
 from repro.data.episodes import encode_png
 
@@ -124,12 +123,11 @@ def peak_memory(root: Path, out: Path, workers: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = benchmark.options(__doc__)
     parser.add_argument("--source", type=Path, help="folder of episode_*.npz to repeat instead of made frames")
     parser.add_argument("--frames", type=int, default=1000, help="frames at 1x")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -149,8 +147,7 @@ def main() -> None:
     for key, value in result.items():
         print(f"{key:22} {value:10.3g}" if isinstance(value, float) and value < 10 else f"{key:22} {value:10.0f}")
     print("target: ratio >= 0.8, peak_growth about 1")
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    benchmark.record(result, options.json, show=False)
 
 
 if __name__ == "__main__":

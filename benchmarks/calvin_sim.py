@@ -6,8 +6,6 @@ without the policy's own time. Ours is `evaluate` with 2 workers; the policy is 
 expert's actions, so that both do the very same ones. Target: >= 6 times the environment steps a second, the same outcomes.
 """
 
-import argparse
-import json
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from repro import benchmark
 from repro.evaluation.chains import evaluate
 from repro.evaluation.protocols import calvin_chains
 from repro.sims import environments
@@ -84,10 +83,9 @@ class Recorded:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark.options(__doc__)
     parser.add_argument("--chains", type=int, default=8)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--json", help="write the numbers here")
     a = parser.parse_args()
     launch = replace(environments.launch("calvin", scene="D"), path=(str(Path(__file__).resolve().parent),))
     chains = calvin_chains(a.chains)
@@ -107,11 +105,9 @@ def main() -> None:
     found = {"chains": a.chains, "workers": a.workers, "steps": steps, "tasks_solved": sum(o.length for o in ours),
              "official_steps_per_s": rate, "ours_steps_per_s": steps / wall, "ratio": steps / wall / rate, "equal_outcomes": sum(equal),
              "renderer": about["renderer"], "checkout": about["checkout"], "versions": about["versions"], "first": asdict(ours[0])}
-    print(json.dumps(found, indent=1))
+    benchmark.record(found, a.json)
     print(f"{'OK' if found['ratio'] >= 6 else 'BELOW TARGET'}: {found['ratio']:.1f} x the environment steps a second, start of the workers "
           f"and resets counted (target 6); {sum(equal)} of {a.chains} chains with equal outcomes")
-    if a.json:
-        Path(a.json).write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,13 +6,12 @@ are listed. Without --model the policy is a tiny ReconVLA with random weights: r
 trained one to judge the outcomes.
 """
 
-import argparse
-import json
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
+from repro import benchmark
 from repro.evaluation.chains import evaluate
 from repro.sims.base import tabletop
 from repro.sims.tabletop.language import TRAIN, VALIDATION
@@ -43,7 +42,7 @@ def timed(model, plan, simulators: int, workers: int, max_steps: int):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark.options(__doc__)
     parser.add_argument("--model", help="folder of a trained ReconVLA")
     parser.add_argument("--chains", type=int, default=32)
     parser.add_argument("--length", type=int, default=5)
@@ -51,7 +50,6 @@ def main():
     parser.add_argument("--simulators", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2, help="simulator processes of the batched run")
     parser.add_argument("--threads", type=int, default=2, help="of torch")
-    parser.add_argument("--json", help="write the numbers here")
     a = parser.parse_args()
     model, plan = policy(a.model, a.threads), chains(a.chains, length=a.length, seed=0)
     many, fast = timed(model, plan, a.simulators, a.workers, a.max_steps)
@@ -62,11 +60,9 @@ def main():
              "threads": a.threads, "batched_chains_per_s": len(plan) / fast, "single_chains_per_s": len(plan) / slow,
              "ratio": slow / fast, "equal_share": 1 - len(differ) / len(plan), "differing_chains": differ,
              "tasks_solved": sum(o.length for o in one)}
-    print(json.dumps(found, indent=1))
+    benchmark.record(found, a.json)
     print(f"{'OK' if found['ratio'] >= 4 else 'BELOW TARGET'}: {found['ratio']:.1f} x the chains a second (target 4); "
           f"{'OK' if found['equal_share'] >= 0.99 else 'BELOW TARGET'}: {100 * found['equal_share']:.1f} % of outcomes equal (target 99)")
-    if a.json:
-        Path(a.json).write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

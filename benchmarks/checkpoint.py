@@ -6,16 +6,14 @@ Trains the tiny ReconVLA on made-up frames with the loop as it is, with a checkp
 (weights, optimizer, generators, digests, flush to disk, rename, deleting old ones) in that same run. Target: below 2 % at 2 minutes.
 """
 
-import argparse
-import json
 import statistics
 import tempfile
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
+from repro import benchmark
 from repro.models.reconvla import PRESETS, ReconVLA
 from repro.training import checkpoint
 from repro.training.loop import TrainConfig, train
@@ -35,9 +33,8 @@ def batch(net: ReconVLA, size: int) -> dict:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options = benchmark.options(__doc__)
     options.add_argument("--minutes", type=float, default=1.0, help="length of the training run")
-    options.add_argument("--json", type=Path, help="file for the numbers")
     given = options.parse_args()
     stats = {"observation.state": {"mean": [0.0] * 15, "std": [1.0] * 15}}
     trains = replace(PRESETS["tiny"], freeze_vision=False, cache_features=False, vae="pixels")  # nothing random is frozen
@@ -64,9 +61,7 @@ def main() -> None:
         "share_at_5_s": round(sum(saves) / seconds, 5), "share_at_2_min": round(share, 6), "target": TARGET, "met": share < TARGET,
         "steps_per_second": round(summary.step / (seconds - sum(saves)), 2),
     }  # fmt: skip
-    print(json.dumps(found, indent=1))
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1) + "\n")
+    benchmark.record(found, given.json)
 
 
 if __name__ == "__main__":

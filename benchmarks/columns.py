@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from repro import benchmark
 from repro.data.columns import replace_columns
 from repro.data.episodes import Episode, Store, StoreWriter
 
@@ -78,10 +79,9 @@ def apart(kind: str, folder: Path) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = benchmark.options(__doc__)
     parser.add_argument("--frames", type=int, default=10_000, help="frames at 1x")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -115,8 +115,7 @@ def main() -> None:
     for key, value in result.items():
         print(f"{key:26} {value:10.3g}" if isinstance(value, float) and value < 10 else f"{key:26} {value:10.0f}")
     print("target: cost_ms_per_frame <= 1, peak_growth <= 1.2")
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    benchmark.record(result, options.json, show=False)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@
 differences themselves are written down. Target: denoiser and its loss within 1e-5 in float32; tokens, prompt and pixels equal.
 """
 
-import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +16,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import test_reconvla_exact as exact  # noqa: E402  the inputs and weights that the vectors belong to
 
+from repro import benchmark  # noqa: E402
 from repro.models.official import load_official  # noqa: E402
 from repro.training.checkpoint import provenance  # noqa: E402
 
@@ -53,8 +52,7 @@ def whole() -> dict[str, float | bool]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--json", type=Path, help="file for the numbers")
+    options = benchmark.options(__doc__)
     given = options.parse_args()
     found = denoiser() | whole()
     for name, equal in (("canvas pixels equal", exact.test_canvas_and_target_have_the_official_pixels_and_the_server_seam_is_a_switch),
@@ -64,10 +62,8 @@ def main() -> None:
     met = found["denoiser"] < 1e-5 and found["denoiser loss"] < 1e-5 and found["greedy ids equal"]
     record = {"official": "OpenHelix-Team/ReconVLA @047ccd9", "largest absolute difference": found, "target": 1e-5, "met": met}
     record |= provenance()
-    print(json.dumps(record, indent=1))
+    benchmark.record(record, given.json)
     print(f"{'OK' if met else 'BELOW TARGET'}: denoiser {found['denoiser']:.1e}, its loss {found['denoiser loss']:.1e} (target 1e-5)")
-    if given.json:
-        given.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

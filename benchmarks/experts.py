@@ -5,12 +5,10 @@ LIBERO's assets; what is missing is left out and said. Targets: CALVIN scene D, 
 10 official init states a task: libero_object >= 98 %, libero_spatial >= 90 %.
 """
 
-import argparse
-import json
 import tempfile
 import time
-from pathlib import Path
 
+from repro import benchmark
 from repro.evaluation import floors, protocols
 from repro.evaluation.chains import evaluate, summarise
 from repro.machine import UserError
@@ -30,10 +28,9 @@ def scored(launch, chains: list, max_steps: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark.options(__doc__)
     parser.add_argument("--calvin", type=int, default=100, help="official sequences; 0: leave CALVIN out")
     parser.add_argument("--inits", type=int, default=10, help="official init states a LIBERO task; 0: leave LIBERO out")
-    parser.add_argument("--json", help="write the numbers here")
     a = parser.parse_args()
     found = {}
     if a.calvin:
@@ -55,8 +52,7 @@ def main() -> None:
         if name in found:
             m = found[name]["metrics"]["average length" if name == "calvin D" else "1/1"]
             print(f"{'OK' if m['value'] >= target else 'BELOW TARGET'}: {name}: {m['value']:.3f} (n = {m['n']}), target {target}")
-    if a.json:
-        Path(a.json).write_text(json.dumps(found, indent=1) + "\n")
+    benchmark.record(found, a.json, show=False)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ pixels they have without what stands before them: in the simulator, as a second 
 projected hull's area); in calvin_sim, the most that the item shows in the episode. Target: the centre inside for >= 99 % of each item.
 """
 
-import argparse
 import json
 import os
 from collections import defaultdict
@@ -16,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from repro import benchmark
 from repro.gaze.candidates import iou
 from repro.gaze.state import BLOCKS, TABLES, _block, check, state_boxes
 from repro.machine import UserError
@@ -149,12 +149,11 @@ def recorded(folder: Path) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark.options(__doc__)
     beside = Path(os.environ.get("REPRO_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     parser.add_argument("--data", type=Path, default=beside / "calvin_sim", help="the folder of calvin_sim")
     parser.add_argument("--tasks", type=int, default=31, help="of each scene; 0: leave the simulator out")
     parser.add_argument("--every", type=int, default=8, help="steps between frames")
-    parser.add_argument("--json", help="write the numbers here")
     a = parser.parse_args()
     found = {"note": "frames of one episode are not independent: the 95 % Wilson intervals are too narrow"}
     if a.data.is_dir():
@@ -172,8 +171,7 @@ def main() -> None:
                 verdict = "OK" if row["centre_inside"] >= TARGET else "BELOW TARGET"
                 print(f"{verdict}: {name}, {item}: centre inside {row['centre_inside']:.4f} [{row['low']:.4f}, {row['high']:.4f}], n = "
                       f"{row['n']}; IoU >= 0.5: {row['iou_at_least_0.5']:.3f}, median {row['iou_median']:.2f}")  # fmt: skip
-    if a.json:
-        Path(a.json).write_text(json.dumps(found, indent=1) + "\n")
+    benchmark.record(found, a.json, show=False)
 
 
 if __name__ == "__main__":

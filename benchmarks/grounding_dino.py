@@ -7,16 +7,14 @@ fixed cost is what a batch saves; at 320 pixels the arithmetic is, which a CPU d
 2 times the images a second in batches of 8 at 64 pixels; memory that is flat: eight times the images, less than 1.1 times the peak.
 """
 
-import argparse
-import json
 import resource
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 
+from repro import benchmark
 from repro.gaze.grounding_dino import GroundingDino, tiny
 
 NOUNS, TARGET, FLAT = ["blue block", "red bowl"], 2.0, 1.1
@@ -52,9 +50,8 @@ def seconds(detect: GroundingDino, frames, batch: int) -> float:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options = benchmark.options(__doc__)
     options.add_argument("--images", type=int, default=32, help="images of one measurement")
-    options.add_argument("--json", type=Path, help="file for the numbers")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         weights = tiny(folder)
@@ -80,9 +77,7 @@ def main() -> None:
         "memory_images": [few, many], "peak_mib": [round(peak, 1) for peak in peaks], "peak_ratio": round(peaks[1] / peaks[0], 3),
         "peak_target": FLAT, "peak_met": peaks[1] / peaks[0] < FLAT,
     }  # fmt: skip
-    print(json.dumps(found, indent=1))
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1) + "\n")
+    benchmark.record(found, given.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""GPU memory of one training step of the pretrained ReconVLA, presets t4 and paper, against the 15 GiB that a T4 leaves free.
+"""GPU memory of one training step of the pretrained ReconVLA, presets t4 and paper_nf4, against the 15 GiB that a T4 leaves free.
 
     python benchmarks/memory.py [--json results/benchmarks/memory.json] [--only t4] [--no-gpu]
 
@@ -8,12 +8,9 @@ gradients, AdamW and NF4 with its scales included. Not seen: memory that a kerne
 what torch's profiler sees a real CPU allocate for a small model (target: within 15 %). The output says which of the two it is.
 """
 
-import argparse
-import json
 import sys
 import weakref
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +20,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from repro import benchmark
 from repro.machine import describe
 from repro.models import adapters, towers
 from repro.models.denoiser import Denoiser
+from repro.models.reconvla_config import PRESETS
 
 GIB, LIMIT, TARGET = 2**30, 15.0, 0.15
 CONTEXT = 0.45  # GiB of CUDA context, cuBLAS and cuDNN workspaces on a T4: an assumption, not part of what torch counts
@@ -54,8 +53,15 @@ class Case:
     size: tuple[tuple[str, int], ...] = ()  # for the check: a small language model instead of the published config
 
 
-T4 = Case("google/siglip-base-patch16-384", "Qwen/Qwen2.5-0.5B")
-PAPER = Case("google/siglip-so400m-patch14-384", "Qwen/Qwen2-7B", "nf4", 1, width=1024, heads=16)
+def of(preset: str, micro_batch: int) -> Case:
+    """The training step of a preset of ReconVLAConfig."""
+    c = PRESETS[preset]
+    return Case(c.vision, c.language, c.quantise, micro_batch, c.lora_rank or None, c.denoiser_width, c.denoiser_depth, c.denoiser_heads,
+                c.draws, checkpointing=c.checkpointing)  # fmt: skip
+
+
+T4 = replace(of("t4", 4), width=512, heads=8)  # the preset's denoiser, 384 wide, takes a little less
+PAPER = of("paper_nf4", 1)
 VARIANTS = {"": {}, ", no checkpointing": {"checkpointing": False}, ", fused attention": {"attention": "fused"},
             ", logits everywhere": {"logits": "all"}, ", VAE in the step": {"vae": "loop"}}  # fmt: skip
 CASES = {
@@ -319,8 +325,7 @@ def check(case: Case) -> dict:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--json", type=Path, help="file for the numbers")
+    options = benchmark.options(__doc__)
     options.add_argument("--only", default="", help="cases whose name begins so")
     options.add_argument("--no-gpu", action="store_true", help="compute, even where there is a GPU")
     given = options.parse_args()
@@ -350,8 +355,7 @@ def main() -> None:
         "check": {name: rounded(row) for name, row in checks.items()}, "check_target": TARGET,
         "check_met": all(abs(row["ratio"] - 1) <= TARGET for row in checks.values()),
     }  # fmt: skip
-    if given.json:
-        given.json.write_text(json.dumps(out, indent=1) + "\n")
+    benchmark.record(out, given.json, show=False)
 
 
 if __name__ == "__main__":

@@ -25,14 +25,13 @@ destination as target. LIBERO's sentences were read while the rules were written
 held-out half was written before the rules, by the same author, and nothing was changed because of it.
 """
 
-import argparse
 import importlib.util
-import json
 import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+from repro import benchmark
 from repro.gaze.phrase import Phrase, parse
 from repro.machine import UserError
 from repro.results import wilson
@@ -245,9 +244,8 @@ def show(name: str, scores: dict) -> None:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = benchmark.options(__doc__)
     options.add_argument("--bddl", type=Path, help="folder of LIBERO's bddl_files")
-    options.add_argument("--json", type=Path, help="file for the numbers")
     given = options.parse_args()
     test = tables()
     found: dict = {"play table": play_table(test), "free wording": free(test)}
@@ -264,8 +262,7 @@ def main() -> None:
     if "libero" in found:
         least = min(found["libero"]["all"][source]["target"]["value"] for source in ("language", "name"))
         print(f"{'OK' if least >= TARGET else 'BELOW TARGET'}: targets of LIBERO's sentences: {least:.3f}, target {TARGET}")
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1) + "\n")
+    benchmark.record(found, given.json, show=False)
 
 
 if __name__ == "__main__":

@@ -6,17 +6,15 @@ Targets: >= 3,000 steps/s state only and >= 300 with both cameras, the same bits
 scene, average chain length >= 4.9 in every scene.
 """
 
-import argparse
 import hashlib
-import json
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import cv2
 import numpy as np
 
+from repro import benchmark
 from repro.intervals import wilson
 from repro.sims.tabletop import tasks
 from repro.sims.tabletop.expert import Expert
@@ -96,10 +94,9 @@ def one_chain(job: tuple[str, int, dict, tuple]) -> tuple[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = benchmark.options(__doc__)
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--chains", type=int, default=200)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     cv2.setNumThreads(1)
     recorded = {scene: expert_actions(scene) for scene in "ABCD"}
@@ -122,8 +119,7 @@ def main() -> None:
     found["average chain length"] = {s: float(np.mean([n for a, n in lengths if a == s])) for s in "ABCD"}
     for name, value in found.items():
         print(f"{name}: {value}")
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    benchmark.record(found, options.json, show=False)
 
 
 if __name__ == "__main__":

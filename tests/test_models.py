@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -584,6 +585,17 @@ def test_config_and_statistics_are_checked():
         large(grid=(4, 3))
     for preset in PRESETS.values():  # token rows are whole pixel rows, as nearly as the canvas allows
         assert abs(preset.static_rows / preset.height - preset.static_tokens / preset.grid[0]) < 1 / preset.height
+
+
+def test_the_paper_in_nf4_is_the_paper_with_a_frozen_language_model_and_trains_what_memory_py_counts():
+    paper, nf4 = PRESETS["paper"], PRESETS["paper_nf4"]
+    assert nf4 == replace(paper, quantise="nf4", lora_rank=16, train_slots=True) and paper.quantise is None and paper.lora_rank == 0
+    with torch.device("meta"):  # its config alone; bitsandbytes takes no meta tensors, and what trains is not quantised
+        net = ReconVLA.build(replace(nf4, quantise=None), STATS, pretrained=False, instructions=INSTRUCTIONS)
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    recorded = json.loads((Path(__file__).parents[1] / "results/benchmarks/memory.json").read_text())["cases"]["paper, NF4"]
+    assert trained - net.slots.numel() == pytest.approx(1e6 * recorded["trainable_millions"], abs=1000)  # its step has no slots
+    assert recorded["micro_batch"] == 1 and recorded["fits"]
 
 
 def test_reconstructions_are_pictures_laid_out_like_the_target():

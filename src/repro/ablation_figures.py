@@ -46,9 +46,10 @@ def rows(records: list[dict]) -> Figure | None:
         _floors(axis, {name: tables.mean(found[name], (0, 5))["value"] for name in found if tables.is_floor(records, name)})
         axis.set_yticks(range(len(names)), names if axis is figure.axes[0] else [""] * len(names))
         _plain(axis)
+    figure.axes[0].plot([], [], "|", color="black", markersize=10, markeredgewidth=2, label="mean of the seeds")
     for k, seed in enumerate(seeds):
         figure.axes[0].plot([], [], MARKS[k % len(MARKS)], **SEED, label=f"seed {seed}")
-    figure.legend(loc="outside lower center", ncols=len(seeds), frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=1 + len(seeds), frameon=False, fontsize=8)
     figure.suptitle(NOTE.format(what="start states"), fontsize=8)
     return figure
 

@@ -85,7 +85,7 @@ def compare(rows: list[tuple[str, np.ndarray, dict[str, np.ndarray], np.ndarray]
     top = max(LEAST, max(float(relative(static).max()) for _, _, maps, _ in rows for static in maps.values()))
     lines = [_numbers(numbers[name]) for name in names] if numbers else []
     figure = Figure(figsize=(2.6 * (1 + len(names)) + 1.0, 2.95 * len(rows) + 0.5 + 0.14 * (1 + max(map(len, lines), default=0))),
-                    layout="compressed", dpi=130)
+                    layout="compressed", dpi=110)
     axes = figure.subplots(len(rows), 1 + len(names), squeeze=False)
     for at, (line, (label, image, maps, box)) in enumerate(zip(axes, rows, strict=True)):
         big = _big(image)
@@ -129,7 +129,7 @@ def gallery(images: list[np.ndarray], statics: np.ndarray, boxes: np.ndarray, st
     top = max(LEAST, max(float(relative(statics[i]).max()) for i in picks))
     lines = -(-len(picks) // columns)
     columns = -(-len(picks) // lines)  # lines of about one length
-    figure = Figure(figsize=(1.75 * columns + 0.9, 2.3 * lines + 0.6), layout="constrained", dpi=130)
+    figure = Figure(figsize=(1.75 * columns + 0.9, 2.3 * lines + 0.6), layout="constrained", dpi=110)
     axes = figure.subplots(lines, columns, squeeze=False)
     for axis in axes.reshape(-1):
         _bare(axis)

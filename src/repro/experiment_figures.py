@@ -69,7 +69,8 @@ def reconstructions(model: ReconVLA, work: Path, count: int = 6, seed: int = 0):
     for i, (axis, below) in enumerate(zip(*axes, strict=True)):
         axis.set_title(textwrap.fill(frames[i]["task"], 22), fontsize=8)
         others = np.delete(apart[i], i).mean() if len(frames) > 1 else np.nan
-        below.set_xlabel(f"{region}, mean error\nown target {apart[i, i]:.3f}\nothers' targets {others:.3f}", fontsize=7)
+        below.set_xlabel(f"{region}, mean |error|\nown target {apart[i, i]:.3f}\nothers' targets {others:.3f}", fontsize=7)
     axes[0, 0].set_ylabel("target" if model.vae is None else "target, as the VAE gives it back", fontsize=9)
     axes[1, 0].set_ylabel("drawn from noise", fontsize=9)
+    figure.supxlabel(f"n = {len(frames)} held-out frames, one draw each; error per pixel and colour, 0 to 1", fontsize=7)
     return figure

@@ -1,5 +1,5 @@
 """Everything that decides a ReconVLA, and the sizes it comes in (see models/reconvla.py)."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from repro.machine import UserError
 
@@ -101,13 +101,15 @@ class ReconVLAConfig:
 
 AS_PUBLISHED = dict(resample="lanczos", template="official", proprio="tokens", word_dropout=0.0, ordered_bins=False, soft_bins=0.0,
                     draws=4, constrained=False, parallel=False, cache_features=False)  # fmt: skip
+ADAPTED = dict(lora_rank=16, train_slots=True, checkpointing=True)  # the language model is frozen: LoRA, and the action slots beside it
 PRESETS = {
     "tiny": ReconVLAConfig(),
     "plain": ReconVLAConfig(ordered_bins=False, soft_bins=0.0, proprio="tokens", word_dropout=0.0, draws=4, parallel=False),
-    "t4": ReconVLAConfig(**AS_PUBLISHED | dict(constrained=True), vision="google/siglip-base-patch16-384", language="Qwen/Qwen2.5-0.5B",
-                         vae="black-forest-labs/FLUX.1-dev", dtype="auto", lora_rank=16, train_slots=True, checkpointing=True,
-                         grid=(24, 24), height=384, width=384, static_tokens=12, denoiser_width=384, denoiser_depth=3, denoiser_heads=6),
+    "t4": ReconVLAConfig(**AS_PUBLISHED | ADAPTED | dict(constrained=True), vision="google/siglip-base-patch16-384",
+                         language="Qwen/Qwen2.5-0.5B", vae="black-forest-labs/FLUX.1-dev", dtype="auto", grid=(24, 24), height=384,
+                         width=384, static_tokens=12, denoiser_width=384, denoiser_depth=3, denoiser_heads=6),
     "paper": ReconVLAConfig(**AS_PUBLISHED, vision="google/siglip-so400m-patch14-384", language="Qwen/Qwen2-7B",
                             vae="black-forest-labs/FLUX.1-dev", dtype="auto", checkpointing=True, grid=(27, 27), height=334, width=334,
                             static_tokens=14, denoiser_width=1024, denoiser_depth=3, denoiser_heads=16),
 }  # fmt: skip
+PRESETS["paper_nf4"] = replace(PRESETS["paper"], quantise="nf4", **ADAPTED)  # one T4 of 16 GB, micro-batch 1 (benchmarks/memory.py)

@@ -90,6 +90,7 @@ def test_a_policy_begins_with_its_weights_and_tokenizer(folder):
     model = ReconVLA.build(PRESETS["tiny"], STATS, instructions=["something else"], **parts)
     assert torch.equal(model.decoder.get_input_embeddings().weight, slots)  # ordered bins do not write over what was learned
     assert torch.equal(model.mm_projector[0].weight, projector) and model.proprio is parts["proprio"]
+    assert torch.equal(model.queries.view(5, 7, -1), parts["queries"].expand(5, -1, -1)) and parts["queries"].std() > 0
     file = folder / "language" / "language.safetensors"
     assert model.decoder.began_as["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()  # a run's checkpoints say so (launch.py)
     assert model.text.tokenizer.vocab_size == parts["tokenizer"].vocab_size

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -242,6 +243,44 @@ def test_recorded_actions_follow_calvins_definition(written):
 def test_the_bits_do_not_depend_on_the_number_of_workers(written, tmp_path):
     again = dataset.write(tmp_path / "calvin", scenes=("A", "D"), workers=2, **SMALL)
     assert digest(again) == digest(written)
+
+
+# --- other tables --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_with_a_seed_is_repainted_or_rearranged_and_its_own():
+    assert scenes.scene("D") is scenes.SCENES["D"] and replace(scenes.scene("D~3"), name="D") == scenes.SCENES["D"]
+    tables = [scenes.scene(f"R~{seed}") for seed in range(200)]
+    for table in tables:
+        (x0, x1), half = table.cabinet_x, 0.08
+        assert -0.46 < x0 < x1 < 0.46 and x1 - x0 == pytest.approx(2 * table.slider_travel) and table.slider_travel > 0.1
+        assert not x0 - 0.02 < table.switch_x + (half if table.switch_x < 0 else -half) < x1 + 0.02  # the lamp stands beside the cabinet
+    assert len({table.drawer_x for table in tables}) == 200 and {len(set(table.block_length.values())) for table in tables} == {3}
+    assert {table.switch_x > 0 for table in tables} == {True, False} == {table.block_order[0] == "red_block" for table in tables}
+    for wrong in ("E", "R", "R~x", "E~3"):
+        with pytest.raises(UserError, match="no play table scene"):
+            scenes.scene(wrong)
+
+
+@pytest.mark.parametrize("task", ["open_drawer", "move_slider_left", "turn_on_lightbulb", "turn_on_led", "place_in_slider"])
+def test_the_expert_plays_on_other_tables(task):
+    for seed in range(4):
+        table, rng = PlayTable(f"R~{seed}"), np.random.default_rng(seed)
+        table.reset(table.sample(tasks.symbolic_for(task, rng), rng), render=False)
+        table.start_task()
+        expert = Expert(table, task, rng, 0.05)
+        for _ in range(150):
+            table.step(expert.act(), render=False)
+            if table.done(task):
+                break
+        assert table.done(task), (task, seed)
+
+
+def test_a_data_set_of_other_tables(tmp_path):
+    few = {"episodes_per_task": 1, "validation_per_task": 1, "tasks": ("turn_on_led", "turn_off_led", "open_drawer")}
+    root = dataset.write(tmp_path / "calvin", scenes=("R~1", "R~2"), validation_scene="D", workers=1, log=lambda line: None, **few)
+    store = ensure_store(root, "training", tmp_path / "store", workers=1, log=lambda line: None)
+    assert {info.scene for info in store.episodes} == {"R~1", "R~2"} and len(store) == 6
 
 
 # --- calm and disturbed demonstrations: the labels are the expert's ---------------------------------------------------------

@@ -82,7 +82,8 @@ def asked(settings: Profile, work: Path) -> dict:
     """What decides the numbers of every run: a run with other ones is another run, and no table mixes the two."""
     names = ("preset", "tower_steps", "vae_steps", "language_steps", "part_pictures", "train_steps",
              "batch_size", "accumulate", "learning_rate",
-             "evaluation_scene", "attention_frames", "pretrain_steps", "ablation_chains")
+             "evaluation_scene", "attention_frames", "pretrain_steps", "pretrain_tables", "pretrain_episodes_per_task",
+             "ablation_chains")
     return {name: value for name, value in dataclasses.asdict(settings).items() if name in names} | {
         split: Store(work / "store" / split).hash for split in ("training", "validation")}
 
@@ -267,8 +268,13 @@ def _mark(settings: Profile, work: Path, run: Run, model, clock: _Clock, log) ->
     metrics, frames = _looked(settings, work, model)
     record = _record(settings, work, run, run.variant, model, f"{ablation_tables.ON_THE_WAY}, scene {scene}",
                      {"1/1": chains.summarise(outcomes)["1/1"], **metrics}, begun, step=step,
-                     epochs=round(step * settings.batch_size * settings.accumulate / store.frames, 3))
+                     epochs=round(step * settings.batch_size * settings.accumulate / _samples(store), 3))
     return {**record, "outcomes": "".join(str(outcome.length) for outcome in outcomes), "frames": frames}
+
+
+def _samples(store: Store) -> int:
+    """Frames with a picture of their own: what an epoch goes through."""
+    return int(np.sum(store.column("info.drawn"))) if "info.drawn" in store.columns else store.frames
 
 
 def _floors(settings: Profile, work: Path, run: Run, clock: _Clock, log) -> list[dict]:
@@ -318,7 +324,9 @@ def prepare(settings: Profile, work: Path, log=print) -> None:
     experiments.parts(settings, work, log)
     if set(settings.rows) & set(experiments.PRETRAINED) and not (work / "store" / "pretraining").is_dir():
         raw, part = work / "calvin_pretraining", work / "store" / "pretraining.part"
-        _data(settings, raw, {"training": part}, experiments.PRETRAINING_SEED, log)
+        others = tuple(f"R~{k}" for k in range(settings.pretrain_tables))
+        _data(replace(settings, scenes=others, episodes_per_task=settings.pretrain_episodes_per_task), raw, {"training": part},
+              experiments.PRETRAINING_SEED, log)
         _annotate(part, log)
         os.rename(part, work / "store" / "pretraining")
         shutil.rmtree(raw)

@@ -33,10 +33,11 @@ class Parts:
     vae: nn.Module | None = None
     projector: nn.Module | None = None  # mlp2x_gelu that was trained with the language model; None: a new one
     proprio: nn.Module | None = None  # reader of the proprioception that was trained with it; None, or of another size: a new one
+    queries: torch.Tensor | None = None  # (action_dim, d) that were trained with it, for each action of a chunk; None: new ones
 
 
 def build(config, pretrained: bool | dict[str, bool] = True, instructions: Iterable[str] = (), tokenizer=None, vision=None, vae=None,
-          vae_config: dict | None = None, language=None, projector=None, proprio=None) -> Parts:
+          vae_config: dict | None = None, language=None, projector=None, proprio=None, queries=None) -> Parts:
     """The parts that a config names ("tiny": models/tiny.py; otherwise towers.*); those given are taken as they are.
 
     pretrained: for all, or by part. `instructions`: of the training data, for the tiny language model's tokenizer. A tiny tower that is
@@ -73,7 +74,7 @@ def build(config, pretrained: bool | dict[str, bool] = True, instructions: Itera
                             next_step="train it (repro.models.tiny.pretrain), and pass **tiny.load_parts(folder)")
         else:
             vae = towers.vae(config.vae, config.vae_revision, known["vae"])
-    return Parts(vision, language, tokenizer, vae, projector, proprio)
+    return Parts(vision, language, tokenizer, vae, projector, proprio, queries)
 
 
 def restore(config, saved: dict[str, dict], tokenizer, vae_config: dict | None) -> Parts:

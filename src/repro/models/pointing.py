@@ -131,11 +131,14 @@ def pretrain_language(folder: Path | str, steps: int = 1500, seed: int = 0, stat
     modules = {"language": model.decoder, "projector": model.mm_projector, "proprio": model.proprio}
     weights = {f"{name}.{key}": value for name, module in modules.items()
                for key, value in module.state_dict().items() if key != "lm_head.weight"}
+    if model.queries is not None:
+        weights["queries"] = model.queries.detach()
     return tiny.write(path, "language.safetensors", weights, about, {"tokenizer.json": json.loads(tokenizer.backend_tokenizer.to_str())})
 
 
 def load_language(folder: Path | str, config: ReconVLAConfig | None = None) -> dict:
-    """{"language": .., "projector": .., "proprio": .., "tokenizer": ..} for ReconVLA.build; nothing where <folder>/language is absent."""
+    """{"language": .., "projector": .., "proprio": .., "queries": .., "tokenizer": ..} for ReconVLA.build; {} where <folder>/language is
+    absent."""
     path, config = Path(folder) / "language", config or PRESETS["tiny"]
     if not (path / "about.json").is_file():
         return {}
@@ -150,7 +153,8 @@ def load_language(folder: Path | str, config: ReconVLAConfig | None = None) -> d
     model.began_as = tiny.identity("tiny language model", path / "language.safetensors")  # it trains on: no identity of its own
     two = {name: {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
            for name in ("projector", "proprio")}
-    return {"language": model, "tokenizer": tokenizer} | {name: _two_layers(found, d) for name, found in two.items()}
+    known = {"language": model, "tokenizer": tokenizer, "queries": weights.get("queries")}
+    return known | {name: _two_layers(found, d) for name, found in two.items()}
 
 
 def _two_layers(weights: dict, width: int) -> nn.Sequential:

@@ -84,6 +84,8 @@ class ReconVLA(nn.Module):
         if numbers and parts.proprio is not None and parts.proprio[0].in_features == numbers:
             self.proprio = parts.proprio
         self.queries = nn.Parameter(c.init * torch.randn(c.chunk * c.action_dim, d)) if c.parallel else None
+        if c.parallel and parts.queries is not None and len(parts.queries) == c.action_dim:
+            self.queries.data.copy_(parts.queries.repeat(c.chunk, 1))
         self.slots = nn.Parameter(torch.zeros(2, BINS, d)) if c.train_slots else None  # of embeddings, of outputs
         if c.ordered_bins and parts.projector is None:  # a language model that has learned to point has learned its slots
             with torch.no_grad():  # slots run from the highest value (id first) down

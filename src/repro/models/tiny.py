@@ -5,7 +5,8 @@
 
 A policy of this size, trained for minutes, learns to read the proprioception and never to see. So the tower learns to see first, as
 SigLIP did: it tells the nine items apart, at a quarter of the resolution, in pictures of the play table's training scenes A, B and C,
-nine in ten of them repainted, so that what it learns is not the wood of three tables. Scene D is never shown to either part.
+most of them repainted, and of as many tables with furniture elsewhere, so that what it learns is not the wood of three tables, nor
+where three drawers are. Scene D is never shown to any part.
 """
 import contextlib
 import hashlib
@@ -40,7 +41,7 @@ VAE_SIZE = SIZE // 2  # px of the canvas as the VAE sees it: two latents a token
 VAE = dict(block_out_channels=[8, 16, 32], down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3,
            layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=VAE_SIZE, mid_block_add_attention=False, shift_factor=0.0)
 BACKGROUND = 0.3  # weight of what is no item
-OWN_LOOK = 10  # one look in so many is the scene's own
+OWN_LOOK = 10  # one look in so many is a scene as it is
 NEW_LOOKS = 2**31  # repainted looks of pretraining are numbered from here, looks of an evaluation below
 KL = 1e-7
 
@@ -192,7 +193,7 @@ def random_state(scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarra
 
     symbolic = tasks.random_symbolic(rng)
     held = s.BLOCKS[rng.integers(3)] if rng.random() < 0.3 else None
-    state = tasks.initial_state(scene.name[0], symbolic | ({held: "grasped"} if held else {}), rng, vary_robot=True)
+    state = tasks.initial_state(scene.name, symbolic | ({held: "grasped"} if held else {}), rng, vary_robot=True)
     robot, env = state["robot_obs"], state["scene_obs"]
     env = np.concatenate([env[:6], env[6:].reshape(3, 6)[[scene.block_order.index(b) for b in s.BLOCKS]].ravel()])
     if rng.random() < 0.5:
@@ -230,41 +231,41 @@ def handles(scene, env: np.ndarray) -> Float[np.ndarray, "items 3"]:
 
 
 def draw_pictures(count: int, scenes: Iterable[str] = ("A", "B", "C"), seed: int = 0, states: dict | None = None, held_out: bool = False,
-                  per_look: int = 60) -> Pictures:
-    """`count` pictures of training scenes in own and repainted looks; held_out: only repainted ones, and none of the others' looks.
+                  per_look: int = 30) -> Pictures:
+    """`count` pictures: one look in two of a training scene, mostly repainted, the other of a table of its own (scenes.scene, "R~.."),
+    so that where things are must be seen. held_out: none of the others' looks and tables, and no scene as it is.
 
-    states: as `recorded` gives them; by default each one is a `random_state`.
+    states: of the training scenes, as `recorded` gives them; by default, and on the other tables, each one is a `random_state`.
     """
-    from repro.sims.tabletop import render
-    from repro.sims.tabletop.looks import repainted
-    from repro.sims.tabletop.scenes import BLOCKS, SCENES, item_boxes
+    from repro.sims.tabletop.render import render
+    from repro.sims.tabletop.scenes import BLOCKS, item_boxes, scene
 
     scenes = _checked(scenes)
     rng, canvas, gaze, ids, robots, places = np.random.default_rng([seed, held_out]), [], [], [], [], []
     per_look = min(per_look, max(1, count // 6))  # few pictures: still some looks
     looks = -(-count // per_look)
     for i in range(looks):
-        name = scenes[i % len(scenes)]
-        own = not held_out and i % OWN_LOOK == 0
-        scene = SCENES[name] if own else repainted(SCENES[name], NEW_LOOKS + (seed * 2 + held_out) * 1_000_000 + i)
-        order = [BLOCKS.index(block) for block in scene.block_order]
+        name, new = scenes[i // 2 % len(scenes)], f"~{NEW_LOOKS + (seed * 2 + held_out) * 1_000_000 + i}"
+        if i % 2:
+            table = scene("R" + new)
+        else:
+            table = scene(name if not held_out and i % OWN_LOOK == 0 else name + new)
+        order = [BLOCKS.index(block) for block in table.block_order]
         for _ in range(min(per_look, count - i * per_look)):
-            if states and name in states:
+            if states and name in states and not i % 2:
                 robot, env = (part[row] for row in [rng.integers(len(states[name][0]))] for part in states[name])
             else:
-                robot, env = random_state(scene, rng)
-            shown = render.render(scene, robot, np.concatenate([env[:6], env[6:].reshape(3, 6)[order].ravel()]))
+                robot, env = random_state(table, rng)
+            shown = render(table, robot, np.concatenate([env[:6], env[6:].reshape(3, 6)[order].ravel()]))
             boxes = list(item_boxes(shown["static_ids"]).values())
             part = crop(shown["static"], np.array(boxes[rng.integers(len(boxes))]) / len(shown["static"]))
             canvas.append(compose(shown["static"], shown["wrist"], SIZE, SIZE, STATIC_ROWS))
             gaze.append(resize(part, STATIC_ROWS, SIZE))
             robots.append(np.float32(robot))
-            places.append(handles(scene, env))
+            places.append(handles(table, env))
             ids.append(np.concatenate([
                 cv2.resize(shown[f"{camera}_ids"], (GRID * CELLS, rows * CELLS), interpolation=cv2.INTER_NEAREST)
                 for camera, rows in (("static", STATIC_TOKENS), ("wrist", GRID - STATIC_TOKENS))]))
-        if not own:
-            render._MODELS.pop(scene.name, None)  # each look's textures are megabytes, and nobody asks for this one again
     return Pictures(*map(np.stack, (canvas, gaze, ids, robots, places)), looks)
 
 
@@ -383,7 +384,7 @@ class Drawn:
 
     def _get(self, held_out: bool) -> Pictures:
         if held_out not in self._made:
-            self._made[held_out] = draw_pictures(self._count[held_out], *self._how, held_out, per_look=8 if held_out else 60)
+            self._made[held_out] = draw_pictures(self._count[held_out], *self._how, held_out, per_look=8 if held_out else 30)
         return self._made[held_out]
 
     training, held_out = property(lambda self: self._get(False)), property(lambda self: self._get(True))

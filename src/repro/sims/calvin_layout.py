@@ -37,6 +37,7 @@ from repro.sims.base import Launch
 from repro.sims.demos import Plan
 from repro.sims.tabletop import language
 from repro.sims.tabletop.scenes import BLOCKS, ITEMS, SCENES, item_boxes
+from repro.sims.tabletop.scenes import scene as table_of
 from repro.sims.tabletop.tasks import check_tasks, outcome, symbolic_for
 
 TASKS_IN_A_ROW = 3
@@ -45,11 +46,16 @@ LABELLED, RECORDED = "the expert's commands", "differences of recorded poses (CA
 FIRST_FRAME = {"training": 0, "validation": 5_000_000}
 
 
+def _number(scene: str) -> int:
+    """One of its own for each name of scenes.scene."""
+    return ord(scene[0]) + 256 * int(scene[2:] or 0)
+
+
 def plan(split: str, scene: str, tasks: tuple[str, ...], per_task: int, seed: int, held: bool = True,
          length: int = TASKS_IN_A_ROW) -> list[Plan]:  # fmt: skip
     """Recordings in which every task occurs `per_task` times; the next task in a row is one that has become possible. held: a recording
     may start with a block in the hand; without, it starts on the table, and the row with its lift. length: most tasks in a row."""
-    rng = np.random.default_rng([seed, len(split), ord(scene)])
+    rng = np.random.default_rng([seed, len(split), _number(scene)])
     left, plans = Counter(dict.fromkeys(tasks, per_task)), []
     while +left:
         wanted = [task for task in tasks if left[task] > 0]
@@ -65,7 +71,7 @@ def plan(split: str, scene: str, tasks: tuple[str, ...], per_task: int, seed: in
             state = outcome(task, state)
             legal = [t for t in tasks if left[t] > 0 and outcome(t, state) is not None]
             task = legal[rng.integers(len(legal))] if legal and len(row) < length else None
-        plans.append(Plan(scene, symbolic, tuple(row), (seed, len(split), ord(scene), len(plans))))
+        plans.append(Plan(scene, symbolic, tuple(row), (seed, len(split), _number(scene), len(plans))))
     return plans
 
 
@@ -91,7 +97,7 @@ def _draw_here(job: tuple) -> list[list[str]]:
     from repro.sims.tabletop.render import render
 
     folder, scene, first, played = job
-    return _frames(folder, first, played, lambda t: render(SCENES[scene], played["robot_obs"][t], played["scene_obs"][t]))
+    return _frames(folder, first, played, lambda t: render(table_of(scene), played["robot_obs"][t], played["scene_obs"][t]))
 
 
 class _Real:
@@ -182,8 +188,9 @@ def write(root: Path | str, scenes=("D",), tasks=None, episodes_per_task: int = 
     `demos.Plan`; row: most tasks in a recording; draw_every: frames of training/ from one picture of a task to the next.
     """
     tasks, root = check_tasks(tasks), Path(root)
-    unknown = [s for s in [*scenes, validation_scene or "D"] if s not in SCENES]
-    if unknown or not scenes or min(episodes_per_task, validation_per_task) < 1:
+    for name in (*scenes, validation_scene or "D"):
+        table_of(name)
+    if not scenes or min(episodes_per_task, validation_per_task) < 1:
         raise UserError("the play table cannot write this", expected=f"scenes out of {', '.join(SCENES)}, at least one episode per task",
                         found=f"scenes {scenes}, {validation_scene}, {episodes_per_task} and {validation_per_task} episodes")  # fmt: skip
     if not (0 <= variation <= 1 and 0 <= noise <= 1 and min(row, draw_every) >= 1) or (launch and (variation, noise) != (1, 0)):

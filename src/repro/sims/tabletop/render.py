@@ -150,12 +150,15 @@ class _Model:
         return layer
 
 
+KEPT = 12
 _MODELS: dict[str, _Model] = {}
 
 
 def _model(scene: Scene) -> _Model:
     model = _MODELS.get(scene.name)
     if model is None or (model.scene is not scene and model.scene != scene):
+        if len(_MODELS) >= KEPT:  # each one's textures are megabytes
+            _MODELS.pop(next(iter(_MODELS)))
         model = _MODELS[scene.name] = _Model(scene)
     return model
 

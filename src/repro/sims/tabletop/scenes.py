@@ -7,9 +7,12 @@ in block sizes, in colours, and in the order in which `scene_obs` lists the bloc
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
+
+from repro.machine import UserError
 
 BLOCKS = ("red_block", "blue_block", "pink_block")
 # Everything that can be looked at, in the order of the per-pixel item ids (id = index + 1; 0 is everything else).
@@ -102,6 +105,31 @@ SCENES = {
     "D": Scene("D", ("red_block", "blue_block", "pink_block"), {"red_block": 0.04, "blue_block": 0.056, "pink_block": 0.08},
                0.18, (-0.38, 0.18), 0.28, 0.30, (-0.12, -0.12), (-0.12, 0.0, 0.452), (0.30, 0.16, 0.64)),
 }
+
+
+@lru_cache(maxsize=512)
+def scene(name: str) -> Scene:
+    """"A" to "D"; "A~7": A with the look that seed 7 paints (looks.py); "R~7": another table with its own look, furniture where seed 7
+    puts it. No R is one of the four: pictures and play of R tables are for what is learned before the experiment."""
+    letter, _, seed = name.partition("~")
+    if name in SCENES:
+        return SCENES[name]
+    if letter in (*SCENES, "R") and seed.isdecimal():
+        return replace(SCENES[letter], name=name) if letter in SCENES else _another(name, int(seed))
+    raise UserError(f"no play table scene {name!r}", f"one of {', '.join(SCENES)}, or with a seed: A~7 repainted, R~7 rearranged too", name)
+
+
+def _another(name: str, seed: int) -> Scene:
+    rng = np.random.default_rng([seed, 82])
+    side = 1 if rng.random() < 0.5 else -1  # of the switch; the cabinet stands on the other
+    switch, travel = side * rng.uniform(0.28, 0.34), rng.uniform(0.23, 0.31)
+    inner = abs(switch) - rng.uniform(0.115, 0.15)  # the cabinet's face by the lamp
+    cabinet = sorted((side * inner, side * max(inner - 2 * travel, -0.42)))
+    bx, by = rng.uniform(-0.3, 0.3), rng.uniform(-0.13, -0.09)
+    order, lengths = (tuple(values[k] for k in rng.permutation(3)) for values in (BLOCKS, (0.04, 0.056, 0.08)))
+    return Scene(name, order, dict(zip(BLOCKS, lengths, strict=True)), rng.uniform(-0.05, 0.25), tuple(cabinet),
+                 (cabinet[1] - cabinet[0]) / 2, switch, (bx, by), (bx, by + 0.12, 0.452), (switch, 0.16, 0.64))
+
 
 Box = tuple[float, float, float, float, float, float]  # x0, x1, y0, y1, z0, z1 in metres
 

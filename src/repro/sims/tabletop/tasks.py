@@ -13,7 +13,7 @@ import numpy as np
 
 from ...machine import UserError
 from . import scenes
-from .scenes import BLOCKS, SCENES
+from .scenes import BLOCKS
 
 CATEGORIES = {  # a chain takes at most one task of each
     "move": [f"{verb}_{b}_{d}" for verb in ("rotate", "push") for b in BLOCKS for d in ("left", "right")] + ["push_into_drawer"],
@@ -191,7 +191,7 @@ def initial_state(scene: str, symbolic: dict, rng: np.random.Generator | int, va
     The robot is at rest with open fingers, unless it holds a block; `vary_robot` starts it up to 8 cm and 0.25 rad off.
     """
     rng = np.random.default_rng(rng)
-    table = SCENES[scene]
+    table = scenes.scene(scene)
     pose = np.array(scenes.REST_POSE)
     held = next((i for i, b in enumerate(BLOCKS) if symbolic[b] == "grasped"), None)
     if vary_robot or held is not None:

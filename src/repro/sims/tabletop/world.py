@@ -11,7 +11,7 @@ import numpy as np
 
 from ...machine import UserError
 from . import scenes, tasks
-from .scenes import BLOCKS, JOINTS, SCENES, item_boxes
+from .scenes import BLOCKS, JOINTS, item_boxes
 from .solids import TOUCH, Solid, apply, euler, penetration, rotation, undo, upright, wrap
 
 POSITION_STEP, ROTATION_STEP, WIDTH_STEP = 0.02, 0.05, 0.02  # metres, rad and metres of opening per step at full command
@@ -28,9 +28,7 @@ class PlayTable:
     """One play table. `reset` and `step` follow the simulator contract; nothing is random but `reset()` without a state."""
 
     def __init__(self, scene: str = "D", seed: int = 0):
-        if scene not in SCENES:
-            raise UserError(f"no play table scene {scene!r}", expected="one of " + ", ".join(SCENES), found=scene)
-        self.scene = SCENES[scene]
+        self.scene = scenes.scene(scene)
         self.rng = np.random.default_rng(seed)
         self.half = [(self.scene.block_length[b] / 2, SIDE, SIDE) for b in BLOCKS]
         self.fixed = {name: Solid.of(box) for name, box in scenes.fixed(self.scene).items()}

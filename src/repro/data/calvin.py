@@ -36,6 +36,7 @@ from repro.data import npy
 from repro.data.boxes import box_index
 from repro.data.episodes import Column, Episode, Store, StoreWriter, encode_pictures
 from repro.machine import UserError
+from repro.sims.tabletop.scenes import scene as play_table
 
 FPS = 30
 BLOCKS = ("red", "blue", "pink")  # canonical order
@@ -139,9 +140,19 @@ def check_frame(frame: dict[str, np.ndarray], shapes: dict[str, tuple], path: Pa
         raise DamagedFrame("`rel_actions` outside [-1, 1]")
 
 
+def block_order(scene: str) -> tuple[str, ...]:
+    """Of scene_obs, in CALVIN's scenes or in a play table's own one ("R~7", see sims.tabletop.scenes.scene); KeyError for no scene."""
+    if scene in BLOCK_ORDER:
+        return BLOCK_ORDER[scene]
+    try:
+        return tuple(block.removesuffix("_block") for block in play_table(scene).block_order)
+    except UserError as error:
+        raise KeyError(scene) from error
+
+
 def canonical(scene_obs: np.ndarray, scene: str) -> np.ndarray:
     """scene_obs (..., 24) with its blocks in the order red, blue, pink."""
-    order = [BLOCK_ORDER[scene].index(colour) for colour in BLOCKS]
+    order = [block_order(scene).index(colour) for colour in BLOCKS]
     blocks = scene_obs[..., 6:].reshape(*scene_obs.shape[:-1], 3, 6)[..., order, :]
     return np.concatenate([scene_obs[..., :6], blocks.reshape(*scene_obs.shape[:-1], 18)], axis=-1)
 
@@ -316,8 +327,10 @@ class Split:
 
 def _letter(name: str, path: Path) -> str:
     letter = str(name).removeprefix("calvin_scene_")
-    if letter not in BLOCK_ORDER:
-        raise UserError(f"{path} names an unknown scene.", expected="calvin_scene_A .. calvin_scene_D", found=name)
+    try:
+        block_order(letter)
+    except KeyError as error:
+        raise UserError(f"{path} names an unknown scene.", expected="calvin_scene_A .. calvin_scene_D", found=name) from error
     return letter
 
 

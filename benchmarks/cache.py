@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from repro import benchmark
-from repro.models import tiny
+from repro.models import tiny, tiny_training
 from repro.models.reconvla import PRESETS, ReconVLA
 from repro.sims.tabletop.language import TRAIN
 from repro.training.checkpoint import provenance
@@ -53,14 +53,15 @@ def step(net: ReconVLA, optimizer: torch.optim.Optimizer, data: dict) -> float:
 
 def main() -> None:
     parser = benchmark.options(__doc__)
-    parser.add_argument("--parts", help="folder of tiny.pretrain")
+    parser.add_argument("--parts", help="folder of tiny_training.pretrain")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     words = sorted({sentence for sentences in TRAIN.values() for sentence in sentences})
     with tempfile.TemporaryDirectory() as folder:
-        ready = tiny.load_parts(given.parts or tiny.pretrain(folder, tower_steps=2, vae_steps=2, pictures=36, log=lambda line: None))
+        ready = tiny.load_parts(given.parts or tiny_training.pretrain(folder, tower_steps=2, vae_steps=2, pictures=36,
+                                                                                log=lambda line: None))
     nets, seconds = {}, {"on": [], "off": []}
     for name in seconds:
         torch.manual_seed(0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from repro.models import pointing, tiny
+from repro.models import pointing, tiny, tiny_pictures, tiny_training
 from repro.models.reconvla import ReconVLA
 from repro.models.reconvla_config import PRESETS
 from repro.sims.tabletop import scenes, tasks
@@ -18,9 +18,9 @@ STATS = {"observation.state": {"mean": [0.0] * 15, "std": [1.0] * 15}}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder, drawn = tmp_path_factory.mktemp("parts"), tiny.Drawn(48, ("A", "B", "C"), 0, None)
-    tiny.pretrain_tower(folder, steps=6, pictures=48, drawn=drawn, log=lambda _: None)
-    tiny.pretrain_vae(folder, steps=2, pictures=48, drawn=drawn, log=lambda _: None)
+    folder, drawn = tmp_path_factory.mktemp("parts"), tiny_pictures.Drawn(48, ("A", "B", "C"), 0, None)
+    tiny_training.pretrain_tower(folder, steps=6, pictures=48, drawn=drawn, log=lambda _: None)
+    tiny_training.pretrain_vae(folder, steps=2, pictures=48, drawn=drawn, log=lambda _: None)
     pointing.pretrain_language(folder, steps=25, pictures=48, drawn=drawn, log=lambda _: None)
     return folder
 
@@ -34,7 +34,7 @@ def test_questions_name_one_thing_each_and_validation_sentences_are_others():
 
 
 def test_a_question_shows_the_thing_in_its_box():
-    data = tiny.draw_pictures(6, seed=3)
+    data = tiny_pictures.draw_pictures(6, seed=3)
     ask = pointing.Questions(data, np.zeros((6, 64, 160), np.float16))
     batch = ask(np.arange(len(ask)), np.random.default_rng(0))
     for row, item, box, action in zip(ask.rows, ask.items, batch["gaze.box"], batch["action"][:, 0], strict=True):
@@ -59,9 +59,9 @@ def test_the_answer_leads_from_the_hand_to_the_thing():
             table.step(expert.act(), render=False)
         env = table.scene_obs()
         env = np.concatenate([env[:6], env[6:].reshape(3, 6)[[table.scene.block_order.index(b) for b in scenes.BLOCKS]].ravel()])
-        away = np.array(table.pose[:3]) - tiny.handles(table.scene, env)[scenes.ITEMS.index(item)]
+        away = np.array(table.pose[:3]) - tiny_pictures.handles(table.scene, env)[scenes.ITEMS.index(item)]
         assert np.abs(away).max() < 0.07, (task, away)
-    data = tiny.draw_pictures(6, seed=3)
+    data = tiny_pictures.draw_pictures(6, seed=3)
     ask = pointing.Questions(data, np.zeros((6, 64, 160), np.float16))
     batch = ask(np.arange(len(ask)), np.random.default_rng(0))
     there = batch["state"][:, :3] + batch["action"][:, 0, :3] * pointing.REACH

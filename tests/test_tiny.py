@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from repro.machine import UserError
-from repro.models import tiny
+from repro.models import tiny, tiny_pictures, tiny_training
 from repro.models.reconvla import PRESETS, ReconVLA, box_share
+from repro.models.towers import compose
 
 INSTRUCTIONS = ["lift the red block", "open the drawer"]
 STATS = {"observation.state": {"mean": [0.1] * 15, "std": [0.5] * 15}}
@@ -21,13 +22,13 @@ HOW = dict(pictures=24, batch=8)
 
 @pytest.fixture(scope="module")
 def drawn():
-    return tiny.Drawn(24, ("A", "B", "C"), 0, None)
+    return tiny_pictures.Drawn(24, ("A", "B", "C"), 0, None)
 
 
 @pytest.fixture(scope="module")
 def folder(drawn, tmp_path_factory):
     path = tmp_path_factory.mktemp("parts")
-    for train in (tiny.pretrain_tower, tiny.pretrain_vae):
+    for train in (tiny_training.pretrain_tower, tiny_training.pretrain_vae):
         train(path, steps=30, drawn=drawn, log=lambda line: None, **HOW)
     return path
 
@@ -51,12 +52,12 @@ def batch(net):
 
 
 def test_pictures_are_the_same_for_a_seed_and_never_show_scene_d(drawn):
-    again, shown = tiny.draw_pictures(24), drawn.training
+    again, shown = tiny_pictures.draw_pictures(24), drawn.training
     assert all(np.array_equal(a, b) for a, b in zip(again[:3], shown[:3], strict=True))
     assert again.canvas.shape == (24, 128, 128, 3) and not np.array_equal(again.canvas, drawn.held_out.canvas)
     assert set(np.unique(again.ids)) <= set(range(10)) and len(np.unique(again.ids)) >= 8
     with pytest.raises(UserError, match="D is for evaluation"):
-        tiny.draw_pictures(1, scenes=("A", "D"))
+        tiny_pictures.draw_pictures(1, scenes=("A", "D"))
 
 
 def test_recorded_states_are_drawn_as_they_were():
@@ -65,8 +66,8 @@ def test_recorded_states_are_drawn_as_they_were():
     table = PlayTable("A", seed=3)
     seen = table.reset()
     states = {"A": tuple(seen[name][None] for name in ("observation.state", "observation.environment_state"))}
-    shown = tiny.draw_pictures(1, ("A",), states=states)  # the first look is the scene's own
-    canvas = tiny.compose(seen["observation.images.static"], seen["observation.images.wrist"], 128, 128, 96)
+    shown = tiny_pictures.draw_pictures(1, ("A",), states=states)  # the first look is the scene's own
+    canvas = compose(seen["observation.images.static"], seen["observation.images.wrist"], 128, 128, 96)
     assert np.abs(shown.canvas[0].astype(int) - canvas).mean() < 0.5
 
 
@@ -74,21 +75,21 @@ def test_a_tower_and_a_vae_learn_in_30_steps_and_say_what_they_are(folder):
     about = {part: json.loads((folder / part / "about.json").read_text()) for part in ("tower", "vae")}
     assert all(one["loss"] < 0.75 * one["first_loss"] and one["scenes"] == ["A", "B", "C"] for one in about.values())
     assert all({"steps", "looks", "held_out_looks", "minutes", "commit"} <= set(one) for one in about.values())
-    assert set(about["tower"]["iou"]) == set(tiny.items())
+    assert set(about["tower"]["iou"]) == set(tiny_pictures.items())
     assert set(about["vae"]["psnr"]["gaze"]) == {"vae", "mean picture", "averaged to 18 x 18 px"}
 
 
 def test_a_part_is_found_again_and_another_one_is_trained_anew_with_a_word(drawn, tmp_path):
     lines = []
     how = dict(drawn=drawn, log=lines.append, **HOW)
-    path = tiny.pretrain_tower(tmp_path, steps=1, **how)
+    path = tiny_training.pretrain_tower(tmp_path, steps=1, **how)
     before = (path / "tower.safetensors").stat().st_mtime_ns
-    tiny.pretrain_tower(tmp_path, steps=1, **how)
+    tiny_training.pretrain_tower(tmp_path, steps=1, **how)
     assert (path / "tower.safetensors").stat().st_mtime_ns == before and "trained otherwise" not in "".join(lines)
-    tiny.pretrain_tower(tmp_path, steps=2, **how)
+    tiny_training.pretrain_tower(tmp_path, steps=2, **how)
     assert (path / "tower.safetensors").stat().st_mtime_ns != before and "steps 1 instead of 2" in "".join(lines)
     assert not list(tmp_path.glob("*.part"))
-    with pytest.raises(UserError, match="tiny.pretrain"):
+    with pytest.raises(UserError, match="tiny_training.pretrain"):
         tiny.load_parts(tmp_path)
 
 
@@ -160,8 +161,8 @@ def test_a_checkpoint_needs_no_parts_folder_and_refuses_another_tower(folder, dr
     from repro.models import parts
 
     other = tmp_path / "other"
-    tiny.pretrain_tower(other, steps=1, drawn=drawn, log=lambda line: None, **HOW)
-    tiny.pretrain_vae(other, steps=1, drawn=drawn, log=lambda line: None, **HOW)
+    tiny_training.pretrain_tower(other, steps=1, drawn=drawn, log=lambda line: None, **HOW)
+    tiny_training.pretrain_vae(other, steps=1, drawn=drawn, log=lambda line: None, **HOW)
     built = parts.build(net.config, tokenizer=net.text.tokenizer, **tiny.load_parts(other))
     with pytest.raises(UserError, match=r"tiny tower[\s\S]*frozen|frozen[\s\S]*tiny tower"):
         ReconVLA.load(tmp_path, built)

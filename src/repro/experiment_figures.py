@@ -12,6 +12,7 @@ from repro import pictures
 from repro.data.episodes import Store
 from repro.experiments import attention_frames
 from repro.models.reconvla import ReconVLA
+from repro.models.towers import resize
 
 
 def parts_table(place: str) -> tuple[list[str], list[list[str]]]:
@@ -36,12 +37,12 @@ def parts_table(place: str) -> tuple[list[str], list[list[str]]]:
 
 def rebuilt(place: str, count: int = 6):
     """Figure: canvases in looks never seen, and what is left of them behind the frozen VAE, before any policy is trained."""
-    from repro.models import tiny
+    from repro.models import tiny, tiny_pictures
 
-    shown, vae = tiny.draw_pictures(count, held_out=True).canvas, tiny.load_parts(place)["vae"]
-    half = np.stack([tiny.resize(one, tiny.VAE_SIZE, tiny.VAE_SIZE) for one in shown])
+    shown, vae = tiny_pictures.draw_pictures(count, held_out=True).canvas, tiny.load_parts(place)["vae"]
+    half = np.stack([resize(one, tiny.VAE_SIZE, tiny.VAE_SIZE) for one in shown])
     with torch.inference_mode():
-        image = vae.decode(vae.encode(tiny.pixels(half)).latent_dist.mean).sample
+        image = vae.decode(vae.encode(tiny_pictures.pixels(half)).latent_dist.mean).sample
     again = ((image.permute(0, 2, 3, 1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
     return pictures.sheet([*half, *again], ["canvas, a look never seen"] * count + ["behind the VAE"] * count, columns=count, size=1.7)
 

@@ -54,11 +54,11 @@ def parts(settings: Profile, work: Path, log=print) -> str:
     config = launch.PRESETS[settings.preset]
     if not (config.vae == "tiny" or (config.vision == "tiny" and getattr(config, "freeze_vision", False))):
         return ""
-    from repro.models import tiny
+    from repro.models import tiny_pictures, tiny_training
 
     training = Store(work / "store" / "training")
-    states = tiny.recorded(training) if training.meta.get("simulator") == "tabletop" else None
-    tiny.pretrain(work / "parts", tower_steps=settings.tower_steps, vae_steps=settings.vae_steps,
+    states = tiny_pictures.recorded(training) if training.meta.get("simulator") == "tabletop" else None
+    tiny_training.pretrain(work / "parts", tower_steps=settings.tower_steps, vae_steps=settings.vae_steps,
                   language_steps=settings.language_steps, states=states, pictures=settings.part_pictures, log=log)
     return str(work / "parts")
 

@@ -71,7 +71,7 @@ def build(config, pretrained: bool | dict[str, bool] = True, instructions: Itera
             vae = AutoencoderKL.from_config(vae_config).float().requires_grad_(False).eval()
         elif config.vae == "tiny":
             raise UserError("the tiny VAE is trained on pictures first: nothing is built by its name", expected="vae=, or vae=\"pixels\"",
-                            next_step="train it (repro.models.tiny.pretrain), and pass **tiny.load_parts(folder)")
+                            next_step="train it (repro.models.tiny_training.pretrain), and pass **tiny.load_parts(folder)")
         else:
             vae = towers.vae(config.vae, config.vae_revision, known["vae"])
     return Parts(vision, language, tokenizer, vae, projector, proprio, queries)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from repro.models import prompt, tiny
+from repro.models import prompt, tiny, tiny_pictures, tiny_training
 from repro.models.reconvla_config import PRESETS, ReconVLAConfig
 
 LEAST = 3  # cells that must show a thing for it to be asked for
@@ -51,7 +51,7 @@ class Questions:
     """Batches for a ReconVLA whose "action" (7,) is an answer: one thing that can be seen in each picture, a sentence that names it, how
     far it is from the hand in units of REACH (clipped to [-1, 1]), and the edges of its box, 2 * edge - 1."""
 
-    def __init__(self, data: tiny.Pictures, features: np.ndarray, validation: bool = False):
+    def __init__(self, data: tiny_pictures.Pictures, features: np.ndarray, validation: bool = False):
         self.features, self.asked, self.validation = features, questions(), int(validation)
         self.robot, self.places = data.robot, data.places
         self.ids = data.ids[:, : tiny.STATIC_TOKENS * tiny.CELLS]
@@ -90,16 +90,16 @@ def pretrain_language(folder: Path | str, steps: int = 1500, seed: int = 0, stat
 
     path, config = Path(folder) / "language", config or PRESETS["tiny"]
     tower = tiny.load_tower(folder)
-    asked = tiny.asked("tiny language model", scenes, steps, seed, states, pictures, batch=batch, tower=tower.identity["sha256"],
+    asked = tiny_training.asked("tiny language model", scenes, steps, seed, states, pictures, batch=batch, tower=tower.identity["sha256"],
                        hidden=config.hidden, layers=config.layers, heads=config.heads, intermediate=config.intermediate,
                        proprio=config.proprio, parallel=config.parallel)
-    if tiny.there(path, asked, log):
+    if tiny_training.there(path, asked, log):
         return path
-    began, drawn = time.monotonic(), drawn or tiny.Drawn(pictures, scenes, seed, states)
+    began, drawn = time.monotonic(), drawn or tiny_pictures.Drawn(pictures, scenes, seed, states)
     tokenizer = prompt.small_tokenizer([s for some in language.TRAIN.values() for s in some], config.template)
     robot = np.concatenate([states[scene][0] for scene in scenes if scene in states]) if states else drawn.training.robot
     stats = {"observation.state": {"mean": robot.mean(0).tolist(), "std": robot.std(0).tolist()}}
-    with tiny.seeded(seed):
+    with tiny_training.seeded(seed):
         model = ReconVLA.build(replace(config, chunk=1, action_dim=7, recon=False, aux="mask", aux_weight=1.0), stats,
                                tokenizer=tokenizer, vision=tower)
     training, held = (Questions(data, _features(tower, data), validation) for data, validation in
@@ -111,8 +111,8 @@ def pretrain_language(folder: Path | str, steps: int = 1500, seed: int = 0, stat
         return model.loss(training(rows, rng))["loss"]
 
     model.train()
-    with tiny.seeded(seed + 1):  # of word dropout
-        losses = tiny.descend(trained, loss, len(training), steps, seed, 2e-3, "language model", log, batch, bfloat16=True)
+    with tiny_training.seeded(seed + 1):  # of word dropout
+        losses = tiny_training.descend(trained, loss, len(training), steps, seed, 2e-3, "language model", log, batch, bfloat16=True)
     model.eval()
     some = np.random.default_rng(0).permutation(len(held))[:512]
     wanted, guess = [], []
@@ -125,7 +125,7 @@ def pretrain_language(folder: Path | str, steps: int = 1500, seed: int = 0, stat
     (away, far_mean), (error, floor) = ([round(float(e[part].mean() * unit), 4) for e in errors]
                                         for part, unit in ((slice(3), REACH), (slice(3, 7), 0.5)))
     about = asked | {"box_error": error, "box_error_of_the_mean_box": floor, "distance_error": away, "distance_error_of_the_mean": far_mean,
-                     "held_out": len(some), "held_out_looks": drawn.held_out.looks} | tiny.report(drawn.training, losses, began)
+                     "held_out": len(some), "held_out_looks": drawn.held_out.looks} | tiny_training.report(drawn.training, losses, began)
     log(f"language model: points {error:.3f} of the picture off (the mean box: {floor:.3f}), {100 * away:.1f} cm an axis "
         f"(the mean: {100 * far_mean:.1f}), {about['minutes']:.1f} min")
     modules = {"language": model.decoder, "projector": model.mm_projector, "proprio": model.proprio}
@@ -133,7 +133,8 @@ def pretrain_language(folder: Path | str, steps: int = 1500, seed: int = 0, stat
                for key, value in module.state_dict().items() if key != "lm_head.weight"}
     if model.queries is not None:
         weights["queries"] = model.queries.detach()
-    return tiny.write(path, "language.safetensors", weights, about, {"tokenizer.json": json.loads(tokenizer.backend_tokenizer.to_str())})
+    return tiny_training.write(path, "language.safetensors", weights, about,
+                               {"tokenizer.json": json.loads(tokenizer.backend_tokenizer.to_str())})
 
 
 def load_language(folder: Path | str, config: ReconVLAConfig | None = None) -> dict:
@@ -164,7 +165,8 @@ def _two_layers(weights: dict, width: int) -> nn.Sequential:
     return net
 
 
-def _features(tower: nn.Module, data: tiny.Pictures) -> np.ndarray:
+def _features(tower: nn.Module, data: tiny_pictures.Pictures) -> np.ndarray:
     """Tower tokens of all pictures, float16 (N, tokens, dim)."""
     with torch.inference_mode():
-        return np.concatenate([tower(tiny.pixels(part)).half().numpy() for part in np.array_split(data.canvas, -(-len(data.canvas) // 64))])
+        batches = np.array_split(data.canvas, -(-len(data.canvas) // 64))
+        return np.concatenate([tower(tiny_pictures.pixels(part)).half().numpy() for part in batches])

@@ -266,7 +266,7 @@ def demos_libero(folder: Path, suite: str, tasks: str | None, per_task: int, lay
     launch = lambda name: environments.launch("libero", suite=name, **options)
     libero_hdf5.write(folder, suite, chosen, per_task, layout, seed, workers, launch, [float(scale) for scale in noise.split(",")],
                       every=every, log=click.echo)
-    click.echo(f"written: {folder / suite}")
+    click.echo(f"written: {folder / suite}; next: repro libero import {folder / suite} STORE")
 
 
 @cli.command()
@@ -293,6 +293,15 @@ def calvin(arguments: tuple[str, ...]) -> None:
     from repro.data.calvin import calvin as commands
 
     commands.main(args=list(arguments), prog_name="repro calvin")
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def libero(arguments: tuple[str, ...]) -> None:
+    """Read LIBERO data: `repro libero --help` lists the commands."""
+    from repro.data.libero import libero as commands
+
+    commands.main(args=list(arguments), prog_name="repro libero")
 
 
 def main() -> None:

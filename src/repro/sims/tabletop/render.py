@@ -90,13 +90,14 @@ class Layer(NamedTuple):
 class Model:
     """What does not depend on the state: solids, textures, background of the static camera; and the last furniture drawn.
 
-    body: number of each body; ranges: bodies drawn together, each (first, last); shadows: who casts one, as SHADOWS; receivers: heights.
+    body: number of each body; ranges: bodies drawn together, each (first, last); shadows: who casts one, as SHADOWS; receivers: heights;
+    light: unit vector (3,).
     """
 
     def __init__(self, scene, solids, camera, body=g.BODY, ranges=(FIXED, CABINET, DRAWER, FREE, NEARBY), shadows=SHADOWS,
-                 receivers=g.RECEIVERS):
+                 receivers=g.RECEIVERS, light=LIGHT):
         self.scene, self.look, self.solids, self.camera = scene, looks.look(scene.name), solids, camera
-        self.body, self.shadows, self.receivers = body, shadows, receivers
+        self.body, self.shadows, self.receivers, self.light = body, shadows, receivers, light
         s = self.solids
         self.tag = (s.item + 16 * s.receiver).astype(np.uint8)
         self.textures, self._shaded, self._backgrounds, self._furniture = looks.textures(scene.name), {}, {}, [(None, None)] * 2
@@ -190,7 +191,7 @@ def draw(model, camera, world, bodies, lights, back=None) -> Layer:
 
 def _light(model, face, world):
     """Brightness (n,) of faces."""
-    return model.solids.dim[face] * (AMBIENT + DIFFUSE * np.maximum(world.normal[face] @ LIGHT, 0))
+    return model.solids.dim[face] * (AMBIENT + DIFFUSE * np.maximum(world.normal[face] @ model.light, 0))
 
 
 def _colour(rgba, code, model, face, world, lights):
@@ -233,7 +234,7 @@ def cast_shadows(layer, model, camera, corner):
     heights = np.array(model.receivers[1:])[:, None, None]
     rise = np.maximum(points[:, :, 2] - heights, 0)  # (receivers, casters, 8)
     on_plane = np.empty((*rise.shape, 3))
-    on_plane[..., :2] = points[:, :, :2] - rise[..., None] * (LIGHT[:2] / LIGHT[2])
+    on_plane[..., :2] = points[:, :, :2] - rise[..., None] * (model.light[:2] / model.light[2])
     on_plane[..., 2] = heights
     uv, depth = camera.project(on_plane.reshape(-1, 3))
     casts = (depth.reshape(rise.shape).min(2) > NEAR) & (rise.max(2) > 0.005)

@@ -260,15 +260,15 @@ class PlayTable:
         """Whether the hand could touch something on its way: the bound of both end poses against everything."""
         now, then = self.hand, self._hand_boxes(target, rotation(*target[3:6]))
         m = 0.03 if self.held is None else self.reach
-        lo = [min(min(s.lo[k] for s in now), min(s.lo[k] for s in then)) - m for k in range(len(self.half))]
-        hi = [max(max(s.hi[k] for s in now), max(s.hi[k] for s in then)) + m for k in range(len(self.half))]
+        lo = [min(min(s.lo[k] for s in now), min(s.lo[k] for s in then)) - m for k in range(3)]
+        hi = [max(max(s.hi[k] for s in now), max(s.hi[k] for s in then)) + m for k in range(3)]
         self.near = []
         for joint, parts in (("", self.fixed), *self.parts.items()):
             for name, s in parts.items():
                 if s.lo[2] < hi[2] and s.hi[2] > lo[2] and s.lo[1] < hi[1] and s.hi[1] > lo[1] and s.lo[0] < hi[0] and s.hi[0] > lo[0]:
                     self.near.append((joint, name))
         blocks = [s for i, s in enumerate(self.solid) if i != self.held]
-        return bool(self.near) or any(all(s.lo[k] < hi[k] and s.hi[k] > lo[k] for k in range(len(self.half))) for s in blocks)
+        return bool(self.near) or any(all(s.lo[k] < hi[k] and s.hi[k] > lo[k] for k in range(3)) for s in blocks)
 
     # --- contact ----------------------------------------------------------------------------------------------------
 

@@ -54,7 +54,8 @@ class LeRobot:
         try:
             return json.loads(path.read_text())
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read", "LeRobot's meta folder", error, "give the folder that holds meta/ and data/") from error
+            raise UserError(f"{path} cannot be read", "LeRobot's meta folder", error,
+                            "give the folder that holds meta/ and data/") from error
 
     def _keys(self) -> dict[str, str]:
         """Which of the data set's features is what; a camera that is missing, and video files, are refused."""
@@ -77,8 +78,8 @@ class LeRobot:
             return [(row["episode_index"], row["tasks"][0], row["length"],
                      self._place(episode_index=row["episode_index"], episode_chunk=row["episode_index"] // chunk)) for row in rows]
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            raise UserError(f"{path} cannot be read", '{"episode_index", "tasks": [...], "length"} a line', f"{type(error).__name__}: {error}",
-                            "download it again") from error
+            raise UserError(f"{path} cannot be read", '{"episode_index", "tasks": [...], "length"} a line',
+                            f"{type(error).__name__}: {error}", "download it again") from error
 
     def _v3(self) -> list[tuple]:
         names = ["episode_index", "tasks", "length", "data/chunk_index", "data/file_index"]
@@ -132,8 +133,8 @@ class LeRobot:
 
 def _by_episode(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """The file's rows in order, each batch of one episode."""
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(ROWS, columns=columns):
+    with pq.ParquetFile(path, pre_buffer=False) as file:  # with threads or a buffer ahead, a reader that is left half-way may hang at exit
+        for batch in file.iter_batches(ROWS, columns=columns, use_threads=False):
             batch = batch.select(columns)
             index = batch.column(0).to_numpy()
             cuts = [0, *(np.flatnonzero(np.diff(index)) + 1).tolist(), len(index)]
@@ -147,7 +148,8 @@ def _pictures(column: pa.ChunkedArray, where: str) -> np.ndarray:
         raise UserError(f"{where}: no pictures", "a struct of bytes and path", column.type)
     found = [row["bytes"] for row in column.to_pylist()]
     if None in found:
-        raise UserError(f"{where}: the pictures are not in the parquet file", "their bytes", "a path only", "export it with embedded pictures")
+        raise UserError(f"{where}: the pictures are not in the parquet file", "their bytes", "a path only",
+                        "export it with embedded pictures")
     try:
         return np.stack([decode_png(data) for data in found])
     except (cv2.error, ValueError) as error:

@@ -71,7 +71,8 @@ def files_of(pattern: str | Path) -> list[Path]:
     """What a folder or a glob pattern names: the folder itself where it is a LeRobot data set, else its HDF5 files, sorted."""
     place = Path(pattern).expanduser()
     if (place / "meta" / "repro.json").is_file():
-        raise UserError(f"{place} is a store already", "LIBERO's files, or a LeRobot data set of others", "meta/repro.json", "use it as it is")
+        raise UserError(f"{place} is a store already", "LIBERO's files, or a LeRobot data set of others", "meta/repro.json",
+                        "use it as it is")
     if (place / "meta" / "info.json").is_file():
         return [place]
     found = sorted(place.rglob("*.hdf5")) if place.is_dir() else sorted(map(Path, glob.glob(str(place))))
@@ -111,7 +112,7 @@ def _hdf5(path: Path) -> Source:
     with _opened(path) as file:
         data = file["data"] if "data" in file else None
         names = [name for name in data if re.fullmatch(r"demo_\d+", name)] if isinstance(data, h5py.Group) else []
-        if not names and data is None or (data is not None and not names and "problem_info" not in data.attrs):
+        if not names and (data is None or "problem_info" not in data.attrs):
             raise UserError(f"{path} is not one of LIBERO's files", "a group data with demo_0, demo_1, ...", sorted(file),
                             "LIBERO's <suite>/<task>_demo.hdf5")
         if not names:
@@ -119,7 +120,7 @@ def _hdf5(path: Path) -> Source:
         attributes = dict(data.attrs)
         scripted = "extras" in data[names[0]]
     own = json.loads(attributes["problem_info"])["language_instruction"].strip('"') if "problem_info" in attributes else None
-    # the benchmark's name of the task: original files of libero_object say "pick the milk ..." where all evaluations ask to "pick up the milk ..."
+    # the benchmark's name of the task: libero_object's own files say "pick the milk ..." where evaluations ask to "pick up the milk ..."
     official = Path(str(attributes.get("bddl_file_name", ""))).stem
     task = path.name.removesuffix(".hdf5").removesuffix("_demo")
     sentence = sentence_of(official) if official else own or sentence_of(task)
@@ -132,7 +133,8 @@ def _hdf5(path: Path) -> Source:
     upright = str(attributes.get("macros_image_convention", "opengl")) == "opencv"
     kind = "scripted" if scripted else "after" if own is not None else "before"
     read = lambda wanted: _demos(path, task, sentence, own, kind, wanted)
-    return Source(path, layout, known_by, "before" if kind == "before" else "after", "upright" if upright else "raw", {task: sentence}, read)
+    return Source(path, layout, known_by, "before" if kind == "before" else "after", "upright" if upright else "raw",
+                  {task: sentence}, read)
 
 
 def _opened(path: Path):
@@ -216,12 +218,16 @@ def _house(episode: Episode, where: str, orientation: str, gripper: str, noops: 
     if state.shape != (len(action), 8) or not np.isfinite(state).all():
         raise UserError(f"{where}: a state of a wrong shape", f"({len(action)}, 8) finite numbers", state.shape)
     if len(state) > 1 and np.allclose(np.linalg.norm(state[:, 3:7], axis=1), 1, atol=1e-3):
-        raise UserError(f"{where}: the state holds a quaternion", "position 3, axis-angle 3, finger joints 2", "position 3, quaternion 4, 1")
+        raise UserError(f"{where}: the state holds a quaternion", "position 3, axis-angle 3, finger joints 2",
+                        "position 3, quaternion 4, gripper 1")
     for name in ("observation.images.static", "observation.images.wrist"):
         pictures = np.asarray(columns[name])
         if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8 or len(pictures) != len(action):
             raise UserError(f"{where}: pictures of a wrong kind", f"({len(action)}, H, W, 3) uint8", f"{pictures.dtype} {pictures.shape}")
         columns[name] = pictures[UPRIGHT[orientation]]
+    if (gripper == "opens01") != (action[:, 6].min() >= 0 and (action[:, 6] < 0.5).any()) and len(np.unique(action[:, 6])) > 1:
+        raise UserError(f"{where}: the gripper's commands are not what {gripper!r} means", "0 and 1 with opens01, else -1 and +1",
+                        np.unique(action[:, 6])[:5].tolist(), "another --gripper: closes | opens | opens01")
     keep = kept(action) if noops else np.ones(len(action), bool)
     scale, shift = GRIPPER[gripper]
     action[:, 6] = scale * action[:, 6] + shift
@@ -254,8 +260,8 @@ def chosen(sources: list[Source], task_names: Sequence[str]) -> set[str]:
     for name in task_names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-            raise UserError(f"no task {name!r} in {', '.join(s.path.name for s in sources[:3])}", " | ".join(sorted(set(known.values()))), name,
-                            f"did you mean {near[0]!r}?" if near else "repro libero look lists the tasks")
+            raise UserError(f"no task {name!r} in {', '.join(s.path.name for s in sources[:3])}", " | ".join(sorted(set(known.values()))),
+                            name, f"did you mean {near[0]!r}?" if near else "repro libero look lists the tasks")
     return {known[name] for name in task_names} if task_names else set(known.values())
 
 
@@ -274,8 +280,8 @@ def import_libero(sources: Sequence[str | Path] | str | Path, out: Path | str, o
             raise UserError(f"no {name} {value!r}", " | ".join(filter(None, known)), value)
     found, say = sources_of(sources), log or (lambda line: None)
     sentences = chosen(found, task_names)
-    meta = {"source": "LIBERO HDF5" if "HDF5" in found[0].layout or "LIBERO" in found[0].layout else found[0].layout, "robot_type": "panda",
-            "simulator": "libero", "action": ACTION_UNITS, "orientation": ORIENTATION, "state_names": STATE_NAMES,
+    meta = {"source": found[0].layout, "robot_type": "panda", "simulator": "libero", "action": ACTION_UNITS,
+            "orientation": ORIENTATION, "state_names": STATE_NAMES,
             "observation": "before its action", "files": [source.path.name for source in found],
             "sources": [source.describe() for source in found], "noops_dropped": drop_noops,
             "asked": _asked(task_names, drop_noops, orientation, gripper)}  # fmt: skip
@@ -341,7 +347,8 @@ def ensure_store(sources: Sequence[str | Path] | str | Path, out: Path | str, on
     """The store at `out` where there is one of these files' names, imported the same way, else a fresh import; see `import_libero`."""
     names = [path.name for one in (sources if isinstance(sources, list | tuple) else [sources]) for path in files_of(one)]
     meta = Store(out).meta if (Path(out) / "meta" / "repro.json").is_file() else {}
-    if meta.get("files") != names or meta.get("asked") != _asked(**{key: value for key, value in how.items() if key not in ("workers", "log")}):
+    asked = _asked(**{key: value for key, value in how.items() if key not in ("workers", "log")})
+    if meta.get("files") != names or meta.get("asked") != asked:
         import_libero(sources, out, only, replace=True, **how)
     return Store(out)
 

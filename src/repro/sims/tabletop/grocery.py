@@ -17,7 +17,7 @@ from ...machine import UserError
 from ..libero import WIDE
 from . import scenes
 from .scenes import extent
-from .solids import Solid, apply, euler, upright
+from .solids import Solid, euler, upright
 from .world import PlayTable
 
 CONTROL_HZ, METRES, RADIANS = 20, 0.05, 0.5
@@ -73,7 +73,7 @@ def start(task: str, init: int, layout: str, seed: int) -> tuple[np.ndarray, np.
 
 
 class GroceryTable(PlayTable):
-    """One grocery table. State: {"task": name or number, "init": 0..49, "layout": official | wide, "seed": int}, or what `state()` gave.
+    """State: {"task": name or number, "init": 0..49, "layout": official | wide, "seed": int}, or what `state()` gave.
 
     orientation: how pictures lie, upright | rotated | raw, see `repro.sims.libero`. `step` and contact are the play table's.
     """
@@ -95,7 +95,7 @@ class GroceryTable(PlayTable):
             raise UserError("no such start on the grocery table", f"official | wide, init 0 ... {INITS - 1}", f"{layout}, {init}")
         self.placed = {"suite": self.suite, "task": task, "init": init, "layout": layout, "seed": seed}
         items, basket, hand = start(task, init, layout, seed)
-        flat = np.array([0, *hand, scenes.MAX_WIDTH, OPEN, *basket, *items.ravel(), -1, *[0] * 12, *[self._code("top")] * len(ITEMS)], float)
+        flat = [0, *hand, scenes.MAX_WIDTH, OPEN, *basket, *items.ravel(), -1, *[0] * 12, *[self._code("top")] * len(ITEMS)]
         self._set_flat(np.asarray(state.get("flat", flat), np.float64))
         return self.observe() if render else None
 
@@ -157,16 +157,19 @@ class GroceryTable(PlayTable):
         """LIBERO's recorded proprioception; the joint angles are those of a plain two-link arm, a stand-in."""
         told, fingers = self.observe(pictures=False), np.array(self.fingers())
         return {"robot_states": np.array([*fingers, *self.pose[:3], *self._quaternion()]),
-                "ee_states": np.array([*self.pose[:3], *self.axis_angle()]), "gripper_states": fingers, "joint_states": np.array(self._arm()),
-                "state": told["observation.state"], "environment_state": told["observation.environment_state"]}
+                "ee_states": np.array([*self.pose[:3], *self.axis_angle()]), "gripper_states": fingers,
+                "joint_states": np.array(self._arm()), "state": told["observation.state"],
+                "environment_state": told["observation.environment_state"]}
 
     def facts(self) -> dict:
         """What a file of recordings says of the task."""
         task = self.placed["task"]
         item, sentence = ITEMS[TASKS.index(task)], task.replace("_", " ")
         objects = " ".join(f"{name}_1 - {name}" for name in ITEMS)
-        content = (f"(define (problem Grocery_Table)\n  (:domain robosuite)\n  (:language {sentence})\n  (:objects {objects} basket_1 - basket)\n"
-                   f"  (:obj_of_interest {item}_1 basket_1)\n  (:goal (And (In {item}_1 basket_1_contain_region)))\n)\n")  # fmt: skip
+        content = (f"(define (problem Grocery_Table)\n  (:domain robosuite)\n  (:language {sentence})\n"
+                   f"  (:objects {objects} basket_1 - basket)\n"
+                   f"  (:obj_of_interest {item}_1 basket_1)\n"
+                   f"  (:goal (And (In {item}_1 basket_1_contain_region)))\n)\n")  # fmt: skip
         return {"fixtures": {"basket": np.array([*self.basket, TABLE_Z])}, "model_file": "<grocery_table/>", "items": [item, "basket"],
                 "bddl": {"content": content, "problem_name": "Grocery_Table", "language": sentence}}
 
@@ -278,38 +281,44 @@ class Expert:
         return min((yaw + k * every for k in range(-4, 5)), key=lambda turn: abs(turn))
 
     def _script(self):
-        table, i, (_, _, tall) = self.table, self.item, HALF[ITEMS[self.item]]
         while True:
-            along, sink = self.rng.uniform(-0.006, 0.006), self.rng.uniform(0.0, 0.012)
-            aim = lambda lift=0.0: np.array([table.solid[i].c[0] + along, table.solid[i].c[1],
-                                             max(TABLE_Z + 0.011, table.solid[i].c[2] + max(0.0, tall - 0.04) - sink) + lift])  # noqa: B023
-            over = lambda: aim(tall + 0.02 + self.hover)  # noqa: B023
-            yield from self._reach(lambda: over() if self._aside(over()) < 0.05 else np.array([*over()[:2], max(over()[2], 1.12)]), OPEN, 60)  # noqa: B023
-            self.fine = True
-            yield from self._reach(aim, OPEN, 40)
-            for _ in range(8):
-                if table.held == i:
-                    break
-                yield self._to(aim(), CLOSE, self._yaw())
-            self.fine = False
-            high = max(1.06 + self.carry, TABLE_Z + RIM + 0.03) + (table.pose[2] - table.solid[i].lo[2])  # of the hand: the item clears all others
-            goals = (lambda: np.array([*table.pose[:2], high]),  # noqa: B023
-                     lambda: np.array([*(np.array(table.basket) + self.spot + table.pose[:2] - table.solid[i].c[:2]), high]))  # noqa: B023
-            for goal in goals:
-                yield from self._reach(goal, CLOSE, 60, near=0.012, while_held=True)
-            self.fine = True
-            yield from self._reach(lambda: goals[1]() * (1, 1, 0) + (0, 0, BASKET_FLOOR + 0.012 + table.pose[2] - table.solid[i].lo[2]),  # noqa: B023
-                                   CLOSE, 40, while_held=True)
-            for _ in range(4):
-                yield self._to(table.pose[:3], OPEN)
-            self.fine = False
-            x, y, z = table.pose[:3]
-            yield from self._reach(lambda: np.array([x, y, max(z, 1.12)]), OPEN, 30, near=0.02)  # noqa: B023
-            while table.done(TASKS[i]):
-                yield self._to((x, y, 1.12), OPEN)
+            yield from self._attempt()
 
-    def _aside(self, goal: np.ndarray) -> float:
-        return float(np.linalg.norm(goal[:2] - self.table.pose[:2]))
+    def _attempt(self):
+        """Over the item, down, close, up, over the basket, down, open, up; then still for as long as it is done."""
+        table, i, (_, _, tall) = self.table, self.item, HALF[ITEMS[self.item]]
+        along, sink = self.rng.uniform(-0.006, 0.006), self.rng.uniform(0.0, 0.012)
+
+        def aim(lift: float = 0.0) -> np.ndarray:
+            x, y, z = table.solid[i].c
+            return np.array([x + along, y, max(TABLE_Z + 0.011, z + max(0.0, tall - 0.04) - sink) + lift])
+
+        def over() -> np.ndarray:
+            goal = aim(tall + 0.02 + self.hover)
+            far = np.linalg.norm(goal[:2] - table.pose[:2]) > 0.05
+            return np.array([*goal[:2], max(goal[2], 1.12)]) if far else goal
+
+        yield from self._reach(over, OPEN, 60)
+        self.fine = True
+        yield from self._reach(aim, OPEN, 40)
+        for _ in range(8):
+            if table.held != i:
+                yield self._to(aim(), CLOSE, self._yaw())
+        self.fine = False
+        hangs = lambda: table.pose[2] - table.solid[i].lo[2]  # how far the item's lowest point is below the hand
+        high = 1.06 + self.carry + hangs()  # clears all other groceries
+        aside = lambda: np.array(table.basket) + self.spot + table.pose[:2] - table.solid[i].c[:2]
+        yield from self._reach(lambda: np.array([*table.pose[:2], high]), CLOSE, 60, near=0.012, while_held=True)
+        yield from self._reach(lambda: np.array([*aside(), high]), CLOSE, 60, near=0.012, while_held=True)
+        self.fine = True
+        yield from self._reach(lambda: np.array([*aside(), BASKET_FLOOR + 0.012 + hangs()]), CLOSE, 40, while_held=True)
+        for _ in range(4):
+            yield self._to(table.pose[:3], OPEN)
+        self.fine = False
+        x, y, z = table.pose[:3]
+        yield from self._reach(lambda: np.array([x, y, max(z, 1.12)]), OPEN, 30, near=0.02)
+        while table.done(TASKS[i]):
+            yield self._to((x, y, 1.12), OPEN)
 
     def _reach(self, goal, grip: float, steps: int, near: float = 0.004, while_held: bool = False):
         """Actions until the hand is `near` a goal that may move, or `steps` are over, or what it holds is lost."""

@@ -47,7 +47,8 @@ def render(pose: tuple, centres: list, axes: list, basket: tuple, sizes: dict[st
     world, pictures, dark = model.world(placed), {}, (False, False)
     for name in cameras:
         camera = model.camera if name == "static" else wrist_camera(robot, sizes["wrist"])
-        layer = draw(model, camera, world, FREE, dark, model.background(dark)) if name == "static" else draw(model, camera, world, NEARBY, dark)
+        bodies, back = (FREE, model.background(dark)) if name == "static" else (NEARBY, None)
+        layer = draw(model, camera, world, bodies, dark, back)
         cast_shadows(layer, model, camera, world.corner)
         pictures[name], pictures[f"{name}_ids"] = cv2.cvtColor(layer.rgba, cv2.COLOR_RGBA2RGB), layer.tag & 15
     return pictures
@@ -102,8 +103,8 @@ def _grocery(b, item: str, x: float, y: float, z: float) -> None:
         body, band, cap = (WHITE, BLUE, WHITE) if item == "milk" else (ORANGE, CREAM, GREEN)
         for low, high, colour in ((-1, -0.5, body), (-0.5, 0.1, band), (0.1, 0.6, body)):
             b.box(item, (-x, x, -y, y, low * z, high * z), colour=colour, item=item)
-        gable = [(-x, -y), (x, -y), (x, y), (-x, y)]
-        b.prism(item, gable, 2, 0.6 * z, 0.92 * z, top=[(-x, -0.12 * y), (x, -0.12 * y), (x, 0.12 * y), (-x, 0.12 * y)], colour=body, item=item)
+        gable = lambda y: [(-x, -y), (x, -y), (x, y), (-x, y)]
+        b.prism(item, gable(y), 2, 0.6 * z, 0.92 * z, top=gable(0.12 * y), colour=body, item=item)
         b.box(item, (-x, x, -0.12 * y, 0.12 * y, 0.92 * z, z), colour=cap if item == "orange_juice" else BLUE, item=item)
     else:
         ends, label = (YELLOW, WHITE) if item == "butter" else (SKY, WHITE)

@@ -56,15 +56,15 @@ for sentence in sorted({e.task for e in store.episodes}):
 
 # %% [markdown]
 # ## Which way do pictures lie?
-# Three conventions are in use, and a wrong one trains without an error. The content tells: where the hand moves to its +y, pixels move to the
-# right (`right`, above 0), and where it rises they move up (`up`); `open`: the gripper's command and the fingers agree.
+# Three conventions are in use, and a wrong one trains without an error. The content tells: where the hand moves to its +y, pixels move
+# to the right (`right`, above 0), and where it rises they move up (`up`); `open`: the gripper's command and the fingers agree.
 
 # %%
 from repro import pictures
 
 episode = store.read(len(store) // 2)
 upright = episode.columns["observation.images.static"][len(episode.columns["action"]) // 2]
-views = {"the store: upright": upright, "HDF5: upside down": upright[::-1], "LeRobot, RLDS: turned by 180 degrees, mirrored": upright[:, ::-1]}
+views = {"the store: upright": upright, "HDF5: upside down": upright[::-1], "LeRobot, RLDS: turned, so mirrored": upright[:, ::-1]}
 pictures.keep(pictures.sheet(list(views.values()), list(views), 3, "The same moment"), work / "figures" / "libero_orientation.png")
 
 # %%

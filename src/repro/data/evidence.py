@@ -38,7 +38,7 @@ class Evidence:
 
     def found(self) -> dict[str, float]:
         """right: the hand's y against the column where pixels move (agentview faces the robot: above 0 where it is not mirrored); up: its
-        z against the row from below, at the same distance; open: the gripper's command and the fingers' movement agree (+1 opens: above 0)."""
+        z against the row from below, at the same distance; open: the gripper's command and the fingers agree (+1 opens: above 0)."""
         hand, spot = np.concatenate(self.hand), np.concatenate(self.spot)
         told = {"open": round(float(np.mean(self.agree)), 2) if self.agree else float("nan")}
         # what is nearer to the camera is lower in the picture too: taken out of both

@@ -29,7 +29,7 @@ HALF = {  # half sizes (m) of the box that touches: cans and the bottle are draw
 }  # fmt: skip
 ITEMS = tuple(HALF)
 TASKS = tuple(f"pick_up_the_{item}_and_place_it_in_the_basket" for item in ITEMS)
-SPOTS = {"alphabet_soup": (-0.13, -0.29), "cream_cheese": (0.07, -0.30), "butter": (0.08, -0.14), "milk": (-0.14, -0.01),
+SPOTS = {"alphabet_soup": (-0.13, -0.29), "cream_cheese": (0.07, -0.27), "butter": (0.08, -0.14), "milk": (-0.14, -0.01),
          "orange_juice": (-0.12, -0.15), "bbq_sauce": (0.07, 0.02)}  # fmt: skip
 BASKET, INSIDE, WALL, RIM = (-0.02, 0.25), 0.085, 0.010, 0.08  # its middle; half its inner width; thickness; height of the rim (m)
 BASKET_FLOOR = TABLE_Z + 0.010

@@ -19,7 +19,7 @@ SHADOWS = (("basket", 60), ("hand", 50), ("finger_left", 60), ("finger_right", 6
 RECEIVERS = (0.0, grocery.TABLE_Z, grocery.BASKET_FLOOR)
 BASE, SHOULDER = (-0.56, 0.0), (-0.56, 0.0, grocery.TABLE_Z + 0.36)
 LIGHT = np.array([0.34, -0.42, 0.84])  # unit vector towards the lamp, on the camera's left
-FOV, EYE, TARGET = 45.0, (0.78, 0.0, 1.54), (-0.06, 0.0, 0.985)
+FOV, EYE, TARGET = 49.0, (0.78, 0.0, 1.54), (-0.06, 0.0, 0.985)
 WHITE, CREAM, RED, BROWN, LID = (238, 238, 234), (240, 226, 190), (196, 34, 30), (92, 36, 22), (186, 188, 192)
 BLUE, SKY, ORANGE, GREEN, YELLOW, GOLD = (36, 82, 190), (120, 178, 224), (240, 138, 24), (44, 132, 58), (248, 214, 70), (206, 150, 20)
 

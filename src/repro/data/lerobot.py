@@ -133,7 +133,7 @@ class LeRobot:
 
 def _by_episode(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """The file's rows in order, each batch of one episode."""
-    with pq.ParquetFile(path, pre_buffer=False) as file:  # with threads or a buffer ahead, a reader that is left half-way may hang at exit
+    with pq.ParquetFile(path, pre_buffer=False) as file:  # nothing is read ahead: memory stays flat
         for batch in file.iter_batches(ROWS, columns=columns, use_threads=False):
             batch = batch.select(columns)
             index = batch.column(0).to_numpy()

@@ -310,6 +310,7 @@ def test_the_grocery_expert():
         for _ in range(220):
             table.step(np.clip(expert.act(), -1, 1), render=False)
             if table.done(task):
+                assert table.held is None, "what the hand still holds over the basket's floor is not placed"
                 break
         done += table.done(task)
         assert sum(table.done(other) for other in grocery.TASKS) <= 1

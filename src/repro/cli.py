@@ -246,8 +246,8 @@ def demos_calvin(folder: Path, scenes: str, validation_scene: str, tasks: str | 
 
 @demos.command("libero")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--suite", default="libero_object", show_default=True, help="libero_object | libero_spatial")
-@click.option("--tasks", help="Numbers or names, comma-separated (default: all 10).")
+@click.option("--suite", default="libero_object", show_default=True, help="libero_object | libero_spatial | grocery (embedded: no MuJoCo)")
+@click.option("--tasks", help="Numbers or names, comma-separated (default: all).")
 @click.option("--per-task", default=50, show_default=True)
 @click.option("--layout", default="official", show_default=True, help="official | wide: target +-7 cm, basket +-5 cm (libero_object).")
 @click.option("--assets", help="LIBERO's asset folder (default: REPRO_LIBERO_ASSETS, or inside hf-libero).")
@@ -257,16 +257,17 @@ def demos_calvin(folder: Path, scenes: str, validation_scene: str, tasks: str | 
 @click.option("--workers", default=2, show_default=True)
 def demos_libero(folder: Path, suite: str, tasks: str | None, per_task: int, layout: str, assets: str | None, noise: str, every: int,
                  seed: int, workers: int) -> None:
-    """LIBERO's own simulator, LIBERO's HDF5 files."""
+    """LIBERO's own simulator, or the embedded grocery table, LIBERO's HDF5 files."""
     from repro.data import libero_hdf5
     from repro.sims import environments
 
+    embedded = suite == "grocery"
     options = {"orientation": "raw", **({"assets": assets} if assets else {})}
-    chosen = [int(task) if task.isdigit() else task for task in tasks.split(",")] if tasks else range(10)
-    launch = lambda name: environments.launch("libero", suite=name, **options)
+    chosen = [int(task) if task.isdigit() else task for task in tasks.split(",")] if tasks else range(6 if embedded else 10)
+    launch = lambda name: environments.launch("grocery" if embedded else "libero", suite=name, **options)
     libero_hdf5.write(folder, suite, chosen, per_task, layout, seed, workers, launch, [float(scale) for scale in noise.split(",")],
                       every=every, log=click.echo)
-    click.echo(f"written: {folder / suite}")
+    click.echo(f"written: {folder / suite}; next: repro libero import {folder / suite} STORE")
 
 
 @cli.command()
@@ -293,6 +294,15 @@ def calvin(arguments: tuple[str, ...]) -> None:
     from repro.data.calvin import calvin as commands
 
     commands.main(args=list(arguments), prog_name="repro calvin")
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def libero(arguments: tuple[str, ...]) -> None:
+    """Read LIBERO data: `repro libero --help` lists the commands."""
+    from repro.data.libero import libero as commands
+
+    commands.main(args=list(arguments), prog_name="repro libero")
 
 
 def main() -> None:

@@ -57,6 +57,7 @@ class Profile:
     ablation_chains: int  # start states of chains of five in the evaluation scene, and as many in the training scenes
     curve_seeds: tuple[int, ...]  # seeds whose baseline and gaze runs are evaluated on the way too ...
     curve_single: int  # ... by so many single-task rollouts a task
+    grocery_per_task: int  # scripted demonstrations of each of the grocery table's six tasks
 
 
 SMOKE = Profile(
@@ -66,7 +67,7 @@ SMOKE = Profile(
     evaluate_chains=4, evaluate_single=1, simulators=8, attention_frames=16, workers=2,
     variation=0.05, noise=0.4, draw_every=1, tower_steps=40, vae_steps=30, language_steps=20, part_pictures=240,
     rows=("baseline", "gaze"), seeds=(0, 1), corrupt=(), pretrain_steps=60, pretrain_tables=2,
-    pretrain_episodes_per_task=1, ablation_chains=4, curve_seeds=(), curve_single=1,
+    pretrain_episodes_per_task=1, ablation_chains=4, curve_seeds=(), curve_single=1, grocery_per_task=4,
 )  # fmt: skip
 
 CPU = replace(
@@ -76,7 +77,7 @@ CPU = replace(
     evaluate_chains=100, evaluate_single=4, simulators=32, attention_frames=400,
     tower_steps=1200, vae_steps=2000, language_steps=3000, part_pictures=12_000,
     rows=("baseline", "gaze", "whole", "blind", "gaze+pretrain", "box", "mask"), seeds=(0, 1, 2), corrupt=(0.08, 0.33, 1.0),
-    pretrain_steps=3000, pretrain_tables=60, pretrain_episodes_per_task=2, ablation_chains=500, curve_seeds=(0,), curve_single=3,
+    pretrain_steps=3000, pretrain_tables=60, pretrain_episodes_per_task=2, ablation_chains=500, curve_seeds=(0,), curve_single=3, grocery_per_task=100,
 )  # fmt: skip
 
 T4 = replace(

@@ -357,7 +357,8 @@ class Store:
         path = self.folder / "meta" / f"{name}.json"
         if not path.is_file():
             raise UserError(
-                f"{path} is missing.", expected=f"a store ({self.folder}/meta/...)", next_step="make it with `repro calvin import`"
+                f"{path} is missing.", expected=f"a store ({self.folder}/meta/...)",
+                next_step="make it with `repro calvin import` or `repro libero import`"
             )
         return json.loads(path.read_text())
 

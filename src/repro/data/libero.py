@@ -1,123 +1,193 @@
-"""LIBERO's HDF5 files into the store.
+"""LIBERO in: the original HDF5 files, OpenVLA's regenerated ones, and LeRobot folders, all into one store.
 
+    repro libero look downloads/libero_object                             # which layout it is, and by what that is known
+    repro libero import downloads/libero_object store/training --task_names pick_up_the_milk_and_place_it_in_the_basket
     import_libero("libero_object/*_demo.hdf5", "work/store/training")
 
-Pictures are turned upright (the files hold them upside down), the gripper's sign to ours (+1 open), observation.state is LIBERO's 8-D:
-end-effector position (m), axis-angle (rad), two finger joints (m). In the original files `obs[k]` is *after* action k, so row k here pairs
-`obs[k - 1]` with action k, and the first action, which no picture precedes, is left out. Files of `repro demos libero` say what was
-before it, hold the target's true box (gaze.*), the noise-free action, and may have a picture at every n-th step only: such rows carry the
-last picture and `info.drawn` False, and no batch starts there.
+The layouts hold the same recordings in different ways; which one a file has is read off its content and said in the report:
+| layout | known by | the picture of a row is | pictures lie | gripper +1 |
+|---|---|---|---|---|
+| original | attributes of `data` (problem_info, macros_image_convention) | after its action | upside down | closes |
+| regenerated (OpenVLA) | `data` without attributes | before its action | upside down | closes |
+| scripted (`repro demos`) | a group `extras` in each demo | after, and the first one is kept | upside down | closes |
+| LeRobot v2.0, v2.1, v3.0 | meta/info.json | before its action | turned by 180 degrees | closes |
+
+In the store: pictures upright with true left and right (LIBERO's are flipped top to bottom; a turn by 180 degrees, customary elsewhere,
+mirrors them), the picture *before* its action (an original file's first action, which none precedes, is left out), gripper -1 close / +1
+open, 0.05 m and 0.5 rad per unit as they were. observation.state is LIBERO's 8-D: end-effector position (m), axis-angle (rad), two finger
+joints (m), whatever a data set's metadata call them. Both choices that cannot be read off names are checked against the content: fingers
+against the gripper's sign, moving pixels against the hand's position. Files of `repro demos libero --every n` have a picture at every
+n-th step only: other rows carry the last picture and `info.drawn` False, and no batch starts there.
 """
 
+import difflib
 import glob
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import numpy as np
 
-from repro.data.episodes import Episode, Store, StoreWriter
+from repro.data.episodes import Episode, Store, StoreWriter, as_column
+from repro.data.evidence import Evidence, check
+from repro.data.lerobot import LeRobot
 from repro.machine import UserError
 
-FPS = 20
+FPS = 20  # of the simulator; LeRobot's sets say 10, which is a label
 ACTION_UNITS = {"metres": 0.05, "radians": 0.5, "rate_hz": FPS, "gripper": "-1 close, +1 open (LIBERO's own sign is the reverse)"}
-NEED = ("actions", "obs")
+STATE_NAMES = ["x", "y", "z", "axis_angle_x", "axis_angle_y", "axis_angle_z", "finger_left", "finger_right"]
+ORIENTATION = "upright, true left and right"
+ROWS, COLUMNS = (slice(None), slice(None, None, -1)), (slice(None), slice(None), slice(None, None, -1))
+UPRIGHT = {"raw": ROWS, "rotated": COLUMNS, "upright": (slice(None),)}  # how pictures (T, H, W, 3) lie -> what makes them upright
+GRIPPER = {"closes": (-1.0, 0.0), "opens": (1.0, 0.0), "opens01": (2.0, -1.0)}  # what +1 does (opens01: 1 open, 0 closed) -> scale, shift
+NOOP = 1e-4  # OpenVLA's rule: a movement below this, and the gripper as at the last action that was kept
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file or folder. `tasks` task_id -> sentence; `read(wanted)` gives (number, Episode) as they are stored, rows already paired."""
+
+    path: Path
+    layout: str
+    known_by: str
+    observation: str  # what its rows hold: before | after the action
+    orientation: str  # a key of UPRIGHT
+    tasks: dict[str, str]
+    read: Callable[[Callable[[int, str], bool]], Iterator[tuple[int, Episode]]]
+
+    def describe(self) -> str:
+        return (f"{self.path.name}: {self.layout}, known by {self.known_by}; pictures {self.orientation}, {self.observation} the action; "
+                f"{len(self.tasks)} task{'s' * (len(self.tasks) > 1)}")
+
+
+# --- which layout -------------------------------------------------------------------------------------------------------------------
 
 
 def files_of(pattern: str | Path) -> list[Path]:
-    """The HDF5 files a folder or a glob pattern names, sorted."""
+    """What a folder or a glob pattern names: the folder itself where it is a LeRobot data set, else its HDF5 files, sorted."""
     place = Path(pattern).expanduser()
+    if (place / "meta" / "repro.json").is_file():
+        raise UserError(f"{place} is a store already", "LIBERO's files, or a LeRobot data set of others", "meta/repro.json",
+                        "use it as it is")
+    if (place / "meta" / "info.json").is_file():
+        return [place]
     found = sorted(place.rglob("*.hdf5")) if place.is_dir() else sorted(map(Path, glob.glob(str(place))))
     if not found:
-        raise UserError(f"no HDF5 file in {pattern}", "LIBERO's <task>_demo.hdf5 files", "none", "download them, or repro demos libero")
+        raise UserError(f"no HDF5 file in {pattern}", "LIBERO's <task>_demo.hdf5 files, or a LeRobot folder with meta/info.json", "none",
+                        "download them, or repro demos libero")
     return found
 
 
-def import_libero(sources: list[str | Path] | str | Path, out: Path | str, only: Callable[[int], bool] | None = None,
-                  replace: bool = False) -> dict:
-    """Write the demonstrations of the files as a store at `out`, one episode in memory at a time; {episodes, frames, hash, files}.
+def sources_of(sources: Sequence[str | Path] | str | Path) -> list[Source]:
+    """The files and folders that are named, each with its layout."""
+    listed = sources if isinstance(sources, list | tuple) else [sources]
+    return [_lerobot(path) if path.is_dir() else _hdf5(path) for one in listed for path in files_of(one)]
 
-    only: which demonstrations of each file, by number. Raises UserError naming the file where its structure is not LIBERO's.
-    """
+
+def sentence_of(task: str) -> str:
+    """The benchmark's sentence of a task's name: without the scene, words apart ("KITCHEN_SCENE3_turn_on_the_stove")."""
+    return re.sub(r"^[A-Z_]+SCENE\d+_", "", task).replace("_", " ")
+
+
+def _lerobot(folder: Path) -> Source:
+    data = LeRobot(folder)
+    sentences = {sentence.replace(" ", "_"): sentence for _, sentence, _, _ in data.episodes}
+
+    def read(wanted):
+        for episode in data.read(wanted):
+            episode.info |= {"task_id": episode.task.replace(" ", "_"), "scene": folder.name}
+            yield episode.info["episode"], episode
+
+    return Source(folder, f"LeRobot {data.version}", "codebase_version in meta/info.json", "before", "rotated", sentences, read)
+
+
+def _hdf5(path: Path) -> Source:
+    """The layout of one HDF5 file, by the attributes and groups it has."""
     import h5py
 
-    files = [file for source in (sources if isinstance(sources, list) else [sources]) for file in files_of(source)]
-    meta = {"source": "LIBERO HDF5", "robot_type": "panda", "simulator": "libero", "action": ACTION_UNITS, "files": [f.name for f in files]}
-    with StoreWriter(out, FPS, meta, replace) as writer:
-        for path in files:
-            try:
-                with h5py.File(path) as file:
-                    data = _structure(file, path)
-                    for number in sorted(int(name.split("_")[1]) for name in data if name.startswith("demo_")):
-                        if only is None or only(number):
-                            writer.add(_episode(data, f"demo_{number}", path))
-            except OSError as error:
-                raise UserError(f"{path} cannot be read", "a whole HDF5 file", error, "download it again") from error
-        scripted = "scripted" in str(writer.meta.setdefault("made_by", _maker(files[0])))
-        suites = sorted({path.parent.name for path in files})
-        writer.meta["name"] = f"{', '.join(suites)}, {len(files)} files" + (", scripted" if scripted else "")
-    return {"episodes": writer.episodes, "frames": writer.frames, "hash": writer.hash.hexdigest(), "files": [str(f) for f in files]}
+    with _opened(path) as file:
+        data = file["data"] if "data" in file else None
+        names = [name for name in data if re.fullmatch(r"demo_\d+", name)] if isinstance(data, h5py.Group) else []
+        if not names and (data is None or "problem_info" not in data.attrs):
+            raise UserError(f"{path} is not one of LIBERO's files", "a group data with demo_0, demo_1, ...", sorted(file),
+                            "LIBERO's <suite>/<task>_demo.hdf5")
+        if not names:
+            raise UserError(f"{path} holds 0 demonstrations", "data/demo_0, demo_1, ...", sorted(data), "download it again")
+        attributes = dict(data.attrs)
+        scripted = "extras" in data[names[0]]
+    own = json.loads(attributes["problem_info"])["language_instruction"].strip('"') if "problem_info" in attributes else None
+    # the benchmark's name of the task: libero_object's own files say "pick the milk ..." where evaluations ask to "pick up the milk ..."
+    official = Path(str(attributes.get("bddl_file_name", ""))).stem
+    task = path.name.removesuffix(".hdf5").removesuffix("_demo")
+    sentence = sentence_of(official) if official else own or sentence_of(task)
+    if scripted:
+        layout, known_by = "scripted, LIBERO's layout", "a group extras in each demo"
+    elif own is not None:
+        layout, known_by = "original HDF5", "the attribute problem_info of data"
+    else:
+        layout, known_by = "regenerated HDF5 (OpenVLA)", "data without attributes"
+    upright = str(attributes.get("macros_image_convention", "opengl")) == "opencv"
+    kind = "scripted" if scripted else "after" if own is not None else "before"
+    read = lambda wanted: _demos(path, task, sentence, own, kind, wanted)
+    return Source(path, layout, known_by, "before" if kind == "before" else "after", "upright" if upright else "raw",
+                  {task: sentence}, read)
 
 
-def _maker(path: Path) -> str:
+def _opened(path: Path):
     import h5py
 
-    with h5py.File(path) as file:
-        attributes = file["data"].attrs
-        return "; ".join(str(attributes[key]) for key in ("repro_source", "repro_assets") if key in attributes) or "LIBERO (teleoperated)"
+    try:
+        return h5py.File(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read", "a whole HDF5 file", error, "download it again") from error
 
 
-def _structure(file, path: Path):
-    if "data" not in file or "problem_info" not in file["data"].attrs:
-        raise UserError(f"{path} is not one of LIBERO's files", "a group data with the attribute problem_info", sorted(file),
-                        "LIBERO's <suite>/<task>_demo.hdf5")
-    return file["data"]
+def _demos(path: Path, task: str, sentence: str, own: str | None, kind: str, wanted) -> Iterator[tuple[int, Episode]]:
+    with _opened(path) as file:
+        data = file["data"]
+        for number in sorted(int(name.split("_")[1]) for name in data if name.startswith("demo_")):
+            if wanted(number, sentence):
+                info = {"task_id": task, "scene": path.parent.name, "file": path.name, "demo": f"demo_{number}"}
+                info |= {"own_sentence": own} if own not in (None, sentence) else {}
+                try:
+                    yield number, Episode(sentence, *_demo(data[f"demo_{number}"], kind, f"{path}, demo_{number}", info))
+                except (OSError, RuntimeError) as error:
+                    raise UserError(f"{path} cannot be read", "a whole HDF5 file", error, "download it again") from error
 
 
-def _episode(data, name: str, path: Path) -> Episode:
-    """One demonstration; see the module's docstring for how rows are paired."""
-    demo, where = data[name], f"{path}, {name}"
-    if any(key not in demo for key in NEED):
-        raise UserError(f"{where} lacks what a demonstration has", ", ".join(NEED), ", ".join(demo))
-    obs, extras = demo["obs"], demo.get("extras")
-    actions = np.asarray((extras or demo)["expert_actions" if extras else "actions"], np.float64)
-    count = len(actions)
-    if actions.shape != (count, 7) or not count or not np.isfinite(actions).all():
-        raise UserError(f"{where}: actions of a wrong shape", "(T, 7) finite numbers", actions.shape)
-    columns = _scripted(obs, extras, count, where) if extras else _original(obs, count, where)
-    rows = len(columns["observation.state"])
-    action = np.clip(actions[count - rows :], -1, 1) * (1, 1, 1, 1, 1, 1, -1)
-    instruction = str(json.loads(data.attrs["problem_info"])["language_instruction"]).strip('"')
-    columns["action"] = action.astype(np.float32)
-    info = {"task_id": path.name.removesuffix("_demo.hdf5"), "scene": path.parent.name, "file": path.name, "demo": name}
-    if extras:
+# --- one demonstration, as stored ---------------------------------------------------------------------------------------------------
+
+
+def _demo(demo, kind: str, where: str, info: dict) -> tuple[dict, dict]:
+    """(columns, info): pictures as they lie, actions in the source's sign, each row the observation before its action."""
+    if lacking := [key for key in ("actions", "obs") if key not in demo]:
+        raise UserError(f"{where} lacks what a demonstration has", "actions, obs", f"no {', '.join(lacking)} in {', '.join(demo)}")
+    if kind == "scripted":
         info |= {"state": json.loads(demo.attrs["repro_state"]), "disturbed": bool(demo.attrs["repro_noise"] or demo.attrs["repro_pushed"])}
-    return Episode(instruction, columns, info)
-
-
-def _upright(pictures: np.ndarray, where: str) -> np.ndarray:
-    pictures = np.asarray(pictures)
-    if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8:
-        raise UserError(f"{where}: pictures of a wrong kind", "(T, H, W, 3) uint8", f"{pictures.dtype} {pictures.shape}")
-    return np.ascontiguousarray(pictures[:, ::-1])
-
-
-def _original(obs, count: int, where: str) -> dict:
-    """Rows 1 ... T - 1 of a file of LIBERO's own."""
-    lacking = [key for key in ("agentview_rgb", "eye_in_hand_rgb", "ee_states", "gripper_states") if key not in obs]
+        return _scripted(demo["obs"], demo["extras"], where) | {"action": np.asarray(demo["extras/expert_actions"])}, info
+    obs, count = demo["obs"], len(demo["actions"])
+    need = ("agentview_rgb", "eye_in_hand_rgb", "ee_states", "gripper_states")
+    lacking = [key for key in need if key not in obs]
     if lacking or any(len(obs[key]) != count for key in obs):
-        raise UserError(f"{where}: its observations do not fit its {count} actions", "agentview_rgb, eye_in_hand_rgb, ee_states, "
-                        "gripper_states, one row an action", f"lacking {lacking}" if lacking else {key: len(obs[key]) for key in obs})
-    state = np.concatenate([obs["ee_states"][:], obs["gripper_states"][:]], axis=1)
-    return {"observation.images.static": _upright(obs["agentview_rgb"][:-1], where), "info.drawn": np.ones(count - 1, bool),
-            "observation.images.wrist": _upright(obs["eye_in_hand_rgb"][:-1], where), "observation.state": state[:-1].astype(np.float32)}
+        raise UserError(f"{where}: its observations do not fit its {count} actions", ", ".join(need) + ", one row an action",
+                        f"lacking {lacking}; there are {', '.join(obs)}" if lacking else {key: len(obs[key]) for key in obs})
+    seen, done = (slice(0, count - 1), slice(1, count)) if kind == "after" else (slice(0, count), slice(0, count))
+    return {
+        "observation.images.static": obs["agentview_rgb"][seen], "observation.images.wrist": obs["eye_in_hand_rgb"][seen],
+        "observation.state": np.concatenate([obs["ee_states"][seen], obs["gripper_states"][seen]], axis=1),
+        "action": np.asarray(demo["actions"][done]), "info.drawn": np.ones(seen.stop, bool),
+    }, info  # fmt: skip
 
 
-def _scripted(obs, extras, count: int, where: str) -> dict:
-    """All T rows of a file of `repro demos libero`; picture i of `steps` holds until the next."""
-    steps, pictures = np.asarray(extras["steps"]), {}
+def _scripted(obs, extras, where: str) -> dict:
+    """All T rows of a file of `repro demos libero`; picture i of `steps` holds until the next. Boxes are of upright pictures."""
+    count, steps, pictures = len(extras["expert_actions"]), np.asarray(extras["steps"]), {}
     for ours, theirs in (("static", "agentview_rgb"), ("wrist", "eye_in_hand_rgb")):
-        pictures[ours] = _upright(np.concatenate([extras[theirs][:], obs[theirs][:]]) if theirs in obs else extras[theirs][:], where)
+        pictures[ours] = np.concatenate([extras[theirs][:], obs[theirs][:]]) if theirs in obs else extras[theirs][:]
     if len(steps) != len(pictures["static"]) or steps[0] != 0:
         raise UserError(f"{where}: its pictures do not fit its steps", f"{len(steps)} pictures, from step 0", len(pictures["static"]))
     shown = np.searchsorted(steps, np.arange(count), side="right") - 1
@@ -127,17 +197,192 @@ def _scripted(obs, extras, count: int, where: str) -> dict:
     box = np.column_stack([box[:, 0], height - box[:, 3], box[:, 2], height - box[:, 1]]) / (width, height, width, height)
     return {
         "observation.images.static": pictures["static"][shown], "observation.images.wrist": pictures["wrist"][shown],
-        "observation.state": np.asarray(extras["state"])[:count].astype(np.float32),
+        "observation.state": np.asarray(extras["state"])[:count],
         "observation.environment_state": np.asarray(extras["environment_state"])[:count].astype(np.float32),
         "gaze.box": np.where(seen[:, None], box, (0, 0, 1, 1)).astype(np.float32), "gaze.score": seen.astype(np.float32),
         "gaze.source": ["truth" if s else "fallback" for s in seen], "info.drawn": np.isin(np.arange(count), steps),
     }
 
 
-def ensure_store(sources: list[str | Path] | str | Path, out: Path | str, only: Callable[[int], bool] | None = None) -> Store:
-    """The store at `out` where there is one of these files' names, else a fresh import."""
-    names = [file.name for source in (sources if isinstance(sources, list) else [sources]) for file in files_of(source)]
-    if (Path(out) / "meta" / "repro.json").is_file() and Store(out).meta.get("files") == names:
-        return Store(out)
-    import_libero(sources, out, only, replace=True)
+# --- the store's own way ------------------------------------------------------------------------------------------------------------
+
+
+def _house(episode: Episode, where: str, orientation: str, gripper: str, noops: bool) -> tuple[Episode, int]:
+    """The episode as the store has it, and how many of its rows were no-ops that were left out."""
+    columns, action = dict(episode.columns), np.asarray(episode.columns["action"], np.float64)
+    state = np.asarray(columns["observation.state"], np.float64)
+    if action.ndim != 2 or action.shape[1] != 7 or not len(action) or not np.isfinite(action).all():
+        raise UserError(f"{where}: actions of a wrong shape", "(T, 7) finite numbers, T >= 1", action.shape)
+    if "state" not in episode.info and np.abs(action).max() > 1 + 1e-3:
+        raise UserError(f"{where}: these are not LIBERO's relative actions", "within [-1, 1]", f"up to {np.abs(action).max():.3g}")
+    if state.shape != (len(action), 8) or not np.isfinite(state).all():
+        raise UserError(f"{where}: a state of a wrong shape", f"({len(action)}, 8) finite numbers", state.shape)
+    if len(state) > 1 and np.allclose(np.linalg.norm(state[:, 3:7], axis=1), 1, atol=1e-3):
+        raise UserError(f"{where}: the state holds a quaternion", "position 3, axis-angle 3, finger joints 2",
+                        "position 3, quaternion 4, gripper 1")
+    for name in ("observation.images.static", "observation.images.wrist"):
+        pictures = np.asarray(columns[name])
+        if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8 or len(pictures) != len(action):
+            raise UserError(f"{where}: pictures of a wrong kind", f"({len(action)}, H, W, 3) uint8", f"{pictures.dtype} {pictures.shape}")
+        columns[name] = pictures[UPRIGHT[orientation]]
+    if (gripper == "opens01") != (action[:, 6].min() >= 0 and (action[:, 6] < 0.5).any()) and len(np.unique(action[:, 6])) > 1:
+        raise UserError(f"{where}: the gripper's commands are not what {gripper!r} means", "0 and 1 with opens01, else -1 and +1",
+                        np.unique(action[:, 6])[:5].tolist(), "another --gripper: closes | opens | opens01")
+    keep = kept(action) if noops else np.ones(len(action), bool)
+    scale, shift = GRIPPER[gripper]
+    action[:, 6] = scale * action[:, 6] + shift
+    columns |= {"action": np.clip(action, -1, 1).astype(np.float32), "observation.state": state.astype(np.float32)}
+    columns.setdefault("info.drawn", np.ones(len(action), bool))
+    if not keep.all():
+        columns = {name: [v for v, k in zip(values, keep, strict=True) if k] if isinstance(values, list) else values[keep]
+                   for name, values in columns.items()}  # fmt: skip
+    return Episode(episode.task, columns, episode.info), int((~keep).sum())
+
+
+def kept(action: np.ndarray) -> np.ndarray:
+    """(T,) bool: actions (T, 7) that are no no-ops, by OpenVLA's rule: |first six| >= 1e-4, or another gripper than at the last one kept.
+
+    OpenVLA plays the rest again in the simulator; here rows are left out of what was recorded, so the arm may drift a little over a gap.
+    """
+    moves, keep, last = np.linalg.norm(action[:, :6], axis=1) >= NOOP, np.zeros(len(action), bool), None
+    for k, grip in enumerate(action[:, 6].tolist()):
+        keep[k] = moves[k] or (last is not None and grip != last)
+        last = grip if keep[k] else last
+    return keep
+
+
+# --- import -------------------------------------------------------------------------------------------------------------------------
+
+
+def chosen(sources: list[Source], task_names: Sequence[str]) -> set[str]:
+    """The sentences of the tasks named (task_id or sentence); all where none is. A UserError with the nearest name for an unknown one."""
+    known = {name: sentence for source in sources for task, sentence in source.tasks.items() for name in (task, sentence)}
+    for name in task_names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+            raise UserError(f"no task {name!r} in {', '.join(s.path.name for s in sources[:3])}", " | ".join(sorted(set(known.values()))),
+                            name, f"did you mean {near[0]!r}?" if near else "repro libero look lists the tasks")
+    return {known[name] for name in task_names} if task_names else set(known.values())
+
+
+def import_libero(sources: Sequence[str | Path] | str | Path, out: Path | str, only: Callable[[int], bool] | None = None,
+                  replace: bool = False, task_names: Sequence[str] = (), drop_noops: bool = False, orientation: str | None = None,
+                  gripper: str = "closes", workers: int = 1, log: Callable[[str], None] | None = None) -> dict:  # fmt: skip
+    """Write the demonstrations of the sources as a store at `out`. Streams: at most `workers` + 1 episodes are in memory.
+
+    only: which demonstrations of each file (LeRobot: episodes), by number. orientation: how the sources' pictures lie (raw | rotated |
+    upright), where it is not as the table above says. gripper: what +1 does in the sources (closes | opens; opens01: 1 open, 0 closed).
+    workers: threads that encode pictures. Returns {out, episodes, frames, noops, sources: [what each is], evidence, warnings, hash, files}.
+    Raises UserError naming the file where its structure is not LIBERO's; then nothing is left at `out`.
+    """
+    for name, value, known in (("orientation", orientation, (None, *UPRIGHT)), ("gripper", gripper, GRIPPER)):
+        if value not in known:
+            raise UserError(f"no {name} {value!r}", " | ".join(filter(None, known)), value)
+    found, say = sources_of(sources), log or (lambda line: None)
+    sentences = chosen(found, task_names)
+    meta = {"source": found[0].layout, "robot_type": "panda", "simulator": "libero", "action": ACTION_UNITS,
+            "orientation": ORIENTATION, "state_names": STATE_NAMES,
+            "observation": "before its action", "files": [source.path.name for source in found],
+            "sources": [source.describe() for source in found], "noops_dropped": drop_noops,
+            "asked": _asked(task_names, drop_noops, orientation, gripper)}  # fmt: skip
+    noops, evidence, warnings = 0, {}, []
+    with StoreWriter(out, FPS, meta, replace) as writer, ThreadPoolExecutor(workers) as pool:
+        for source in found:
+            say(source.describe())
+            seen, lie = Evidence(), orientation or source.orientation
+
+            def house(source=source, seen=seen, lie=lie):
+                nonlocal noops
+                for number, episode in source.read(lambda n, s: s in sentences and (only is None or only(n))):
+                    episode, dropped = _house(episode, f"{source.path}, episode {number}", lie, gripper, drop_noops)
+                    noops += dropped
+                    if len(episode.columns["action"]):
+                        seen.add(episode)
+                        yield episode
+
+            for episode in encoded(house(), pool, workers):
+                writer.add(episode)
+            if seen.episodes:
+                evidence[source.path.name] = seen.found()
+                warnings += check(evidence[source.path.name], str(source.path), lie, gripper)
+        scripted, maker = _maker(found[0])
+        writer.meta |= {"made_by": maker, "evidence": evidence, "simulator": "grocery table" if "grocery" in maker else "libero"}
+        suites = sorted({source.path.parent.name if source.path.is_file() else source.path.name for source in found})
+        writer.meta["name"] = f"{', '.join(suites)}, {len(found)} files" + (", scripted" if scripted else "")
+    for line in warnings:
+        say(line)
+    return {"out": str(out), "episodes": writer.episodes, "frames": writer.frames, "noops": noops, "sources": meta["sources"],
+            "evidence": evidence, "warnings": warnings, "hash": writer.hash.hexdigest(), "files": [str(s.path) for s in found]}  # fmt: skip
+
+
+def encoded(episodes: Iterator[Episode], pool: ThreadPoolExecutor, workers: int) -> Iterator[Episode]:
+    """The episodes in order with columns ready to be written, made by the pool's threads, `workers` at a time."""
+
+    def columns(episode: Episode) -> Episode:
+        return Episode(episode.task, {name: as_column(name, values) for name, values in episode.columns.items()}, episode.info)
+
+    waiting = []
+    for episode in episodes:
+        waiting.append(pool.submit(columns, episode))
+        if len(waiting) > workers:
+            yield waiting.pop(0).result()
+    yield from (job.result() for job in waiting)
+
+
+def _asked(task_names=(), drop_noops=False, orientation=None, gripper="closes") -> dict:
+    return {"task_names": sorted(task_names), "drop_noops": drop_noops, "orientation": orientation, "gripper": gripper}
+
+
+def _maker(source: Source) -> tuple[bool, str]:
+    """(whether it is scripted, who made it)."""
+    if source.path.is_dir():
+        return False, "LIBERO (teleoperated)"
+    with _opened(source.path) as file:
+        attributes = file["data"].attrs
+        said = "; ".join(str(attributes[key]) for key in ("repro_source", "repro_assets") if key in attributes)
+    return "scripted" in said, said or "LIBERO (teleoperated)"
+
+
+def ensure_store(sources: Sequence[str | Path] | str | Path, out: Path | str, only: Callable[[int], bool] | None = None, **how) -> Store:
+    """The store at `out` where there is one of these files' names, imported the same way, else a fresh import; see `import_libero`."""
+    names = [path.name for one in (sources if isinstance(sources, list | tuple) else [sources]) for path in files_of(one)]
+    meta = Store(out).meta if (Path(out) / "meta" / "repro.json").is_file() else {}
+    asked = _asked(**{key: value for key, value in how.items() if key not in ("workers", "log")})
+    if meta.get("files") != names or meta.get("asked") != asked:
+        import_libero(sources, out, only, replace=True, **how)
     return Store(out)
+
+
+# --- commands -----------------------------------------------------------------------------------------------------------------------
+
+
+@click.group("libero", help="Read LIBERO data: original or regenerated HDF5, LeRobot v2.0, v2.1, v3.0.")
+def libero() -> None:
+    pass
+
+
+@libero.command("look", help="Say which layout SOURCES have, how that is known, and which tasks they hold. Writes nothing.")
+@click.argument("sources", nargs=-1, required=True)
+def look_command(sources: tuple[str, ...]) -> None:
+    for source in sources_of(sources):
+        click.echo(source.describe())
+        for task, sentence in source.tasks.items():
+            click.echo(f"  {task}: {sentence}")
+
+
+@libero.command("import", help="Write SOURCES (files, folders, globs) as a store at OUT.")
+@click.argument("sources", nargs=-1, required=True)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--task_names", help="Tasks or sentences, comma-separated (default: all).")
+@click.option("--drop_noops", is_flag=True, help="Leave out rows that do nothing, by OpenVLA's rule.")
+@click.option("--orientation", type=click.Choice(list(UPRIGHT)), help="How the sources' pictures lie (default: as their layout says).")
+@click.option("--gripper", type=click.Choice(list(GRIPPER)), default="closes", show_default=True, help="What +1 does in the sources.")
+@click.option("--workers", default=2, show_default=True, help="Threads that encode pictures.")
+@click.option("--replace", is_flag=True, help="Replace a store that is already there.")
+def import_command(sources: tuple[str, ...], out: Path, task_names: str | None, drop_noops: bool, orientation: str | None, gripper: str,
+                   workers: int, replace: bool) -> None:
+    names = [name.strip() for name in task_names.split(",")] if task_names else []
+    report = import_libero(sources, out, None, replace, names, drop_noops, orientation, gripper, workers, click.echo)
+    for name, found in report["evidence"].items():
+        click.echo(f"  {name}: " + ", ".join(f"{key} {value:+.2f}" for key, value in found.items()))
+    click.echo(", ".join(f"{key} {report[key]}" for key in ("out", "episodes", "frames", "noops", "hash")))

@@ -17,6 +17,7 @@ all K of them are in `extras`: picture i goes with actions[steps[i]:].
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -47,14 +48,15 @@ def write(folder: Path | str, suite: str = "libero_object", tasks: Sequence[int 
           log: Callable[[str], None] = print) -> Path:
     """Play and write `per_task` episodes of each task; one file a task, whole or not at all. Returns the suite's folder.
 
-    The content depends on the arguments alone, not on `workers`. layout: "official" | "wide" (libero_object); first: number of the first
-    start, so official init states `first` ... are used; noise, pushes, every: see `repro.sims.libero_expert.record`.
+    The content depends on the arguments alone, not on `workers`. suite "grocery" is the embedded table;
+    layout: "official" | "wide" (libero_object, grocery); first: number of the first start, so official init states `first` ... are used;
+    noise, pushes, every: see `repro.sims.libero_expert.record`.
     """
     if per_task < 1 or every < 1 or workers < 1 or not 0 <= pushes <= 1 or not len(noise):
         raise UserError("nothing to write", "per_task, every and workers >= 1, pushes in 0 ... 1, one noise scale or more",
                         f"per_task={per_task} every={every} workers={workers} pushes={pushes} noise={noise}")
-    launch = launch or (lambda name: environments.launch("libero", suite=name, orientation="raw", image_size=image_size,
-                                                          wrist_size=image_size))
+    launch = launch or (lambda name: environments.launch("grocery" if name == "grocery" else "libero", suite=name, orientation="raw",
+                                                          image_size=image_size, wrist_size=image_size))
     if (orientation := launch(suite).options.get("orientation")) != "raw":
         raise UserError("LIBERO's files hold raw pictures", "a simulator launched with orientation='raw'", orientation)
     settings = {"noise": list(noise), "pushes": pushes, "every": every}
@@ -71,6 +73,20 @@ def write(folder: Path | str, suite: str = "libero_object", tasks: Sequence[int 
             failed = _write_task(path, found, per_task, settings, layout, seed)
             log(f"{path}: {per_task} episodes" + (f", {failed} other attempts failed" if failed else ""))
     return folder
+
+
+def ensure_grocery(folder: Path | str, settings, seed: int = 0, log: Callable[[str], None] = print) -> Path:
+    """The grocery table's files of a profile, wide layout: those in `folder` where they are of the same request, else written anew."""
+    folder = Path(folder).expanduser()
+    request = {"per_task": settings.grocery_per_task, "seed": seed, "noise": settings.noise / 2, "version": 1}
+    note, place = folder / "request.json", folder / "grocery"
+    if not (note.is_file() and json.loads(note.read_text()) == request):
+        shutil.rmtree(folder, ignore_errors=True)
+        write(folder, "grocery", range(6), request["per_task"], "wide", seed, settings.workers, noise=(0.0, request["noise"]), log=log)
+        part = note.with_suffix(".part")
+        part.write_text(json.dumps(request))
+        os.replace(part, note)  # last: its presence says that the files are whole
+    return place
 
 
 def _episode(crew: demos.Crew, suite: str, layout: str, seed: int, settings: dict, per_task: int, task, number: int) -> dict:

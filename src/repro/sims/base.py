@@ -65,3 +65,8 @@ class Launch:
 def tabletop(scene: str = "D") -> Launch:
     """The embedded play table."""
     return Launch("repro.sims.tabletop.world:PlayTable", {"scene": scene})
+
+
+def grocery(suite: str = "grocery", **options) -> Launch:
+    """The embedded table with groceries: tasks, actions and proprioception in LIBERO's way."""
+    return Launch("repro.sims.tabletop.grocery:GroceryTable", {"suite": suite, **options})

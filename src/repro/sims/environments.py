@@ -129,9 +129,12 @@ def calvin_home() -> Path:
 
 
 def launch(name: str, **options) -> Launch:
-    """How to start a simulator: tabletop (scene=), calvin (scene=, renderer=), libero (suite=, assets=, renderer=, image_size=, ...)."""
+    """How to start a simulator: tabletop (scene=), grocery (image_size=, ...), calvin (scene=, renderer=), libero (suite=, assets=,
+    renderer=, image_size=, ...)."""
     if name == "tabletop":
         return base.tabletop(**options)
+    if name == "grocery":
+        return base.grocery(**options)
     python = interpreter(name)
     if name == "calvin":
         root = options.pop("root", None) or str(calvin_root())

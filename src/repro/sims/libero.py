@@ -297,7 +297,33 @@ class Libero:
     def state(self) -> dict:
         """How the episode began, the flattened MuJoCo state, where the fixtures stand, and how far each object went while settling (m)."""
         fixtures = {name: self.where(name) for name in self.world.fixtures_dict}
-        return {**self.placed, "mujoco": np.array(self.world.sim.get_state().flatten()), "fixtures": fixtures, "settled": self.settled}
+        return {**self.placed, "mujoco": self.flat(), "fixtures": fixtures, "settled": self.settled}
+
+    def flat(self) -> np.ndarray:
+        """The flattened MuJoCo state [time, qpos, qvel]."""
+        return np.array(self.world.sim.get_state().flatten())
+
+    def proprio(self) -> dict[str, np.ndarray]:
+        """What LIBERO's files record of the robot, and `observe`'s two vectors."""
+        seen, told = self.seen, self.observe(pictures=False)
+        position, angles = seen["robot0_eef_pos"], told["observation.state"][3:6]
+        return {"robot_states": np.concatenate([seen["robot0_gripper_qpos"], position, seen["robot0_eef_quat"]]),
+                "ee_states": np.concatenate([position, angles]), "gripper_states": seen["robot0_gripper_qpos"].copy(),
+                "joint_states": seen["robot0_joint_pos"].copy(), "state": told["observation.state"],
+                "environment_state": told["observation.environment_state"]}
+
+    def facts(self) -> dict:
+        """What a file of recordings says of the task: where the fixtures stand, the bddl file, the model's xml, target and destination."""
+        import robosuite
+        from libero.libero.envs.bddl_utils import get_problem_info
+
+        world, xml = self.world, self.world.sim.model.get_xml()
+        for place, name in ((self.assets, "libero/libero/assets"), (Path(robosuite.__file__).parent, "robosuite")):
+            xml = xml.replace(str(place), name)  # files say nothing of this machine
+        bddl = {"content": Path(world.bddl_file_name).read_text(), "problem_name": world.parsed_problem["problem_name"],
+                "language": get_problem_info(world.bddl_file_name)["language_instruction"]}
+        return {"fixtures": self.state()["fixtures"], "bddl": bddl, "model_file": xml,
+                "items": [world.obj_of_interest[0], world.obj_of_interest[-1]]}
 
     def about(self) -> dict:
         """What a record must say of this simulator."""
@@ -316,11 +342,11 @@ class Libero:
         named = ((xml, node.get("file")) for xml in sorted(self.assets.rglob("*.xml")) for node in ElementTree.parse(xml).iter())
         return [str((xml.parent / name).relative_to(self.assets)) for xml, name in named if name and not (xml.parent / name).exists()]
 
-    def expert(self, task: str, rng: np.random.Generator):
-        """The scripted expert, which reads the simulator's true state."""
+    def expert(self, task: str, rng: np.random.Generator, noise: float = 0.0, pushes: float = 0.0):
+        """The scripted expert, which reads the simulator's true state; disturbed, where noise or pushes are asked for."""
         from repro.sims.libero_expert import Expert
 
-        return Expert(self, task, rng)
+        return Expert(self, task, rng, noise, pushes)
 
     def close(self) -> None:
         if self.env is not None:

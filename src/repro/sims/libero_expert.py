@@ -12,7 +12,6 @@ where their goal is one movable object in or on something.
 """
 
 import math
-from pathlib import Path
 
 import numpy as np
 
@@ -206,7 +205,7 @@ class Expert:
         return self.noise * self.drift * {"down": 0.5, "lower": 0.5, "close": 0.0, "open": 0.0}.get(self.phase, 1.0)
 
 
-# --- the recorder, called in the worker as "repro.sims.libero_expert:record" ---------------------------------------------------
+# --- the recorder of LIBERO and of the grocery table, called as "repro.sims.libero_expert:record" --------------------
 
 
 def record(simulator, state: dict, seed, settings: dict) -> dict:
@@ -221,9 +220,6 @@ def record(simulator, state: dict, seed, settings: dict) -> dict:
     K pictures, at `frame_steps` (K,) = actions done before: static and wrist (K, H, W, 3) in the simulator's orientation, boxes
     (K, 2, 4) int64 of target and destination in `static`, -1 where not seen.
     """
-    import robosuite
-    from libero.libero.envs.bddl_utils import get_problem_info
-
     settings = {"noise": [0.0], "pushes": 0.0, "every": 1, "max_steps": 280, "tries": 5, **settings}
     for attempt in range(settings["tries"]):
         rng = np.random.default_rng([*np.atleast_1d(seed).tolist(), attempt])
@@ -232,13 +228,7 @@ def record(simulator, state: dict, seed, settings: dict) -> dict:
             break
     else:
         return {"success": False, "tries": settings["tries"]}
-    world, xml = simulator.world, simulator.world.sim.model.get_xml()
-    for place, name in ((simulator.assets, "libero/libero/assets"), (Path(robosuite.__file__).parent, "robosuite")):
-        xml = xml.replace(str(place), name)  # files say nothing of this machine
-    bddl = {"content": Path(world.bddl_file_name).read_text(), "problem_name": world.parsed_problem["problem_name"],
-            "language": get_problem_info(world.bddl_file_name)["language_instruction"]}
-    played |= {"tries": attempt + 1, "task": simulator.placed["task"], "fixtures": simulator.state()["fixtures"], "bddl": bddl,
-               "about": simulator.about(), "model_file": xml, "items": [world.obj_of_interest[0], world.obj_of_interest[-1]]}
+    played |= {"tries": attempt + 1, "task": simulator.placed["task"], "about": simulator.about(), **simulator.facts()}
     return played | (_draw(simulator, state, played, settings["every"]) if settings["every"] else {})
 
 
@@ -250,27 +240,18 @@ def task_name(simulator, task: int | str, suite: str) -> str:
 def _play(simulator, state: dict, rng: np.random.Generator, settings: dict) -> dict:
     simulator.reset(state, render=False)
     task, noise = simulator.placed["task"], float(rng.choice(settings["noise"]))
-    expert = Expert(simulator, task, rng, noise, settings["pushes"])
-    rows, seen, success = {"actions": [], "expert_actions": [], "states": []}, [_proprio(simulator)], False
+    expert = simulator.expert(task, rng, noise, settings["pushes"])
+    rows, seen, success = {"actions": [], "expert_actions": [], "states": []}, [simulator.proprio()], False
     while len(rows["actions"]) < settings["max_steps"] and not success:
-        rows["states"].append(np.array(simulator.world.sim.get_state().flatten()))
+        rows["states"].append(simulator.flat())
         rows["actions"].append(np.clip(expert.act(), -1, 1))
         rows["expert_actions"].append(expert.clean)
         simulator.step(rows["actions"][-1], render=False)
-        seen.append(_proprio(simulator))
+        seen.append(simulator.proprio())
         success = simulator.done(task)
     after = {key: np.array([each[key] for each in seen[1:]]) for key in ("robot_states", "ee_states", "gripper_states", "joint_states")}
     both = {key: np.array([each[key] for each in seen]) for key in ("state", "environment_state")}
     return {"success": success, "noise": noise, "pushed": expert.pushing > 0, **{k: np.array(v) for k, v in rows.items()}, **after, **both}
-
-
-def _proprio(simulator) -> dict[str, np.ndarray]:
-    seen, told = simulator.seen, simulator.observe(pictures=False)
-    position, angles = seen["robot0_eef_pos"], told["observation.state"][3:6]
-    return {"robot_states": np.concatenate([seen["robot0_gripper_qpos"], position, seen["robot0_eef_quat"]]),
-            "ee_states": np.concatenate([position, angles]), "gripper_states": seen["robot0_gripper_qpos"].copy(),
-            "joint_states": seen["robot0_joint_pos"].copy(), "state": told["observation.state"],
-            "environment_state": told["observation.environment_state"]}
 
 
 def _draw(simulator, state: dict, played: dict, every: int) -> dict:
@@ -280,7 +261,7 @@ def _draw(simulator, state: dict, played: dict, every: int) -> dict:
     for step in range(len(played["actions"]) + 1):
         if step:
             simulator.step(played["actions"][step - 1], render=False)
-        if step < len(played["states"]) and not (np.array(simulator.world.sim.get_state().flatten()) == played["states"][step]).all():
+        if step < len(played["states"]) and not (simulator.flat() == played["states"][step]).all():
             raise UserError("an episode played again went another way", "the same bits", f"another state at step {step}",
                             "this is a defect of the simulator's reset: report it")
         if step % every == 0:

@@ -49,8 +49,11 @@ class Solids:
 RECEIVERS = (s.FLOOR_Z, s.TABLE_Z, s.CABINET_FLOOR_Z, s.DRAWER_FLOOR_Z)
 
 
-class _Builder:
-    def __init__(self, look):
+class Builder:
+    """Collects solids; `bodies` and `items` number the names of a table's movable parts and of what can be looked at."""
+
+    def __init__(self, look, bodies=BODY, items=ITEM_ID):
+        self.bodies, self.items = bodies, items
         self.plain = {WOOD: np.mean(look.wood, 0), WOOD2: np.mean(look.wood2, 0)}
         self.vertices, self.vertex_body, self.faces, self.n_solids = [], [], [], 0
 
@@ -59,7 +62,7 @@ class _Builder:
         points = np.asarray(points, float)
         base, centre = len(self.vertices), points.mean(0)
         self.vertices += list(points)
-        self.vertex_body += [BODY[body]] * len(points)
+        self.vertex_body += [self.bodies[body]] * len(points)
         for i, face in enumerate(faces):
             a, b, c = points[list(face[:3])]
             normal = np.cross(b - a, c - a)
@@ -69,7 +72,7 @@ class _Builder:
             top, grain, tint = receiver if normal[2] > 0.99 else 0, texture, ends if ends and i < 2 else colour
             if texture in (WOOD, WOOD2) and np.sort(np.ptp(points[list(face)], axis=0))[1] < 0.03:  # too narrow for grain to show
                 grain, tint = FLAT, self.plain[texture]
-            self.faces.append(([base + i for i in face], normal, BODY[body], self.n_solids, ITEM_ID[item], tint, grain, dim, top))
+            self.faces.append(([base + i for i in face], normal, self.bodies[body], self.n_solids, self.items[item], tint, grain, dim, top))
         self.n_solids += 1
 
     def prism(self, body, polygon, axis, low, high, top=None, **look):
@@ -105,15 +108,15 @@ class _Builder:
 def solids(scene: Scene) -> Solids:
     """All solids of a scene. Lamps are listed as off; the renderer gives their faces the colour of their state."""
     look = looked(scene.name)
-    b = _Builder(look)
+    b = Builder(look)
     _furniture(b, scene, look)
     _fixtures(b, scene, look)
     _drawer_and_door(b, scene, look)
     for name in s.BLOCKS:
         half, h = scene.block_length[name] / 2, s.BLOCK_SIDE / 2
         b.box(name, (-half, half, -h, h, -h, h), colour=look.blocks[name], item=name)
-    _hand(b)
-    _arm(b)
+    hand(b)
+    arm(b)
     return b.done()
 
 
@@ -179,7 +182,7 @@ def _drawer_and_door(b, scene, look):
         b.box("slider", box, colour=look.metal, item="slider")
 
 
-def _hand(b):
+def hand(b):
     """Palm and two fingers in the hand frame (z along the fingers); a finger's origin is on the inner face of its pad."""
     x0, x1, y0, y1, z0, z1 = s.PALM_BOX
     slab = lambda y: [(x0, -y), (x1, -y), (x1, y), (x0, y)]
@@ -192,7 +195,7 @@ def _hand(b):
         b.prism(name, slab(thick), 2, pad, high, top=slab(0.7 * thick), colour=PAD)
 
 
-def _arm(b):
+def arm(b):
     """Links along their own z from 0 to their length; joints are short tubes across them."""
     b.tube("upper_arm", (0, 0), 0.060, 2, 0.0, ARM_UPPER, end=0.052)
     b.tube("forearm", (0, 0), 0.052, 2, 0.0, ARM_FORE, end=0.042)
@@ -233,19 +236,24 @@ def poses(scene: Scene, robot_obs: np.ndarray, scene_obs: np.ndarray) -> np.ndar
     for i, name in enumerate(scene.block_order):
         block = pose[BODY[name]]
         block[:, :3], block[:, 3] = rotation(scene_obs[9 + 6 * i : 12 + 6 * i]), scene_obs[6 + 6 * i : 9 + 6 * i]
-    hand = pose[BODY["hand"]]
-    hand[:, :3], hand[:, 3] = rotation(robot_obs[3:6]), robot_obs[:3]
-    pose[BODY["finger_left"]] = pose[BODY["finger_right"]] = hand
-    opening = 0.5 * max(0.0, robot_obs[6]) * hand[:, 1]
-    pose[BODY["finger_left"], :, 3] -= opening
-    pose[BODY["finger_right"], :, 3] += opening
-    _reach(pose, hand)
+    place_robot(pose, robot_obs)
     return pose
 
 
-def _reach(pose, hand):
+def place_robot(pose: np.ndarray, robot_obs: np.ndarray, body: dict[str, int] = BODY, shoulder=ARM_SHOULDER) -> None:
+    """Write the poses of hand, fingers and arm into `pose` (bodies, 3, 4)."""
+    hand = pose[body["hand"]]
+    hand[:, :3], hand[:, 3] = rotation(robot_obs[3:6]), robot_obs[:3]
+    pose[body["finger_left"]] = pose[body["finger_right"]] = hand
+    opening = 0.5 * max(0.0, robot_obs[6]) * hand[:, 1]
+    pose[body["finger_left"], :, 3] -= opening
+    pose[body["finger_right"], :, 3] += opening
+    _reach(pose, hand, body, np.array(shoulder))
+
+
+def _reach(pose, hand, body, shoulder):
     """Poses of the arm by two-link inverse kinematics, the elbow as high as it can be; out of reach, the links stretch."""
-    shoulder, z = np.array(ARM_SHOULDER), hand[:, 2]
+    z = hand[:, 2]
     wrist = hand[:, 3] - ARM_WRIST * z
     reach = wrist - shoulder
     distance = math.sqrt(reach @ reach)
@@ -256,8 +264,8 @@ def _reach(pose, hand):
     for name, start, end, length in (("upper_arm", shoulder, elbow, ARM_UPPER), ("forearm", elbow, wrist, ARM_FORE)):
         span = end - start
         long = math.sqrt(span @ span)
-        _frame(pose[BODY[name]], span / long, side, start)
+        _frame(pose[body[name]], span / long, side, start)
         if name == "upper_arm":
-            pose[BODY["elbow"], :, :3], pose[BODY["elbow"], :, 3] = pose[BODY[name], :, :3], elbow
-        pose[BODY[name], :, 2] *= max(1.0, long / length)
-    _frame(pose[BODY["wrist"]], z, side, wrist)
+            pose[body["elbow"], :, :3], pose[body["elbow"], :, 3] = pose[body[name], :, :3], elbow
+        pose[body[name], :, 2] *= max(1.0, long / length)
+    _frame(pose[body["wrist"]], z, side, wrist)

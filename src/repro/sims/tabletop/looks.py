@@ -50,6 +50,10 @@ LOOKS = {
         floor=((238, 238, 238), (206, 206, 208)), tile=64, wall=(226, 226, 224),
         blocks={"red_block": (218, 22, 22), "blue_block": (22, 34, 214), "pink_block": (236, 48, 226)},
     ),
+    "G": Look(  # the grocery table: a light worktop, wicker, kitchen tiles
+        wood=((206, 176, 136), (178, 142, 100)), wood2=((176, 126, 70), (120, 80, 40)), grain=(24.0, 0.5), metal=(66, 70, 76),
+        floor=((218, 226, 224), (206, 216, 216)), tile=16, wall=(214, 218, 214), blocks={},
+    ),
 }
 
 

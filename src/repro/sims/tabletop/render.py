@@ -9,6 +9,7 @@ Speed (benchmarks/render.py): both cameras in about 2.2 ms on one core, 0.7 ms m
 only cost time on pictures this small: a process that renders a lot should call `cv2.setNumThreads(1)` once, which changes no bit.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import cv2
@@ -68,17 +69,17 @@ def render(scene: Scene, robot_obs: np.ndarray, scene_obs: np.ndarray, cameras=(
     for name in cameras:
         if name == "static":
             camera = model.camera
-            layer = _draw(model, camera, world, FREE, lights, model.furniture(world, scene_obs, lights))
+            layer = draw(model, camera, world, FREE, lights, model.furniture(world, scene_obs, lights))
         else:
             camera = wrist_camera(robot_obs)
-            layer = _draw(model, camera, world, NEARBY, lights)
+            layer = draw(model, camera, world, NEARBY, lights)
             _glow(layer.rgba, scene, camera, lights)
-        _shadows(layer, model, camera, world.corner)
+        cast_shadows(layer, model, camera, world.corner)
         pictures[name], pictures[f"{name}_ids"] = cv2.cvtColor(layer.rgba, cv2.COLOR_RGBA2RGB), layer.tag & 15
     return pictures
 
 
-class _Layer(NamedTuple):
+class Layer(NamedTuple):
     """A picture with what is needed to draw in front of it."""
 
     rgba: np.ndarray  # (H, W, 4) uint8
@@ -86,11 +87,17 @@ class _Layer(NamedTuple):
     tag: np.ndarray  # (H, W) uint8: item + 16 * receiver
 
 
-class _Model:
-    """What does not depend on the state: solids, textures, background of the static camera; and the last furniture drawn."""
+class Model:
+    """What does not depend on the state: solids, textures, background of the static camera; and the last furniture drawn.
 
-    def __init__(self, scene: Scene):
-        self.scene, self.look, self.solids, self.camera = scene, looks.look(scene.name), g.solids(scene), static_camera()
+    body: number of each body; ranges: bodies drawn together, each (first, last); shadows: who casts one, as SHADOWS; receivers: heights;
+    light: unit vector (3,).
+    """
+
+    def __init__(self, scene, solids, camera, body=g.BODY, ranges=(FIXED, CABINET, DRAWER, FREE, NEARBY), shadows=SHADOWS,
+                 receivers=g.RECEIVERS, light=LIGHT):
+        self.scene, self.look, self.solids, self.camera = scene, looks.look(scene.name), solids, camera
+        self.body, self.shadows, self.receivers, self.light = body, shadows, receivers, light
         s = self.solids
         self.tag = (s.item + 16 * s.receiver).astype(np.uint8)
         self.textures, self._shaded, self._backgrounds, self._furniture = looks.textures(scene.name), {}, {}, [(None, None)] * 2
@@ -99,17 +106,17 @@ class _Model:
         self.start = np.where(np.isin(s.texture, (looks.WOOD, looks.WOOD2)), 0.131 * s.solid, 0.0)[:, None] * (1, 2)
         self.texel = 1 / np.array([looks.TEXEL.get(texture, 1.0) for texture in s.texture])
         self.span = {}  # vertices v0:v1 and faces f0:f1 of every range of bodies
-        for bodies in (FIXED, CABINET, DRAWER, FREE, NEARBY):
-            low, high = g.BODY[bodies[0]], g.BODY[bodies[1]] + 1
+        for bodies in ranges:
+            low, high = body[bodies[0]], body[bodies[1]] + 1
             self.span[bodies] = (*np.searchsorted(s.vertex_body, (low, high)), *np.searchsorted(s.body, (low, high)))
-        first = {name: np.searchsorted(s.vertex_body, g.BODY[name]) for name, _ in SHADOWS}
+        first = {name: np.searchsorted(s.vertex_body, body[name]) for name, _ in shadows}
         part = {"hand": range(8, 16), "finger_left": (0, 1, 2, 3, 12, 13, 14, 15), "finger_right": (0, 1, 2, 3, 12, 13, 14, 15)}
-        self.casters = np.array([[first[name] + i for i in part.get(name, range(8))] for name, _ in SHADOWS])
+        self.casters = np.array([[first[name] + i for i in part.get(name, range(8))] for name, _ in shadows])
 
     def world(self, pose) -> World:
         """All corners and face planes for body poses (B, 3, 4)."""
         s = self.solids
-        v, f = (np.searchsorted(body, g.BODY["world"] + 1) for body in (s.vertex_body, s.body))  # what can move
+        v, f = (np.searchsorted(body, self.body["world"] + 1) for body in (s.vertex_body, s.body))  # what can move
         corner, normal = s.vertex.copy(), s.normal.copy()
         at = pose[s.vertex_body[v:]]
         corner[v:] = np.einsum("vij,vj->vi", at[:, :, :3], s.vertex[v:]) + at[:, :, 3]
@@ -125,18 +132,20 @@ class _Model:
             self._shaded[key] = rgba
         return self._shaded[key]
 
-    def background(self, lights) -> _Layer:
+    def background(self, lights) -> Layer:
         """The fixed furniture as the static camera sees it, supersampled; once for each state of the lights."""
         if lights not in self._backgrounds:
-            world = self.world(np.tile(np.eye(3, 4), (len(g.BODIES), 1, 1)))
-            large = _draw(self, static_camera(STATIC_SIZE * SUPERSAMPLE), world, FIXED, lights)
-            layer = _draw(self, self.camera, world, FIXED, lights)
-            rgba = cv2.resize(large.rgba, (STATIC_SIZE, STATIC_SIZE), interpolation=cv2.INTER_AREA)
-            _glow(rgba, self.scene, self.camera, lights)
+            world, camera = self.world(np.tile(np.eye(3, 4), (len(self.body), 1, 1))), self.camera
+            large = replace(camera, size=camera.size * SUPERSAMPLE, focal=camera.focal * SUPERSAMPLE)
+            large = draw(self, large, world, FIXED, lights)
+            layer = draw(self, self.camera, world, FIXED, lights)
+            rgba = cv2.resize(large.rgba, (camera.size, camera.size), interpolation=cv2.INTER_AREA)
+            if any(lights):
+                _glow(rgba, self.scene, self.camera, lights)
             self._backgrounds[lights] = layer._replace(rgba=rgba)
         return self._backgrounds[lights]
 
-    def furniture(self, world, scene_obs, lights) -> _Layer:
+    def furniture(self, world, scene_obs, lights) -> Layer:
         """The background with door, lever, button and then drawer; the last of each are kept, for they rest most of the time."""
         layer = self.background(lights)
         key = (lights,)
@@ -144,26 +153,26 @@ class _Model:
             key = (*key, joints.tobytes())
             kept, above = self._furniture[stage]
             if kept != key:
-                above = _draw(self, self.camera, world, bodies, lights, layer)
+                above = draw(self, self.camera, world, bodies, lights, layer)
                 self._furniture[stage] = (key, above)
             layer = above
         return layer
 
 
 KEPT = 12
-_MODELS: dict[str, _Model] = {}
+_MODELS: dict[str, Model] = {}
 
 
-def _model(scene: Scene) -> _Model:
+def _model(scene: Scene) -> Model:
     model = _MODELS.get(scene.name)
     if model is None or (model.scene is not scene and model.scene != scene):
         if len(_MODELS) >= KEPT:  # each one's textures are megabytes
             _MODELS.pop(next(iter(_MODELS)))
-        model = _MODELS[scene.name] = _Model(scene)
+        model = _MODELS[scene.name] = Model(scene, g.solids(scene), static_camera())
     return model
 
 
-def _draw(model, camera, world, bodies, lights, back=None) -> _Layer:
+def draw(model, camera, world, bodies, lights, back=None) -> Layer:
     """The bodies of a range in front of a layer, or of nothing."""
     fill = rasterise(model.solids, model.span[bodies], world, camera, None if back is None else back.inverse_depth)
     if back is None:
@@ -180,12 +189,12 @@ def _draw(model, camera, world, bodies, lights, back=None) -> _Layer:
         cv2.copyTo(cv2.LUT(code, tags), code, tag[y0:y1, x0:x1])
         edges = cv2.morphologyEx(code, cv2.MORPH_GRADIENT, SQUARE)  # smooth the outlines
         cv2.copyTo(cv2.GaussianBlur(part, (3, 3), 0.6), edges, part)
-    return _Layer(rgba, fill.inverse_depth, tag)
+    return Layer(rgba, fill.inverse_depth, tag)
 
 
 def _light(model, face, world):
     """Brightness (n,) of faces."""
-    return model.solids.dim[face] * (AMBIENT + DIFFUSE * np.maximum(world.normal[face] @ LIGHT, 0))
+    return model.solids.dim[face] * (AMBIENT + DIFFUSE * np.maximum(world.normal[face] @ model.light, 0))
 
 
 def _colour(rgba, code, model, face, world, lights):
@@ -222,13 +231,13 @@ def _paint(rgba, model, camera, fill, world):
             cv2.copyTo(patch, mine, rgba[y0:y1, x0:x1])
 
 
-def _shadows(layer, model, camera, corner):
+def cast_shadows(layer, model, camera, corner):
     """Darken, in place, the horizontal faces under blocks and hand; the lamp stands far away along LIGHT."""
     points = corner[model.casters]  # (casters, 8, 3)
-    heights = np.array(g.RECEIVERS[1:])[:, None, None]
+    heights = np.array(model.receivers[1:])[:, None, None]
     rise = np.maximum(points[:, :, 2] - heights, 0)  # (receivers, casters, 8)
     on_plane = np.empty((*rise.shape, 3))
-    on_plane[..., :2] = points[:, :, :2] - rise[..., None] * (LIGHT[:2] / LIGHT[2])
+    on_plane[..., :2] = points[:, :, :2] - rise[..., None] * (model.light[:2] / model.light[2])
     on_plane[..., 2] = heights
     uv, depth = camera.project(on_plane.reshape(-1, 3))
     casts = (depth.reshape(rise.shape).min(2) > NEAR) & (rise.max(2) > 0.005)
@@ -236,7 +245,7 @@ def _shadows(layer, model, camera, corner):
     for i in range(len(heights)):
         who = np.flatnonzero(casts[i])
         if len(who):
-            _darken(layer, i + 2, uv[i, who], [SHADOWS[k][1] for k in who])
+            _darken(layer, i + 2, uv[i, who], [model.shadows[k][1] for k in who])
 
 
 def _darken(layer, receiver, points, strengths):

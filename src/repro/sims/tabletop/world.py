@@ -18,7 +18,7 @@ POSITION_STEP, ROTATION_STEP, WIDTH_STEP = 0.02, 0.05, 0.02  # metres, rad and m
 PIECE = 0.006  # longest movement between two contact checks: under half of the thinnest part
 FALL_STEP, BUTTON_STEP = 0.04, 0.007  # metres per step that an unsupported block falls, and a released button rises
 YAW = scenes.REST_POSE[5]
-SIDE, NEAR = scenes.BLOCK_SIDE / 2, 0.002  # half a block's height; a gap up to NEAR still counts as resting
+SIDE, NEAR = scenes.BLOCK_SIDE / 2, 0.002  # half a block's height here; a gap up to NEAR still counts as resting
 SURFACES = {"top": "table", "cabinet_floor": "cabinet", "drawer.floor": "drawer"}  # other parts keep their own name
 FRICTION = 0.8  # cosine: pushed within this cone about the face's normal, a block goes where the hand goes
 ARM_BASE, UPPER, FORE, FLANGE = (-0.34, -0.46, 0.24 + 0.333), 0.326, 0.392, 0.21  # arm of the joint angles in robot_obs
@@ -31,6 +31,7 @@ class PlayTable:
         self.scene = scenes.scene(scene)
         self.rng = np.random.default_rng(seed)
         self.half = [(self.scene.block_length[b] / 2, SIDE, SIDE) for b in BLOCKS]
+        self.reach = 0.12  # how far what is held stands out of the hand, at most
         self.fixed = {name: Solid.of(box) for name, box in scenes.fixed(self.scene).items()}
         self.boxes_of = {joint: scenes.moving(self.scene, joint) for joint in JOINTS}
         self.travel = {joint: scenes.travel(self.scene, joint) for joint in JOINTS}
@@ -58,7 +59,7 @@ class PlayTable:
         self.parts = {}
         for joint in JOINTS:
             self._place_parts(joint)
-        self.blocks = [()] * 3  # x, y, z, yaw of a block that is not held
+        self.blocks = [()] * len(self.half)  # x, y, z, yaw of a block that is not held
         for i, name in enumerate(self.scene.block_order):
             x, y, z, _, _, yaw = scene[6 + 6 * i : 12 + 6 * i]
             self.blocks[BLOCKS.index(name)] = (x, y, z, yaw)
@@ -70,7 +71,7 @@ class PlayTable:
         self.touched = set(state.get("touched", ()))  # blocks the hand pushed or squeezed in the last step
         self.solid = [Solid((x, y, z), upright(yaw), h) for (x, y, z, yaw), h in zip(self.blocks, self.half, strict=True)]
         self._set_pose(self.pose)
-        for i in range(3):
+        for i in range(len(self.half)):
             if self.support[i] is None and i != self.held:
                 self._settle(i, 0.0)
         self.start_task()
@@ -89,7 +90,7 @@ class PlayTable:
         self._move(self._target(a))
         self._spring_button()
         for _ in range(2):  # twice: a block may have rested on one that now falls
-            for i in range(3):
+            for i in range(len(self.half)):
                 if (self.support[i] is None or isinstance(self.support[i], int)) and i != self.held:
                     self._settle(i, FALL_STEP / 2)
         return self.observe() if render else None
@@ -256,7 +257,7 @@ class PlayTable:
     def _anything_near(self, target: tuple) -> bool:
         """Whether the hand could touch something on its way: the bound of both end poses against everything."""
         now, then = self.hand, self._hand_boxes(target, rotation(*target[3:6]))
-        m = 0.03 if self.held is None else 0.12
+        m = 0.03 if self.held is None else self.reach
         lo = [min(min(s.lo[k] for s in now), min(s.lo[k] for s in then)) - m for k in range(3)]
         hi = [max(max(s.hi[k] for s in now), max(s.hi[k] for s in then)) + m for k in range(3)]
         self.near = []
@@ -288,7 +289,7 @@ class PlayTable:
                         clear = False
                         if not self._yield_part(joint, *hit, pinned):
                             return False
-                for i in range(3):
+                for i in range(len(self.half)):
                     hit = None if i == self.held else penetration(self.hand[k], self.solid[i])
                     if hit:
                         clear = False
@@ -337,7 +338,7 @@ class PlayTable:
                 hit = penetration(self.solid[i], part, flat=True)
                 if hit:  # slide along the wall: the hand's own check decides whether that was enough
                     self._shift(i, hit[1][0] * hit[0], hit[1][1] * hit[0], 0.0)
-        for j in range(3):
+        for j in range(len(self.half)):
             hit = None if j == i or self.support[j] == i else penetration(self.solid[j], self.solid[i], flat=True)
             if hit and (j == self.held or chain == 0 or not self._push_block(j, hit[1][0] * hit[0], hit[1][1] * hit[0], chain - 1)):
                 self.blocks, self.solid, self.support = saved
@@ -353,7 +354,7 @@ class PlayTable:
         self._carry(i, dx, dy, dz)
 
     def _carry(self, support, dx: float, dy: float, dz: float) -> None:
-        for j in range(3):
+        for j in range(len(self.half)):
             if self.support[j] == support and j != self.held:
                 self._shift(j, dx, dy, dz)
                 self.support[j] = support
@@ -372,7 +373,7 @@ class PlayTable:
         shift = [(now - before) * d for d in scenes.AXES[joint]]
         for name in self.parts[joint]:
             self._carry(f"{joint}.{name}", *shift)
-        for i in range(3):
+        for i in range(len(self.half)):
             if i == self.held:
                 continue
             rides = self.support[i] is not None and str(self.support[i]).startswith(joint)
@@ -389,14 +390,14 @@ class PlayTable:
 
         True if a block took up the closing (the fingers then stand where it lets them), False if nothing is between both pads.
         """
-        for i in range(3):
+        for i in range(len(self.half)):
             cx, cy, cz = undo(self.axes, tuple(p - q for p, q in zip(self.solid[i].c, self.pose[:3], strict=True)))
             turn = self.blocks[i][3] - math.atan2(self.axes[0][1], self.axes[0][0])
             quarter = round(turn / (math.pi / 2))
             off = turn - quarter * math.pi / 2  # of the block's faces from the pads'; the hand's z points down
             along, across = self.half[i][:2] if quarter % 2 == 0 else self.half[i][1::-1]
-            grip_x, grip_z = scenes.FINGER_WIDTH / 2, scenes.PAD_Z
-            if along + grip_x - abs(cx) < 0.008 or min(cz + SIDE, grip_z[1]) - max(cz - SIDE, grip_z[0]) < 0.008:
+            grip_x, grip_z, high = scenes.FINGER_WIDTH / 2, scenes.PAD_Z, self.half[i][2]
+            if along + grip_x - abs(cx) < 0.008 or min(cz + high, grip_z[1]) - max(cz - high, grip_z[0]) < 0.008:
                 continue
             lean = math.tan(off)
             middle, reach = cy + lean * cx, across / math.cos(off) + grip_x * abs(lean)
@@ -438,13 +439,13 @@ class PlayTable:
     def _under(self, i: int) -> tuple:
         """(name, top) of the highest surface under the middle of block i; thin walls carry nothing."""
         x, y, z = self.solid[i].c
-        bottom = self.solid[i].lo[2] if i == self.held else z - SIDE
+        bottom = self.solid[i].lo[2] if i == self.held else z - self.half[i][2]
         best, top = "floor", scenes.FLOOR_Z
         for joint, parts in (("", self.fixed), *self.parts.items()):
             for name, s in parts.items():
                 if top < s.hi[2] <= bottom + NEAR and min(s.half[:2]) > 0.012 and s.carries(x, y):
                     best, top = f"{joint}.{name}" if joint else name, s.hi[2]
-        for j in range(3):
+        for j in range(len(self.half)):
             if j != i and top < self.solid[j].hi[2] <= bottom + NEAR and self.solid[j].carries(x, y):
                 best, top = j, self.solid[j].hi[2]
         return best, top
@@ -453,7 +454,7 @@ class PlayTable:
         """Rest on the surface below or fall towards it, sliding off edges that do not carry the block's middle."""
         name, top = self._under(i)
         x, y, z, _ = self.blocks[i]
-        gap = z - SIDE - top
+        gap = z - self.half[i][2] - top
         if gap > NEAR:
             saved = list(self.blocks), list(self.solid), list(self.support)
             self._shift(i, 0.0, 0.0, -min(gap, fall))
@@ -467,7 +468,7 @@ class PlayTable:
                 self.touched.add(i)
             return
         if abs(gap) > 0:
-            self._shift(i, 0.0, 0.0, top - (z - SIDE))
+            self._shift(i, 0.0, 0.0, top - (z - self.half[i][2]))
         self.support[i] = name
 
     def _contacts(self, i: int) -> set:
@@ -479,7 +480,7 @@ class PlayTable:
             below = name if self.solid[i].lo[2] - top <= NEAR else None
         if below is not None:
             out.add(BLOCKS[below] if isinstance(below, int) else SURFACES.get(below, below))
-        out.update(BLOCKS[j] for j in range(3) if j != i and self.support[j] == i)
+        out.update(BLOCKS[j] for j in range(len(self.half)) if j != i and self.support[j] == i)
         return out
 
     def _spring_button(self) -> None:

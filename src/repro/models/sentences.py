@@ -185,7 +185,7 @@ class TinyWords(nn.Module):
         self.words, self.places = nn.Embedding(len(tokenizer), width), nn.Parameter(0.1 * torch.randn(length, width))
 
     def forward(self, sentences: list[str], device: torch.device) -> tuple[Float[Tensor, "b l d"], Bool[Tensor, "b l"]]:
-        ids = [self.tokenizer.encode(" " + sentence, add_special_tokens=False) for sentence in sentences]
+        ids = [self.tokenizer.encode(" " + sentence if sentence else "", add_special_tokens=False) for sentence in sentences]
         longest = max(map(len, ids))
         if longest > self.length or not min(map(len, ids)):
             raise UserError("an instruction is empty or too long", f"1 to {self.length} tokens (text_length)", longest, "shorten it")

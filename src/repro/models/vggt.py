@@ -141,22 +141,23 @@ class Alternating(nn.Module):
         self.frame_blocks, self.global_blocks = (
             nn.ModuleList(Block(dim, heads, hidden, scale=scale) for _ in range(depth)) for _ in range(2))
 
-    def layers(self, tokens: Float[Tensor, "b n c"], positions: Int[Tensor, "#b n 2"], frames: Int[Tensor, " n"],
+    def layers(self, tokens: Float[Tensor, "b n c"], positions: Int[Tensor, "#b n 2"], frames: Int[Tensor, " n"] | None = None,
                real: Bool[Tensor, "b n"] | None = None) -> Iterator[tuple[Float[Tensor, "b n c"], Float[Tensor, "b n c"]]]:
-        """Of each layer what frame and global attention leave. frames: the frame of each token; real: False for tokens nobody reads.
+        """Of each layer what frame and global attention leave. frames: the frame of each token (None: one for all). real: False for what
+        nobody reads.
 
         positions: row and column, (0, 0) for what is no patch, patches from (1, 1).
         """
         turn = angles(positions, tokens.shape[-1] // self.heads, self.rope_base)
         everyone = None if real is None else real[:, None, None]
-        own = None if bool((frames == frames[0]).all()) else (frames[:, None] == frames)[None, None]
+        own = None if frames is None else (frames[:, None] == frames)[None, None]
         own = everyone if own is None else own if everyone is None else own & everyone
         for within, across in zip(self.frame_blocks, self.global_blocks, strict=True):
             framed = tokens = self._run(within, tokens, turn, own)
             tokens = self._run(across, tokens, turn, everyone)
             yield framed, tokens
 
-    def forward(self, tokens: Float[Tensor, "b n c"], positions: Int[Tensor, "#b n 2"], frames: Int[Tensor, " n"],
+    def forward(self, tokens: Float[Tensor, "b n c"], positions: Int[Tensor, "#b n 2"], frames: Int[Tensor, " n"] | None = None,
                 real: Bool[Tensor, "b n"] | None = None) -> Float[Tensor, "b n c2"]:
         """The last layer's output, frame attention's beside global attention's: twice the width."""
         for pair in self.layers(tokens, positions, frames, real):
@@ -242,7 +243,7 @@ class Aggregator(Alternating):
         tokens = torch.cat([special[:, which].expand(B, -1, -1, -1), patches], dim=2)  # (B, S, P, C)
         P = tokens.shape[2]
         at = F.pad(patch_positions(H // c.patch, W // c.patch, images.device), (0, 0, P - patches.shape[2], 0)).repeat(S, 1)
-        frames = torch.arange(S, device=images.device).repeat_interleave(P)
+        frames = torch.arange(S, device=images.device).repeat_interleave(P) if S > 1 else None
         return [torch.cat(pair, dim=-1).unflatten(1, (S, P)) for pair in self.layers(tokens.flatten(1, 2), at[None], frames)]
 
 

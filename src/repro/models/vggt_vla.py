@@ -92,7 +92,7 @@ class VGGTVLA(nn.Module):
             patches = vggt.patch_positions(*c.grid).repeat(len(c.views), 1)
             frames = torch.arange(len(c.views)).repeat_interleave(len(patches) // len(c.views))
             self.register_buffer("positions", F.pad(patches, (0, 0, 0, length))[None], persistent=False)
-            self.register_buffer("frames", F.pad(frames, (0, length)), persistent=False)
+            self.register_buffer("frames", F.pad(frames, (0, length)) if len(c.views) > 1 else None, persistent=False)
 
     @classmethod
     def build(cls, config: VGGTVLAConfig, stats: dict, instructions: list[str] = (), cache: Path | str | None = None) -> "VGGTVLA":
@@ -147,7 +147,8 @@ class VGGTVLA(nn.Module):
             lacking = [name for name in names if name not in observation]
             if lacking:
                 raise UserError("a camera that the model looks through is missing", names,
-                                [name for name in observation if ".images." in name] or "none", f"give it {', '.join(lacking)}, or train with views=(...) of what there is")
+                                [name for name in observation if ".images." in name] or "none",
+                                f"give it {', '.join(lacking)}, or train with views=(...) of what there is")
         shown = np.stack([[towers.resize(one[name], c.image_size, c.image_size) for name in names] for one in observations])
         if not self._sees_once:
             return [{"views": one} for one in shown]
@@ -270,6 +271,12 @@ class VGGTVLA(nn.Module):
                 return self._actions(self.guess(batch)[0]).cpu().numpy()
         finally:
             self.train(was_training)
+
+    def attention(self, observations: list[dict], instructions: list[str], source: str = "queries") -> Float[np.ndarray, "b l h q n"]:
+        """Softmax weights of "queries" or "words" to image tokens, with which it acts (models/vggt_vla_attention.py)."""
+        from repro.models.vggt_vla_attention import attention
+
+        return attention(self, observations, instructions, source)
 
     # ---- on disk ------------------------------------------------------------------------------------------------
     def save(self, folder: Path | str) -> None:

@@ -46,7 +46,7 @@ class VGGTVLAConfig:
     channels: int = 16               # of the first convolution with vision="conv"
     language_width: int = 128        # of the tiny word embeddings
     queries: int = 16
-    query_layers: int = 2
+    query_layers: int = 3
     head_width: int = 1024
     # actions
     chunk: int = 10

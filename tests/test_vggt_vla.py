@@ -367,6 +367,63 @@ def test_configs_that_make_no_sense_are_refused(changes):
         replace(SMALL, **changes)
 
 
+# ---- training ------------------------------------------------------------------------------------------------------------------------
+
+
+def store_of(folder, episodes=2, length=6):
+    from repro.data.episodes import Episode, StoreWriter
+
+    rng = np.random.default_rng(0)
+    with StoreWriter(folder, 20, {"source": "test"}) as writer:
+        for i in range(episodes):
+            action = np.sign(rng.standard_normal((length, 7))).astype(np.float32)
+            writer.add(Episode(WORDS[i], {
+                "observation.images.static": rng.integers(0, 256, (length, 40, 40, 3), dtype=np.uint8),
+                "observation.images.wrist": rng.integers(0, 256, (length, 40, 40, 3), dtype=np.uint8),
+                "observation.state": rng.standard_normal((length, 15)).astype(np.float32), "action": action,
+                "gaze.box": np.tile(np.float32([0.1, 0.1, 0.3, 0.3]), (length, 1)), "gaze.score": np.ones(length, np.float32),
+                "gaze.source": ["truth"] * length}, {"task_id": f"task_{i}"}))  # fmt: skip
+    return folder
+
+
+def test_a_job_trains_is_cut_and_goes_on_bit_by_bit(tmp_path, shelf, monkeypatch):
+    from dataclasses import asdict
+
+    from repro.training import launch
+
+    store, lines = store_of(tmp_path / "store"), []
+    fields = {name: value for name, value in asdict(SMALL).items() if value != asdict(PRESETS["vggt_tiny"])[name]}
+    qwen = {"language": str(shelf / "qwen3"), "language_width": 128}
+    for name, more in (("tiny", {}), ("frozen", qwen)):
+        job = dict(name=name, store=store, model={"preset": "vggt_tiny", **fields, **more},
+                   train={"steps": 4, "batch_size": 2, "warmup": 1})  # fmt: skip
+        whole = launch.train_from_config(launch.write_config(tmp_path / "a.json", **job, folder=tmp_path / name / "whole"), lines.append)
+        cut = dict(job, folder=tmp_path / name / "cut")
+        asked, real = [], launch.train
+
+        def interrupted(model, batches, *given, asked=asked, real=real, **named):
+            def until(i):
+                asked.append(i)
+                if len(asked) == 3:
+                    raise KeyboardInterrupt
+                return batches(i)
+            return real(model, until, *given, **named)
+
+        path = launch.write_config(tmp_path / "b.json", **dict(cut, train={**job["train"], "checkpoint_minutes": 0.0}))
+        monkeypatch.setattr(launch, "train", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            launch.train_from_config(path, lines.append)
+        monkeypatch.setattr(launch, "train", real)
+        again = launch.train_from_config(path, lines.append)
+        assert again.resumed_from == 2 and whole.step == again.step == 4
+        one, two = (load_file(summary.checkpoint / "model.safetensors") for summary in (whole, again))
+        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+        VGGTVLA.load(whole.checkpoint)
+        assert any("parameters train" in line for line in lines)
+    assert json.loads((whole.checkpoint / "about.json").read_text())["train"]["learning_rate"] == 1e-3  # the preset's own
+    assert list(tmp_path.glob("store.prepared/sentences-qwen3.safetensors"))
+
+
 # ---- attention -----------------------------------------------------------------------------------------------------------------------
 
 

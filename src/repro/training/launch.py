@@ -59,10 +59,14 @@ class Job:
 
 def _checked(kind: type, values: dict, source: str):
     """`kind(**values)`, or an error naming unknown fields."""
+    _known(kind, values, source)
+    return kind(**values)
+
+
+def _known(kind: type, values: dict, source: str) -> None:
     unknown = sorted(set(values) - {f.name for f in fields(kind)})
     if unknown:
         raise UserError(f"{source}: unknown fields", expected=", ".join(f.name for f in fields(kind)), found=", ".join(unknown))
-    return kind(**values)
 
 
 def write_config(path: Path | str, **job) -> Path:
@@ -87,7 +91,7 @@ def model_config(chosen: dict, episodes: list[EpisodeInfo]) -> ReconVLAConfig | 
     preset = chosen.pop("preset", "tiny")
     if preset not in PRESETS:
         raise UserError(f"there is no model preset {preset!r}", expected=" | ".join(PRESETS), found=repr(preset))
-    _checked(type(PRESETS[preset]), chosen, "model config")
+    _known(type(PRESETS[preset]), chosen, "model config")  # their values are checked together with the preset's
     filled = {}
     if isinstance(PRESETS[preset], KeypointConfig):
         filled = {"words": vocabulary(episode.task for episode in episodes),

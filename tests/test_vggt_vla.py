@@ -133,6 +133,40 @@ def test_it_looks_at_pictures_and_words_and_a_blind_one_at_words_alone():
         assert not np.array_equal(here, model.act(OBSERVATIONS[:1], WORDS[1:2]))
 
 
+def squares(n, seed):
+    """Pictures with a red and a blue square; the action points from the middle to the one that is asked for."""
+    rng = np.random.default_rng(seed)
+    views, at, asked = np.full((n, 2, 32, 32, 3), 120, np.uint8), rng.integers(3, 29, (n, 2, 2)), rng.integers(0, 2, n)
+    for picture, places in zip(views[:, 0], at, strict=True):
+        for (x, y), colour in zip(places, ((200, 20, 20), (20, 20, 200)), strict=True):
+            picture[y - 3: y + 3, x - 3: x + 3] = colour
+    aim = at[np.arange(n), asked] / 16 - 1
+    action = np.zeros((n, 2, 7), np.float32)
+    action[..., :2], action[..., 6] = aim[:, None], np.where(aim[:, :1] > 0, 1, -1)
+    box = (np.concatenate([aim - 0.1, aim + 0.1], axis=1) / 2 + 0.5).astype(np.float32)
+    return {"views": views, "state": np.zeros((n, 15), np.float32), "action": action, "gaze.box": box, "gaze.valid": np.ones(n, bool),
+            "instruction": [f"go to the {('red', 'blue')[i]} square" for i in asked]}  # fmt: skip
+
+
+def test_it_learns_to_go_where_the_instruction_says():
+    torch.manual_seed(0)
+    config = replace(SMALL, width=64, backbone_width=64, head_width=128, channels=16, keypoints=16, language_width=32, chunk=2,
+                     word_dropout=0.0)  # fmt: skip
+    model = VGGTVLA.build(config, STATS, ["go to the red square", "go to the blue square"])
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    for step in range(120):
+        optimizer.zero_grad()
+        model.loss(squares(64, step))["loss"].backward()
+        optimizer.step()
+    held_out = squares(256, 10_000)
+    swapped = {**held_out, "instruction": [s.replace("red", "X").replace("blue", "red").replace("X", "blue")
+                                           for s in held_out["instruction"]]}  # fmt: skip
+    with torch.no_grad():
+        found, other = model.eval().loss(held_out), model.loss(swapped)
+    floor = np.abs(held_out["action"] - np.median(held_out["action"], axis=0)).mean()
+    assert found["l1"] < 0.2 * floor and found["point"] < 0.05 and other["l1"] > 3 * found["l1"], (found, other, floor)
+
+
 def test_frozen_parts_stay_and_the_guides_shapes_flow(shelf):
     model = guide(shelf, vision=str(shelf / "dinov2"))
     assert "parameters train" in model.counts()

@@ -114,8 +114,17 @@ def attention_of(model, observations: list[dict], instructions: list[str], actio
     One forward pass over the whole sequence, so it does not matter how `act` decodes. For it a model offers `sequence(observations,
     instructions, ids)`: embeddings (B, L, d) of the prompt and of all action tokens but the last (`ids` None: the greedy ones), so that
     the last chunk x action_dim positions are those that predict; or a pair of them and a mask (B, L) that is False where a row is filled
-    up. `image_positions` must hold for it. A model without it is recorded while it acts.
+    up. `image_positions` must hold for it. A model with a method attention(observations, instructions), which gives (B, layers, heads,
+    queries, image tokens), records itself. Any other is recorded while it acts.
     """
+    if hasattr(model, "attention"):
+        if actions is not None or rollout:
+            raise UserError("this model's attention is that of its own actions, layer by layer", "no actions, no rollout",
+                            type(model).__name__, 'leave `actions` out and choose a layer or "mean"')
+        found = model.attention(observations, instructions)
+        recorded = Recording(found.shape[1])
+        recorded.layers = [[found[:, layer]] for layer in range(found.shape[1])]
+        return recorded
     queries, was_training = model.config.chunk * model.config.action_dim, model.training
     model.eval()
     try:
@@ -196,6 +205,11 @@ def static_maps(model, observations: list[dict], instructions: list[str], layers
     """(B, static rows, columns): record, reduce and keep the static camera's part (sum < 1: the wrist has the rest)."""
     recorded, config = attention_of(model, observations, instructions, actions, rollout=layers == "rollout"), model.config
     tokens = recorded.rollout() if layers == "rollout" else reduce(recorded.maps(), layers, heads)
+    if hasattr(config, "views"):  # a grid for each camera, the static one's first
+        if config.views[0] != "static":
+            raise UserError("this model does not see the static camera", "static among its views", config.views)
+        rows, columns = config.grid
+        return split(tokens, (len(config.views) * rows, columns), rows)[0]
     return split(tokens, config.grid, round(config.grid[0] * config.static_rows / config.height))[0]  # pixel rows are rounded down
 
 

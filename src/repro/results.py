@@ -377,7 +377,7 @@ def blocks(records: list[dict], papers: list[dict]) -> list[tuple]:
     """The report as a list of ("heading" | "text" | "table" | "figure", ...), from records and claims alone."""
     out = [("heading", "Results"), ("text", "Every number below is computed from the run records; brackets are 95 % intervals (Wilson for "
                                             "rates, bootstrap over chains or episodes for means).")]
-    for found in papers:
+    for found in (one for one in papers if one.get("row")):  # some sources print no table
         paper = found["paper"]
         out += [("heading", f"{paper['title']}: what the paper prints (arXiv {paper['arxiv']})"),
                 ("text", f"{paper['obtained']}. n stated: {paper['n_stated']}. {paper.get('n_note', '')}")]

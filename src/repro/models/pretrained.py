@@ -45,6 +45,17 @@ PUBLISHED = {  # name: (revision, sha256, config)
         "060db6499f32faf8b98477b0a26969ef7d8b9987", "88c142557820ccad55bb59756bfcfcf891de9cc6202816bd346445188a0ed342", _QWEN | {
             "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
             "vocab_size": 151936, "max_position_embeddings": 32768, "tie_word_embeddings": True}),
+    "Qwen/Qwen2-0.5B": ("91d2aff3f957f99e4c74c962f2f408dcc88a18d8", None, _QWEN | {  # 494.0 M
+        "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+        "vocab_size": 151936, "max_position_embeddings": 131072, "tie_word_embeddings": True}),
+    "Qwen/Qwen3-0.6B-Base": (  # 596.0 M; VGGT-VLA's language model
+        "da87bfb608c14b7cf20ba1ce41287e8de496c0cd", "cd2a512003e2f9f3cd3c32a9c3573f820bb28c940f73c57b1ddaa983d9223eba", _QWEN | {
+            "model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
+            "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 32768,
+            "tie_word_embeddings": True}),
+    "facebook/dinov2-base": ("f9e44c814b77203eaa57a6bdbbd535f21ede1415", None, {  # 86.6 M
+        "model_type": "dinov2", "hidden_size": 768, "image_size": 518, "patch_size": 14, "num_hidden_layers": 12,
+        "num_attention_heads": 12, "mlp_ratio": 4}),
     "black-forest-labs/FLUX.1-dev": ("3de623fc3c33e44ffbe2bad470d0f45bccf2eb21", _FLUX_SHA, _FLUX_VAE),  # VAE: 83.8 M
     "black-forest-labs/FLUX.1-schnell": ("741f7c3ce8b383c54771c7003378a50191e9efe9", _FLUX_SHA, _FLUX_VAE),  # VAE: the same file
 }  # fmt: skip
@@ -52,6 +63,10 @@ LICENCES = {  # name, or the beginning of names: (licence, the hub asks for cons
     "google/siglip": ("Apache-2.0", False),
     "Qwen/Qwen2-7B": ("Apache-2.0", False),
     "Qwen/Qwen2.5-0.5B": ("Apache-2.0", False),
+    "Qwen/Qwen2-0.5B": ("Apache-2.0", False),
+    "Qwen/Qwen3-0.6B": ("Apache-2.0", False),
+    "facebook/dinov2": ("Apache-2.0", False),
+    "facebook/VGGT-1B": ("VGGT License, non-commercial by secondary sources (VGGT-1B-Commercial is another, gated model)", False),
     "Qwen/Qwen2.5-3B": ("Qwen Research License, non-commercial", False),
     "black-forest-labs/FLUX.1-dev": ("FLUX.1 [dev] Non-Commercial License", True),
     "black-forest-labs/FLUX.1-schnell": ("Apache-2.0", True),
@@ -217,6 +232,15 @@ def siglip(about: dict) -> dict | None:
 
     about = about.get("vision_config", {}) | {"model_type": "siglip_vision_model"} if about.get("model_type") == "siglip" else about
     return SiglipVisionConfig.from_dict(about).to_dict() if about.get("model_type") == "siglip_vision_model" else None
+
+
+def patch_tower(about: dict) -> dict | None:
+    """DINOv2's config, or the vision part of CLIP's."""
+    from transformers import CLIPVisionConfig, Dinov2Config
+
+    about = about.get("vision_config", {}) | {"model_type": "clip_vision_model"} if about.get("model_type") == "clip" else about
+    kinds = {"dinov2": Dinov2Config, "clip_vision_model": CLIPVisionConfig}
+    return kinds[about["model_type"]].from_dict(about).to_dict() if about.get("model_type") in kinds else None
 
 
 def causal(about: dict) -> dict | None:

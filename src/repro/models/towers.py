@@ -97,6 +97,58 @@ def vision(name: str | Path, revision: str | None = None, pretrained: bool = Tru
     return VisionTower(model, mean, std, place.identity)
 
 
+class PatchTower(nn.Module):
+    """A frozen DINOv2 or CLIP: (B, 3, S, S) normalised pixels -> (B, N, Dv), patch tokens after the last norm, row by row.
+
+    Attributes as VisionTower's. DINOv2 interpolates its positions, so S may be any multiple of its patch; CLIP's S is its own.
+    """
+
+    frozen = True
+
+    def __init__(self, model: nn.Module, image_mean: list[float], image_std: list[float], identity: dict, size: int | None = None):
+        super().__init__()
+        about, self.model = model.config, model
+        self.dim, self.image_size = about.hidden_size, size or about.image_size
+        if self.image_size % about.patch_size or (about.model_type != "dinov2" and self.image_size != about.image_size):
+            raise UserError("the vision tower does not take pictures of this size", about.image_size if about.model_type != "dinov2" else
+                            f"a multiple of {about.patch_size} px", self.image_size, "set image_size and grid to what it takes")
+        self.grid = (self.image_size // about.patch_size,) * 2
+        self.image_mean, self.image_std, self.identity = image_mean, image_std, identity
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "PatchTower":
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b n d"]:
+        if pixels.shape[-1] != self.image_size:
+            raise UserError("the picture has another size than the vision tower", expected=self.image_size, found=pixels.shape[-1])
+        hidden = self.model(pixels.to(next(self.model.parameters()).dtype)).last_hidden_state
+        if self.model.config.model_type != "dinov2":
+            hidden = self.model.post_layernorm(hidden)
+        return hidden[:, -(self.grid[0] * self.grid[1]):]
+
+
+def frozen_vision(name: str | Path, revision: str | None = None, pretrained: bool = True, dtype: torch.dtype | None = torch.float32,
+                  size: int | None = None, token: str | None = None) -> VisionTower | PatchTower:
+    """A frozen tower of any kind that is known here: SigLIP (`vision`), DINOv2, CLIP. size: px of the pictures, for DINOv2."""
+    from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model
+
+    folder = Path(name).expanduser()
+    about = files.read_json(folder / "config.json") if folder.is_dir() else files.PUBLISHED.get(str(name), (None, None, {}))[2]
+    if "siglip" in about.get("model_type", "siglip" if "siglip" in str(name) else ""):
+        return vision(name, revision, pretrained, token, dtype)
+    place = files.find("vision tower", name, revision, pretrained, token, "", files.patch_tower, None)
+    dino, dtype = place.config["model_type"] == "dinov2", dtype or compute_dtype()[0]
+    mean, std = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]) if dino else (
+        [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])  # what each was trained on
+    if pretrained:
+        model = files.load(place, Dinov2Model if dino else CLIPVisionModel, dtype=dtype)
+    else:
+        model = AutoModel.from_config((Dinov2Config if dino else CLIPVisionConfig).from_dict(place.config), dtype=dtype)
+    return PatchTower(model if dino else getattr(model, "vision_model", model), mean, std, place.identity, size)
+
+
 def language(name: str | Path, revision: str | None = None, pretrained: bool = True, dtype: torch.dtype | None = None,
              quantise: str | None = None, token: str | None = None, expect: dict | None = None):
     """(causal language model, tokenizer); the model has `identity`. Another family than Qwen2 is asked for by expect={"model_type": ...}.

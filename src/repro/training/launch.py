@@ -26,16 +26,17 @@ from repro import machine
 from repro.data.batches import Batches
 from repro.data.episodes import EpisodeInfo, Store
 from repro.machine import UserError
-from repro.models import keypoint_policy, reconvla
+from repro.models import keypoint_policy, reconvla, vggt_vla
 from repro.models import parts as part
 from repro.models.keypoint_policy import KeypointConfig, KeypointPolicy
 from repro.models.reconvla import ReconVLA, ReconVLAConfig
+from repro.models.vggt_vla import VGGTVLA, VGGTVLAConfig
 from repro.models.words import vocabulary
 from repro.training import checkpoint
 from repro.training.loop import Summary, TrainConfig, train
 
 HELD_OUT = 8  # batches of held-out frames, always the same
-PRESETS = {**reconvla.PRESETS, **keypoint_policy.PRESETS}
+PRESETS = {**reconvla.PRESETS, **keypoint_policy.PRESETS, **vggt_vla.PRESETS}
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Job:
     store: str                                   # folder of the training episodes
     folder: str                                  # where checkpoints and metrics.jsonl go
     model: dict = field(default_factory=dict)    # {"preset": "tiny", any field of ReconVLAConfig}
-    train: dict = field(default_factory=dict)    # fields of TrainConfig
+    train: dict = field(default_factory=dict)    # fields of TrainConfig; those of vggt_vla.TRAIN by preset where none is given
     validation: str = ""                         # store whose action loss is measured along the way (train.measure_every); "": none
     parts: str = ""                              # folder of a tower and a VAE trained before (models/tiny.py); "": what the config names
     like: str = ""                               # store whose sentences make the tokenizer, whose statistics scale the state; "": `store`
@@ -58,30 +59,39 @@ class Job:
 
 def _checked(kind: type, values: dict, source: str):
     """`kind(**values)`, or an error naming unknown fields."""
+    _known(kind, values, source)
+    return kind(**values)
+
+
+def _known(kind: type, values: dict, source: str) -> None:
     unknown = sorted(set(values) - {f.name for f in fields(kind)})
     if unknown:
         raise UserError(f"{source}: unknown fields", expected=", ".join(f.name for f in fields(kind)), found=", ".join(unknown))
-    return kind(**values)
 
 
 def write_config(path: Path | str, **job) -> Path:
     """Write a job's config file (fields of `Job`), after checking them; returns its path."""
     path = Path(path)
     job = _checked(Job, {name: str(value) if isinstance(value, Path) else value for name, value in job.items()}, str(path))
-    _checked(TrainConfig, job.train, f"{path}, train")
+    train_config(job, path)
     model_config(job.model, [])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asdict(job), indent=1))
     return path
 
 
-def model_config(chosen: dict, episodes: list[EpisodeInfo]) -> ReconVLAConfig | KeypointConfig:
+def train_config(job: Job, path: Path) -> TrainConfig:
+    """The job's training settings, over its preset's own where it has such."""
+    return _checked(TrainConfig, {**vggt_vla.TRAIN.get(job.model.get("preset"), {}), **job.train}, f"{path}, train")
+
+
+def model_config(chosen: dict, episodes: list[EpisodeInfo]) -> ReconVLAConfig | KeypointConfig | VGGTVLAConfig:
     """The config that {"preset": .., field: value, ..} names, with the training episodes' words and tasks where it has such fields."""
     chosen = dict(chosen)
     preset = chosen.pop("preset", "tiny")
     if preset not in PRESETS:
         raise UserError(f"there is no model preset {preset!r}", expected=" | ".join(PRESETS), found=repr(preset))
-    _checked(type(PRESETS[preset]), chosen, "model config")
+    _known(type(PRESETS[preset]), chosen, "model config")  # their values are checked together with the preset's
     filled = {}
     if isinstance(PRESETS[preset], KeypointConfig):
         filled = {"words": vocabulary(episode.task for episode in episodes),
@@ -99,17 +109,19 @@ def train_from_config(path: Path | str, log: Callable[[str], None] = print) -> S
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is no JSON", found=str(error)) from error
     job = _checked(Job, values, str(path))
-    config, settings, store = model_config(job.model, []), _checked(TrainConfig, job.train, f"{path}, train"), Store(job.store)
+    config, settings, store = model_config(job.model, []), train_config(job, path), Store(job.store)
     config = model_config(job.model, store.episodes)
     torch.manual_seed(settings.seed)  # the first weights
     model = _build(job, config, store)
+    if isinstance(model, VGGTVLA):
+        log(f"{job.name}: {model.counts()}")
     data = {"hash": store.hash} | (begin(model, job) if job.start else {})
     if job.parts:
         began_as = getattr(model.decoder, "began_as", None)
         data["parts"] = part.identities(model) | ({"language, as it began": began_as} if began_as else {})
     state = PartialState(cpu=not torch.cuda.is_available())
-    small = isinstance(config, KeypointConfig)
-    gaze = config.point_weight > 0 if small else config.aux != "none" or (config.recon and config.target == "gaze")
+    points = isinstance(config, KeypointConfig | VGGTVLAConfig)
+    gaze = config.point_weight > 0 if points else config.aux != "none" or (config.recon and config.target == "gaze")
     common = {"chunk": config.chunk, "prepare": model.prepare, "key": model.key, "log": log, "gaze": gaze}
     batches = Batches(store, settings.batch_size, seed=settings.seed, rank=state.process_index, world=state.num_processes,
                       corrupt=job.corrupt, corrupt_seed=job.corrupt_seed, **common)
@@ -126,11 +138,16 @@ def train_from_config(path: Path | str, log: Callable[[str], None] = print) -> S
     return summary
 
 
-def _build(job: Job, config: ReconVLAConfig | KeypointConfig, store: Store) -> torch.nn.Module:
+def _build(job: Job, config: ReconVLAConfig | KeypointConfig | VGGTVLAConfig, store: Store) -> torch.nn.Module:
     """The model of a job with its first weights."""
     if isinstance(config, KeypointConfig):
         return KeypointPolicy(config, store.stats)
     like, ready = Store(job.like) if job.like else store, {}
+    if isinstance(config, VGGTVLAConfig):
+        cache = store.folder.with_name(store.folder.name + ".prepared") / f"sentences-{Path(config.language).name}.safetensors"
+        stores = {like, store, *([Store(job.validation)] if job.validation else [])}  # a frozen language model reads them all once
+        known = [like] if config.language == "tiny" else stores
+        return VGGTVLA.build(config, like.stats, sorted({episode.task for one in known for episode in one.episodes}), cache)
     if job.parts:
         from repro.models import tiny
 

@@ -1,0 +1,138 @@
+"""VGGT-VLA on disk: weights that train, and everything they belong to, compared before anything is built.
+
+    model.safetensors       all tensors but those of frozen parts, which are found by name and told apart by sha256
+    model.json              config, statistics, and "belongs": language, vision, vggt, cameras, state, action
+    sentences.safetensors   states of the training sentences (frozen language), so that known instructions need no language model
+    tokenizer.json ...      of the tiny words
+"""
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from repro.machine import UserError, compute_dtype
+from repro.models import fingerprint, sentences, towers, vggt
+from repro.models.vggt_vla_config import OWN, VGGTVLAConfig
+
+ACTION = "relative, in [-1, 1], gripper -1 close, +1 open"
+
+
+def frozen_parts(config: VGGTVLAConfig) -> tuple[nn.Module | None, vggt.Alternating | None]:
+    """(vision tower, VGGT's blocks) with their pretrained weights; None for what trains along."""
+    dtype = torch.float32 if config.dtype == "float32" else compute_dtype()[0]
+    tower = None if config.vision in OWN else towers.frozen_vision(config.vision, config.vision_revision, dtype=dtype,
+                                                                   size=config.image_size)
+    named = config.backbone == "vggt" and config.backbone_weights
+    return tower, vggt.load(config.backbone_weights, config.backbone_revision, dtype, blocks_only=True) if named else None
+
+
+def belongs(model: nn.Module) -> dict[str, dict]:
+    """What a checkpoint of this model says it belongs to."""
+    c, found = model.config, {}
+    if isinstance(model.words, sentences.FrozenWords):
+        found["language"] = {**model.words.table.about, "text_length": c.text_length}
+    else:
+        found["words"] = fingerprint.of_tokenizer(model.words.tokenizer)
+    if model.tower is not None:
+        found["vision"] = {**model.tower.identity, **(fingerprint.of_name(c.vision) or {})}
+    if model.blocks is not None and c.backbone_weights:
+        found["vggt"] = {**model.blocks.identity, **asdict(model.blocks.config)}
+    found["cameras"] = {"views": list(c.views), "orientation": c.orientation}
+    return found | {"state": {"dim": c.state_dim}, "action": {"dim": c.action_dim, "chunk": c.chunk, "convention": ACTION}}
+
+
+def of_store(saved: dict[str, dict], store) -> dict[str, dict]:
+    """What a store says of the same conventions; "orientation" of its metadata, upright where it says none."""
+    views = [view for view in saved["cameras"]["views"] if f"observation.images.{view}" in store.columns]
+    sizes = {name: {**saved[name], "dim": len(store.stats[column]["mean"])}
+             for name, column in (("state", "observation.state"), ("action", "action"))}
+    return {"cameras": {"views": views, "orientation": store.meta.get("orientation", "upright")}, **sizes}
+
+
+def saved_names(model: nn.Module) -> list[str]:
+    """Of the state dict, without frozen parts."""
+    elsewhere = ("tower.",) + (("blocks.",) if model.config.backbone_weights else ())
+    return [name for name in model.state_dict() if not name.startswith(elsewhere)]
+
+
+def save(model: nn.Module, folder: Path) -> None:
+    weights = model.state_dict()
+    save_file({name: weights[name].contiguous() for name in saved_names(model)}, folder / "model.safetensors")
+    about = {"model": "VGGTVLA", "config": asdict(model.config), "stats": model.stats, "belongs": belongs(model)}
+    (folder / "model.json").write_text(json.dumps(about, indent=1))
+    if isinstance(model.words, sentences.FrozenWords):
+        model.words.table.save(folder / "sentences.safetensors")
+    else:
+        model.words.tokenizer.save_pretrained(folder)
+
+
+def read(folder: Path) -> dict:
+    """model.json, with a config that this version knows."""
+    if not (folder / "model.json").exists():
+        raise UserError(f"{folder} holds no model", "model.json and model.safetensors", next_step="train first (`repro train CONFIG.json`)")
+    about = json.loads((folder / "model.json").read_text())
+    unknown = set(about.get("config", {})) - {field.name for field in fields(VGGTVLAConfig)}
+    if about.get("model") != "VGGTVLA" or unknown:
+        raise UserError(f"{folder}/model.json is of another model or version", "VGGTVLA", f"{about.get('model')}, {sorted(unknown)}",
+                        "use the version of repro named in about.json")
+    return about
+
+
+def compare(about: dict, source: object, language: str | None = None, store=None) -> None:
+    """Refuse what is known not to fit, by config and tokenizer files alone; nothing is built or downloaded."""
+    saved, c = about["belongs"], VGGTVLAConfig(**about["config"])
+    fingerprint.refuse_unknown({name: saved[name] for name in ("language", "vision") if name in saved}, source)
+    if "language" in saved:
+        sentences.check(language or c.language, saved["language"], source)
+    if "vision" in saved and (here := fingerprint.of_name(c.vision)) is not None:
+        fingerprint.refuse_other({"vision": {key: saved["vision"].get(key) for key in here}}, {"vision": here}, source)
+    if store is not None:
+        fingerprint.refuse_other({name: saved[name] for name in ("cameras", "state", "action")}, of_store(saved, store), source)
+
+
+def load(kind: type, folder: Path, language: str | None = None, store=None) -> nn.Module:
+    about = read(folder)
+    compare(about, folder, language, store)
+    config, saved = VGGTVLAConfig(**about["config"]), about["belongs"]
+    if config.language == "tiny":
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        fingerprint.refuse_other({"words": saved["words"]}, {"words": fingerprint.of_tokenizer(tokenizer)}, folder)
+        words = sentences.TinyWords(tokenizer, config.text_length, config.language_width, config.word_dropout)
+    else:
+        table = sentences.Table.load(folder / "sentences.safetensors")
+        fingerprint.refuse_other({"language": saved["language"]}, {"language": {**table.about, "text_length": config.text_length}}, folder)
+        dtype = torch.float32 if config.dtype == "float32" else None
+        opening = lambda: sentences.Reader.open(language or config.language, config.language_revision, config.text_length, dtype,
+                                                {key: value for key, value in saved["language"].items() if key not in PLACE})
+        words = sentences.FrozenWords(table, config.text_length, None if config.cache_language else opening(), opening)
+    tower, blocks = frozen_parts(config)
+    for name, part in (("vision", tower), ("vggt", blocks)):
+        if part is not None:
+            fingerprint.refuse_other({name: {"sha256": saved[name]["sha256"]}}, {name: {"sha256": part.identity["sha256"]}}, folder,
+                                     f"load {saved[name]['name']} at revision {saved[name]['revision'] or 'main'}")
+    model = kind(config, about["stats"], words, tower, blocks)
+    take(model, load_file(folder / "model.safetensors"), folder / "model.safetensors")
+    return model
+
+
+PLACE = ("name", "revision", "text_length")  # of a language model: where it was found, how it was used; not what it is
+
+
+def take(model: nn.Module, weights: dict[str, Tensor], source: Path | str) -> None:
+    """All tensors or none."""
+    state = model.state_dict()
+    expected = {name: tuple(state[name].shape) for name in saved_names(model)}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    wrong = [f"{name}: expected {expected.get(name, 'absent')}, found {found.get(name, 'absent')}"
+             for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
+    if wrong:
+        raise UserError(f"{source} does not fit the model", f"{len(expected)} tensors", "; ".join(wrong[:12]),
+                        "load it with the config it was saved with")
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            state[name].copy_(tensor)

@@ -77,7 +77,8 @@ CPU = replace(
     evaluate_chains=100, evaluate_single=4, simulators=32, attention_frames=400,
     tower_steps=1200, vae_steps=2000, language_steps=3000, part_pictures=12_000,
     rows=("baseline", "gaze", "whole", "blind", "gaze+pretrain", "box", "mask"), seeds=(0, 1, 2), corrupt=(0.08, 0.33, 1.0),
-    pretrain_steps=3000, pretrain_tables=60, pretrain_episodes_per_task=2, ablation_chains=500, curve_seeds=(0,), curve_single=3, grocery_per_task=100,
+    pretrain_steps=3000, pretrain_tables=60, pretrain_episodes_per_task=2, ablation_chains=500, curve_seeds=(0,), curve_single=3,
+    grocery_per_task=100,
 )  # fmt: skip
 
 T4 = replace(

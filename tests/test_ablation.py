@@ -119,8 +119,8 @@ def test_minutes_stop_a_run_cleanly_and_unknown_rows_are_refused(work, monkeypat
     assert "0 of 1 runs are done, left: baseline:0:0" in said[-1] and not (work / "runs").exists()
     with pytest.raises(UserError, match="no such rows"):
         ablation.runs(replace(SETTINGS, rows=("gazing",)))
-    order = [run.key for run in ablation.runs(replace(SETTINGS, corrupt=(0.33,)))]
-    assert order == ["baseline:0:0", "gaze:0:0", "gaze:0:0.33", "floors:0:0", "baseline:1:0", "gaze:1:0", "gaze:1:0.33"]
+    order = [run.key for run in ablation.runs(replace(SETTINGS, few_rows=("box",), few_seeds=(1,), corrupt=(0.33,)))]
+    assert order == ["baseline:0:0", "gaze:0:0", "floors:0:0", "baseline:1:0", "gaze:1:0", "box:1:0", "gaze:1:0.33"]
     monkeypatch.setenv("REPRO_WORK", str(work))
     assert "no run of the ablation is done" in str(CliRunner().invoke(cli, ["ablation", "--tables"]).exception)
 
@@ -130,9 +130,11 @@ def test_minutes_stop_a_run_cleanly_and_unknown_rows_are_refused(work, monkeypat
 
 def test_a_run_begins_with_all_weights_of_another_or_without_its_denoiser(work, tmp_path):
     shutil.copytree(work / "store" / "training", work / "store" / "pretraining")
-    launch.train_from_config(experiments.job_before(SETTINGS, work, 0), log=lambda line: None)
-    before = load_file(checkpoint.need(work / "train" / "pretraining") / "model.safetensors")
-    for row, kept in experiments.PRETRAINED.items():
+    launch.train_from_config(experiments.job_before(SETTINGS, work, "gaze+pretrain", 0), log=lambda line: None)
+    before = load_file(checkpoint.need(work / "train" / "pretraining-gaze") / "model.safetensors")
+    for row, (stage, kept) in experiments.PRETRAINED.items():
+        if stage != "gaze":
+            continue
         path = experiments.job(SETTINGS, work, row, 0)
         job = launch.Job(**json.loads(path.read_text()))
         torch.manual_seed(0)
@@ -150,7 +152,7 @@ def test_a_run_begins_with_all_weights_of_another_or_without_its_denoiser(work, 
     baseline = json.loads(experiments.job(SETTINGS, work, "baseline", 0).read_text())
     with pytest.raises(UserError, match="does not fit"):  # a model without a denoiser cannot take over one
         launch.begin(launch._build(launch.Job(**baseline), launch.model_config(baseline["model"], []), Store(baseline["store"])),
-                     launch.Job(**{**baseline, "start": str(work / "train" / "pretraining")}))
+                     launch.Job(**{**baseline, "start": str(work / "train" / "pretraining-gaze")}))
 
 
 def test_the_held_out_loss_is_measured_without_changing_the_run_and_marks_are_kept(work):

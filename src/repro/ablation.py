@@ -65,16 +65,17 @@ class Run:
 
 
 def runs(settings: Profile) -> list[Run]:
-    """Everything the profile asks for, seed by seed."""
-    unknown = sorted(set(settings.rows) - set(experiments.ROWS))
+    """Everything the profile asks for: the main rows seed by seed, then those of fewer seeds and wrong boxes."""
+    unknown = sorted({*settings.rows, *settings.few_rows} - set(experiments.ROWS))
     if unknown or not settings.rows or not settings.seeds:
         raise UserError("the ablation has no such rows", " | ".join(experiments.ROWS), ", ".join(unknown) or "no row or no seed")
     found = []
     for seed in settings.seeds:
         found += [Run(row, seed) for row in settings.rows]
-        if "gaze" in settings.rows:
-            found += [Run("gaze", seed, share) for share in settings.corrupt]
-            found += [Run(FLOORS, seed)] if seed == settings.seeds[0] else []
+        found += [Run(FLOORS, seed)] if seed == settings.seeds[0] and "gaze" in settings.rows else []
+    for seed in settings.few_seeds:
+        found += [Run(row, seed) for row in settings.few_rows]
+        found += [Run("gaze", seed, share) for share in settings.corrupt] if "gaze" in settings.rows else []
     return found
 
 
@@ -159,8 +160,8 @@ def do(settings: Profile, work: Path, run: Run, minutes: float = 0.0, log=print)
 
 def _trained(settings: Profile, work: Path, run: Run, clock: _Clock, log) -> list[dict]:
     if run.row in experiments.PRETRAINED:
-        with _alone(work / "ablation" / f"pretraining-seed{run.seed}", wait=True):
-            _train(experiments.job_before(settings, work, run.seed, clock.left()), log)
+        with _alone(work / "ablation" / f"pretraining-{experiments.PRETRAINED[run.row][0]}-seed{run.seed}", wait=True):
+            _train(experiments.job_before(settings, work, run.row, run.seed, clock.left()), log)
     _train(experiments.job(settings, work, run.row, run.seed, run.corrupt, clock.left()), log)
     place = experiments.folder(work, run.row, run.seed, run.corrupt)
     model, begun = experiments.load_run(place), time.monotonic()
@@ -322,7 +323,7 @@ def prepare(settings: Profile, work: Path, log=print) -> None:
     for split in ("training", "validation"):
         _annotate(work / "store" / split, log)
     experiments.parts(settings, work, log)
-    if set(settings.rows) & set(experiments.PRETRAINED) and not (work / "store" / "pretraining").is_dir():
+    if {*settings.rows, *settings.few_rows} & set(experiments.PRETRAINED) and not (work / "store" / "pretraining").is_dir():
         raw, part = work / "calvin_pretraining", work / "store" / "pretraining.part"
         others = tuple(f"R~{k}" for k in range(settings.pretrain_tables))
         _data(replace(settings, scenes=others, episodes_per_task=settings.pretrain_episodes_per_task), raw, {"training": part},

@@ -103,6 +103,7 @@ def ablation(profile: str, rows: str | None, seeds: str | None, corrupt: str | N
         runs.one(settings, work, one, minutes, click.echo)
         return
     given = {"rows": rows and tuple(rows.split(",")), "seeds": seeds and tuple(map(int, seeds.split(","))),
+             "few_rows": () if rows else None, "few_seeds": seeds and tuple(map(int, seeds.split(","))),
              "corrupt": corrupt and (() if corrupt == "none" else tuple(map(float, corrupt.split(","))))}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
     if not tables:

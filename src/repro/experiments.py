@@ -31,11 +31,13 @@ ROWS = {  # name -> what it changes in the preset
     "gaze": {},
     "gaze+pretrain": {},
     "gaze+pretrain without denoiser": {},
+    "baseline+pretrain": {"recon": False},
     "box": {"recon": False, "aux": "box"},
     "mask": {"recon": False, "aux": "mask"},
     "blind": {"recon": False, "blind": True},
 }
-PRETRAINED = {"gaze+pretrain": True, "gaze+pretrain without denoiser": False}  # is the denoiser of the stage before kept?
+PRETRAINED = {  # row -> (row of the stage before, is its denoiser kept?)
+    "gaze+pretrain": ("gaze", True), "gaze+pretrain without denoiser": ("gaze", False), "baseline+pretrain": ("baseline", True)}
 VARIANTS = {name: ROWS[name] for name in ("baseline", "whole", "gaze", "blind")}  # those of the notebooks
 MARKS = (0.1, 0.25, 0.5, 0.75, 1.0)  # shares of the steps at which a run of `curve_seeds` is looked at
 CAUTION = ("Attention shows where image tokens are read, not what an action depends on: what passes through other tokens (instruction, "
@@ -79,15 +81,20 @@ def _write_job(settings: Profile, work: Path, place: Path, row: str, seed: int, 
 def job(settings: Profile, work: Path, row: str, seed: int, corrupt: float = 0.0, minutes: float | None = None) -> Path:
     """The config file of one training run, as `repro train` takes it. minutes: wall clock of this session (default: the profile's)."""
     marks = {"marks": MARKS} if row in ("baseline", "gaze") and seed in settings.curve_seeds and not corrupt else {}
-    more = {"start": str(folder(work, "pretraining", seed)), "keep_denoiser": PRETRAINED[row]} if row in PRETRAINED else {}
+    more = {}
+    if row in PRETRAINED:
+        before, kept = PRETRAINED[row]
+        more = {"start": str(folder(work, f"pretraining {before}", seed)), "keep_denoiser": kept}
     return _write_job(settings, work, folder(work, row, seed, corrupt), row, seed, minutes, marks, name=row,
                       store=work / "store" / "training", corrupt=corrupt, **more)
 
 
-def job_before(settings: Profile, work: Path, seed: int, minutes: float | None = None) -> Path:
-    """The stage before the rows in PRETRAINED: both losses on other episodes, with the tokenizer and statistics of the rows' own."""
-    return _write_job(settings, work, folder(work, "pretraining", seed), "gaze", seed, minutes, {"steps": settings.pretrain_steps},
-                      name="pretraining", store=work / "store" / "pretraining", like=str(work / "store" / "training"))
+def job_before(settings: Profile, work: Path, row: str, seed: int, minutes: float | None = None) -> Path:
+    """The stage before a row of PRETRAINED: on other play tables, with the tokenizer and statistics of the rows' own data."""
+    before = PRETRAINED[row][0]
+    name, steps = f"pretraining {before}", {"steps": settings.pretrain_steps}
+    return _write_job(settings, work, folder(work, name, seed), before, seed, minutes, steps, name=name,
+                      store=work / "store" / "pretraining", like=str(work / "store" / "training"))
 
 
 def load(work: Path, seed: int = 0, rows=tuple(VARIANTS)) -> dict[str, ReconVLA]:

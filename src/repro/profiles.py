@@ -50,6 +50,8 @@ class Profile:
     part_pictures: int  # drawn for the three
     rows: tuple[str, ...]  # of the ablation (experiments.ROWS); here and below: `repro ablation`
     seeds: tuple[int, ...]
+    few_rows: tuple[str, ...]  # rows of fewer seeds ...
+    few_seeds: tuple[int, ...]  # ... these, and so for wrong boxes
     corrupt: tuple[float, ...]  # shares of wrong gaze boxes that "gaze" is trained with too
     pretrain_steps: int  # of the stage before row "gaze+pretrain" ...
     pretrain_tables: int  # ... on so many other play tables (scenes.scene, "R~..") ...
@@ -66,18 +68,19 @@ SMOKE = Profile(
     preset="tiny", train_steps=60, batch_size=16, accumulate=1, learning_rate=3e-3, budget_minutes=3, checkpoint_minutes=120,
     evaluate_chains=4, evaluate_single=1, simulators=8, attention_frames=16, workers=2,
     variation=0.05, noise=0.4, draw_every=1, tower_steps=40, vae_steps=30, language_steps=20, part_pictures=240,
-    rows=("baseline", "gaze"), seeds=(0, 1), corrupt=(), pretrain_steps=60, pretrain_tables=2,
+    rows=("baseline", "gaze"), seeds=(0, 1), few_rows=(), few_seeds=(), corrupt=(), pretrain_steps=60, pretrain_tables=2,
     pretrain_episodes_per_task=1, ablation_chains=4, curve_seeds=(), curve_single=1, grocery_per_task=4,
 )  # fmt: skip
 
 CPU = replace(
     SMOKE, name="cpu", where="any CPU: tiny models, trained until they act; the ablation is resumed until it is done",
     scenes=("A", "B", "C"), tasks=THIRTEEN_TASKS, episodes_per_task=40, validation_episodes_per_task=3, draw_every=3,
-    train_steps=3000, batch_size=32, learning_rate=2e-3, budget_minutes=60,
+    train_steps=2500, batch_size=32, learning_rate=1.5e-3, budget_minutes=60,
     evaluate_chains=100, evaluate_single=4, simulators=32, attention_frames=400,
     tower_steps=1200, vae_steps=2000, language_steps=3000, part_pictures=12_000,
-    rows=("baseline", "gaze", "whole", "blind", "gaze+pretrain", "box", "mask"), seeds=(0, 1, 2), corrupt=(0.08, 0.33, 1.0),
-    pretrain_steps=3000, pretrain_tables=60, pretrain_episodes_per_task=2, ablation_chains=500, curve_seeds=(0,), curve_single=3,
+    rows=("baseline", "gaze", "whole", "gaze+pretrain"), seeds=(0, 1, 2, 3, 4),
+    few_rows=("blind", "baseline+pretrain", "box", "mask"), few_seeds=(0, 1, 2), corrupt=(0.08, 0.33, 1.0),
+    pretrain_steps=2500, pretrain_tables=60, pretrain_episodes_per_task=2, ablation_chains=200, curve_seeds=(0, 1, 2), curve_single=8,
     grocery_per_task=100,
 )  # fmt: skip
 

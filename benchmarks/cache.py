@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from repro import benchmark
+from repro import benchmark, machine
 from repro.models import tiny, tiny_training
 from repro.models.reconvla import PRESETS, ReconVLA
 from repro.sims.tabletop.language import TRAIN
@@ -46,7 +46,9 @@ def step(net: ReconVLA, optimizer: torch.optim.Optimizer, data: dict) -> float:
     """Seconds of one training step."""
     began = time.perf_counter()
     optimizer.zero_grad()
-    net.loss(data)["loss"].backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=machine.fast_bfloat16()):  # as runs on a CPU do (TrainConfig.cpu_bfloat16)
+        loss = net.loss(data)["loss"]
+    loss.backward()
     optimizer.step()
     return time.perf_counter() - began
 

@@ -270,3 +270,36 @@ def test_tables_come_from_the_latest_settings_only_and_figures_from_wrong_boxes(
     assert ablation_tables.frames(records)["gaze"][0].tolist() == pytest.approx([0.15, 0.4])
     assert ablation_tables.frames(records, ablation_tables.TASK_GAIN)["gaze"][0].tolist() == pytest.approx([0.1])
     assert set(ablation_figures.everything(records)) == {"rows", "wrong_boxes"}
+
+
+def test_what_is_done_is_published_whole_and_never_of_an_edited_tree(tmp_path):
+    """Records and tables of the small ablation above, moved to results/<profile>; older records there are gone."""
+    def record(seed, commit, benchmark, **more):
+        config = {"row": "baseline", "corrupt": 0.0, "asked": "now"}
+        solved = chains.summarise([chains.Outcome(i, "baseline", tuple("abcde"), (True, False), (1, 1)) for i in range(3)])
+        error = {"motion error": {"value": 0.1, "n": 3, "low": 0.0, "high": 1.0}}
+        one = results.record("reconvla ablation", "baseline", benchmark=benchmark, data="play table A", data_hash="h", config=config,
+                             seed=seed, minutes=2, simulator="tabletop", renderer="r", not_comparable_with=["reconvla"],
+                             metrics=solved if "chains" in benchmark else error)
+        results.save({**one, "commit": commit, **more}, tmp_path / "work" / "runs" / "ablation")
+
+    learned = {"step": [1, 2], "action": [2.0, 1.0], "held_out": [1.5], "held_out_step": [2]}
+    target = tmp_path / "results" / "cpu"
+    old = target / "runs" / "ablation" / "old.json"
+    old.parent.mkdir(parents=True)
+    old.write_text("{}")
+    with pytest.raises(UserError, match="cannot be published"):
+        ablation_tables.publish(tmp_path / "work", target)
+    record(0, "abc+changes", "play table A->D, 5 tasks, chains of 5", outcomes="111")
+    with pytest.raises(UserError, match="abc.changes"):
+        ablation_tables.publish(tmp_path / "work", target, log=lambda line: None)
+    assert old.exists()
+    shutil.rmtree(tmp_path / "work" / "runs")
+    record(0, "abc", "play table A->D, 5 tasks, chains of 5", outcomes="111")
+    record(0, "abc", ablation_tables.OFFLINE, learning=learned)
+    ablation_tables.publish(tmp_path / "work", target, log=lambda line: None)
+    assert not old.exists() and len(list(old.parent.glob("*.json"))) == 2
+    names = ["ablation_learning.png", "ablation_rows.png"]
+    assert (target / "ablation.md").is_file() and [path.name for path in sorted((target / "figures").iterdir())] == names
+    section = ablation_tables.readme_section(target)
+    assert "1 trained runs" in section and "| baseline | 1 | 3 |" in section and "commit abc;" in section

@@ -9,6 +9,7 @@ same draw for both rows. Drawing from S seeds makes their spread too small by th
 seed an interval speaks of start states only. It cannot know what other seeds would have given: read it together with the dots.
 """
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy as np
 from repro import results
 from repro.experiments import ROWS
 from repro.intervals import wilson
+from repro.machine import UserError
 
 ATTENTION, OFFLINE, ON_THE_WAY = "attention on held-out frames", "offline action error on held-out episodes", "single tasks on the way"
 MASS = "attention mass in the gaze box"
@@ -205,6 +207,41 @@ def markdown(records: list[dict]) -> str:
     parts += [("Attention on held-out frames", attention_table(records)), ("Offline, held-out episodes", offline_table(records)),
               ("On the way: does the gain level off?", way_table(records))]
     return "\n\n".join(f"## {title}\n\n{results.markdown(*table)}" for title, table in parts if table[1]) + "\n"
+
+
+def readme_section(folder: Path | str) -> str:
+    """What README says of the ablation in `results/<profile>`: how it was made, chains, attention, and the gain on the way."""
+    records = load(Path(folder) / "runs" / "ablation")
+    unique = lambda values: ", ".join(sorted(set(values)))
+    trained = [r for r in records if r["benchmark"] == OFFLINE]
+    lines = [f"Profile `{Path(folder).name}`: {unique(r['data'] for r in records)}; {len(trained)} trained runs; "
+             f"{unique(r['hardware'] for r in records)}, {unique('torch ' + r['packages'].get('torch', '?') for r in records)}; commit "
+             f"{unique(r['commit'] for r in records)}; one run, trained and evaluated offline: at most "
+             f"{max(r['minutes'] for r in trained):.0f} min on one core. **Not comparable with the paper.**"]
+    parts = [(name, chain_table(records, name)) for name in chain_benchmarks(records)] + [
+        ("Attention on held-out frames", attention_table(records)), ("On the way", way_table(records))]
+    return "\n\n".join(lines + [f"{title}:\n\n{results.markdown(*table)}" for title, table in parts if table[1]]) + "\n"
+
+
+def publish(work: Path, target: Path, log=print) -> Path:
+    """Put the records, ablation.md and figures of what is done into `results/<profile>`; those of an edited tree are refused."""
+    records = write(work, log)
+    edited = sorted({r["commit"] for r in records if "+changes" in r["commit"]})
+    if not records or edited:
+        raise UserError("this ablation cannot be published", "records of clean commits", ", ".join(edited) or "no record",
+                        "commit, or use a fresh clone, and run it again: repro ablation --profile ...")
+    place = target / "runs" / "ablation"
+    shutil.rmtree(place, ignore_errors=True)
+    for record in records:
+        results.save(record, place)
+    shutil.copy2(work / "ablation.md", target / "ablation.md")
+    for old in (target / "figures").glob("ablation_*.png"):
+        old.unlink()
+    (target / "figures").mkdir(exist_ok=True)
+    for figure in (work / "figures").glob("ablation_*.png"):
+        shutil.copy2(figure, target / "figures" / figure.name)
+    log(f"{len(records)} records to {place}")
+    return target
 
 
 def write(work: Path, log=print) -> list[dict]:

@@ -89,9 +89,10 @@ def train(config: Path) -> None:
 @click.option("--minutes", default=0.0, help="Stop before so much wall clock is over, ready to go on; 0: no limit.")
 @click.option("--slots", type=int, help="Runs at a time (default: one a core or GPU).")
 @click.option("--tables", is_flag=True, help="Only tables and figures of what is done.")
+@click.option("--publish", is_flag=True, help="Only these, with the records, into results/<profile>.")
 @click.option("--one", hidden=True)
 def ablation(profile: str, rows: str | None, seeds: str | None, corrupt: str | None, minutes: float, slots: int | None, tables: bool,
-             one: str | None) -> None:
+             publish: bool, one: str | None) -> None:
     """Every row over seeds: train, evaluate, look, record. Call it again until all is done; what is done is kept."""
     from dataclasses import replace
 
@@ -106,6 +107,9 @@ def ablation(profile: str, rows: str | None, seeds: str | None, corrupt: str | N
              "few_rows": () if rows else None, "few_seeds": seeds and tuple(map(int, seeds.split(","))),
              "corrupt": corrupt and (() if corrupt == "none" else tuple(map(float, corrupt.split(","))))}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    if publish:
+        ablation_tables.publish(work, machine.root() / "results" / profile, click.echo)
+        return
     if not tables:
         runs.run(settings, work, minutes, slots, click.echo)
     records = ablation_tables.write(work, click.echo)

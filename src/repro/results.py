@@ -258,18 +258,6 @@ def summary(records: list[dict]) -> tuple[list[str], list[list[str]]]:
     return ["variant", *titles], rows
 
 
-def readme_section(folder: str | Path) -> str:
-    """What README says of the results in `folder`: the summary, and success by task."""
-    records = load_all(Path(folder) / "runs")
-    single = [r for r in records if "single tasks" in r["benchmark"]]
-    where = sorted({f"{r['data']}, evaluated in {r['benchmark']}" for r in single})
-    hardware, packages = sorted({r["hardware"] for r in single}), sorted({f"torch {r['packages'].get('torch', '?')}" for r in single})
-    return (f"Profile `{Path(folder).name}`: {'; '.join(where)}. {'; '.join(hardware)}, {', '.join(packages)}; commit "
-            f"{', '.join(sorted({r['commit'] for r in single}))}; training and evaluation of one variant at most "
-            f"{max(r['minutes'] for r in single):.0f} min. **Not comparable with the paper.**\n\n{markdown(*summary(records))}\n\n"
-            f"Single tasks, solved / tried:\n\n{markdown(*task_table(single))}\n")
-
-
 def real_table(records: list[dict]) -> tuple[list[str], list[list[str]]]:
     """(header, rows) of records from the real simulators: one row a policy, one column a benchmark and its metric, n in the title."""
     titles, cells = {}, {}
@@ -300,15 +288,15 @@ def real_section(folder: str | Path) -> str:
     return "\n".join(parts)
 
 
-START = "<!-- results: written by `python -m repro.results --readme results/cpu`, checked by tests/test_readme.py -->"
-END = "<!-- end of results -->"
-
-
+START = "<!-- ablation: written by `python -m repro.results --readme results/cpu`, checked by tests/test_readme.py -->"
+END = "<!-- end of the ablation -->"
 REAL_START, REAL_END = "<!-- real simulators: written by the same command from results/sims -->", "<!-- end of real simulators -->"
 
 
 def write_readme(readme: str | Path, folder: str | Path) -> None:
-    """Put `readme_section(folder)` and `real_section(folder/../sims)` between their marks in the README."""
+    """Put the ablation of `folder` and `real_section(folder/../sims)` between their marks in the README."""
+    from repro.ablation_tables import readme_section
+
     text = Path(readme).read_text()
     for start, end, section in ((START, END, readme_section(folder)), (REAL_START, REAL_END, real_section(Path(folder).parent / "sims"))):
         text = between(text, start, end, section)

@@ -153,7 +153,7 @@ class KeypointPolicy(nn.Module):
         seen = [torch.from_numpy(normalise_state(np.asarray(state, np.float32), self.mean, self.std)).to(self.device), task]
         for eye, name in zip(self.eyes, CAMERAS, strict=True):
             shown = np.asarray(pictures[name])[:1 if self.config.blind else None]
-            picture = torch.as_tensor(shown).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+            picture = torch.as_tensor(shown).to(self.device).permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1
             points = eye(picture, task[: len(shown)]).flatten(1)
             seen.append((points * 0).expand(len(task), -1) if self.config.blind else points)  # every weight keeps a gradient, of zero
         seen = torch.cat(seen, dim=1)

@@ -157,7 +157,8 @@ class VGGTVLA(nn.Module):
         return [{"features": one} for one in seen.reshape(len(shown), len(names), *seen.shape[1:])]
 
     def _pixels(self, pictures: np.ndarray) -> Float[Tensor, "b 3 h w"]:
-        pixels = torch.as_tensor(np.asarray(pictures)).to(self.device).permute(0, 3, 1, 2).float() / 255
+        # contiguous: torch 2.13's backward of a strided 1x1 convolution over 8 channels-last channels crashes on two threads of a CPU
+        pixels = torch.as_tensor(np.asarray(pictures)).to(self.device).permute(0, 3, 1, 2).float().contiguous() / 255
         mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (
             (self.tower.image_mean, self.tower.image_std) if self.tower is not None else ([0.5] * 3, [0.5] * 3)))
         return (pixels - mean) / std

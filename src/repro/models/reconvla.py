@@ -38,6 +38,7 @@ from repro.models.reconvla_config import AS_PUBLISHED, PRESETS, ReconVLAConfig  
 from repro.models.towers import compose, resize
 
 WAVES = 6  # of a number of the state with proprio="fourier": periods 2 ... 1/16 of a range of [-1, 1]
+CLIP = 4.0  # latents of the VAE have unit variance; 99 in 100 of the tiny one's lie within 3.8
 BIN_SCALE = 0.1  # standard deviation of ordered bins; with the decoder's 0.02 the loss stands still for the first hundreds of steps
 def fourier(values: Float[np.ndarray, " n"], width: int) -> Float[Tensor, "n width"]:
     """Sines and cosines of `values` in [-1, 1], periods from 4 down to 1/16, unit variance: neighbours start alike."""
@@ -416,10 +417,11 @@ class ReconVLA(nn.Module):
         return torch.cat([inputs, self._answer(ids[:, : n - 1])], dim=1), F.pad(mask, (0, n - 1), value=True)
 
     @torch.inference_mode()
-    def reconstruct(self, observations: list[dict], instructions: list[str], steps: int = 50) -> UInt8[np.ndarray, "b th tw 3"]:
+    def reconstruct(self, observations: list[dict], instructions: list[str], steps: int = 250) -> UInt8[np.ndarray, "b th tw 3"]:
         """What the denoiser draws from noise at the image tokens: pictures laid out like the target. To look at; acting does not use it.
 
-        steps=1000 is upstream's sampler. `targets` gives what should be seen.
+        steps=1000 is upstream's sampler, but for a bound of the predicted clean latents at CLIP standard deviations, without which a small
+        denoiser's samples run away. `targets` gives what should be seen.
         """
         if self.denoiser is None:
             raise UserError("this model has no reconstruction head", expected="a model trained with recon=True")
@@ -428,7 +430,7 @@ class ReconVLA(nn.Module):
         with self.arithmetic():
             inputs, mask = self.prompt(self.observed(observations, instructions))
             hidden = decode(self.decoder, inputs, mask)[:, self.image_positions]
-        drawn = self.pixels(self.denoiser.sample(hidden, steps, clip=1.0 if self.vae is None else None))
+        drawn = self.pixels(self.denoiser.sample(hidden, steps, clip=1.0 if self.vae is None else CLIP))
         self.train(was_training)
         return drawn.cpu().numpy()
 

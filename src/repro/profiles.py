@@ -75,7 +75,7 @@ SMOKE = Profile(
 CPU = replace(
     SMOKE, name="cpu", where="any CPU: tiny models, trained until they act; the ablation is resumed until it is done",
     scenes=("A", "B", "C"), tasks=THIRTEEN_TASKS, episodes_per_task=40, validation_episodes_per_task=3, draw_every=3,
-    train_steps=2500, batch_size=32, learning_rate=1.5e-3, budget_minutes=60,
+    train_steps=2500, batch_size=32, learning_rate=1.5e-3, budget_minutes=60, checkpoint_minutes=5,
     evaluate_chains=100, evaluate_single=4, simulators=32, attention_frames=400,
     tower_steps=1200, vae_steps=2000, language_steps=3000, part_pictures=12_000,
     rows=("baseline", "gaze", "whole", "gaze+pretrain"), seeds=(0, 1, 2, 3, 4),
@@ -88,6 +88,7 @@ T4 = replace(
     CPU, name="t4", where="Kaggle, 2 x T4, one session of 11 h, resumes in the next",
     scenes=("A", "B", "C"), tasks=None, episodes_per_task=100, validation_episodes_per_task=5,
     train_steps=20_000, batch_size=2, accumulate=8, learning_rate=2e-4, budget_minutes=660,
+    checkpoint_minutes=120, draw_every=1, seeds=(0, 1, 2), few_rows=("blind", "baseline+pretrain"), few_seeds=(0,), corrupt=(),
     evaluate_chains=200, evaluate_single=25, attention_frames=500, workers=4,
     preset="t4", pretrain_steps=20_000, ablation_chains=500, curve_single=5,
 )  # fmt: skip

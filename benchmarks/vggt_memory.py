@@ -8,14 +8,11 @@ parts are float16 with random numbers of the published sizes; what trains is flo
 timed, at full width and a sixth of VGGT's depth, in CPU seconds of one thread (or GPU seconds). The guide says 20 and 28 GB.
 """
 
-import argparse
-import json
 import statistics
 import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +21,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from repro import benchmark
 from repro.machine import describe
 from repro.models import towers, vggt
 from repro.models.vggt_vla import PRESETS, TRAIN, VGGTVLA
@@ -179,8 +177,7 @@ def timed(cached: bool, size: int = 2, depth: int = 4, repeats: int = 3) -> dict
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--json", type=Path, help="file for the numbers")
+    options = benchmark.options(__doc__)
     options.add_argument("--no-gpu", action="store_true", help="compute, even where there is a GPU")
     options.add_argument("--no-time", action="store_true", help="memory only")
     given = options.parse_args()
@@ -202,7 +199,7 @@ def main() -> None:
         out = {"command": "python " + " ".join(["benchmarks/vggt_memory.py", *sys.argv[1:]]), "how": run.__name__, "unit": "GiB",
                "limit": LIMIT, "assumed": {"context": CONTEXT, "slack_of_the_step": SLACK}, "machine": describe(),
                "cases": {name: rounded(row) for name, row in cases.items()}, "language": times}  # fmt: skip
-        given.json.write_text(json.dumps(out, indent=1) + "\n")
+        benchmark.record(out, given.json, show=False)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from repro.models.decoding import Reader, forward, greedy
 from repro.models.denoiser import Denoiser, cosine_alphas, grid_positions
 from repro.models.parts import Parts, fingerprint
 from repro.models.prompt import IGNORE, IMAGE, Prompt, small_tokenizer
-from repro.models.reconvla import PRESETS, ReconVLA, ReconVLAConfig
+from repro.models.reconvla import CLIP, PRESETS, ReconVLA, ReconVLAConfig
 from repro.models.towers import VisionTower, compose
 
 INSTRUCTIONS = ["lift the red block", "lift the blue block", "open the drawer"]
@@ -604,6 +604,20 @@ def test_reconstructions_are_pictures_laid_out_like_the_target():
     assert drawn.shape == (2, *batch(net)["target_gaze"].shape[1:]) and drawn.dtype == np.uint8
     with pytest.raises(UserError, match="no reconstruction head"):
         model(recon=False).reconstruct([observation()], INSTRUCTIONS[:1])
+
+
+def test_samples_of_a_wild_denoiser_stay_within_the_bound():
+    """Errors of a small denoiser add up over the steps; the predicted clean latents are bounded, so the samples are."""
+    net = large().eval()
+    with torch.no_grad():
+        for parameter in net.denoiser.net.final_layer.linear.parameters():
+            parameter.normal_(0, 5)
+    seen, draw = [], net.denoiser.sample
+    net.denoiser.sample = lambda *args, **kwargs: seen.append(draw(*args, **kwargs)) or seen[-1]
+    torch.manual_seed(0)
+    net.reconstruct([observation()], INSTRUCTIONS[:1], steps=20)
+    hidden = torch.randn(1, len(seen[0][0, 0].flatten()), net.decoder.config.hidden_size)
+    assert seen[0].abs().max() <= CLIP + 1e-3 < draw(hidden, 20).abs().max()
 
 
 def test_the_blind_policy_misses_what_the_seeing_one_hits():

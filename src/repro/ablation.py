@@ -377,3 +377,26 @@ def one(settings: Profile, work: Path, key: str, minutes: float, log=print) -> b
     row, seed, corrupt = key.rsplit(":", 2)
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     return do(settings, work, Run(row, int(seed), float(corrupt)), minutes, log)
+
+
+def draw(settings: Profile, work: Path) -> list[str]:
+    """attention.png (baseline | whole | gaze, those that are done) and reconstruction.png of the first seed, as notebooks 08 and 05 draw
+    them; their names. Nothing without "gaze"."""
+    from repro import attention_figures, experiment_figures, pictures
+
+    seed = settings.seeds[0]
+    done = [row for row in ("baseline", "whole", "gaze") if is_done(settings, work, Run(row, seed))]
+    if "gaze" not in done:
+        return []
+    models, store = experiments.load(work, seed, tuple(done)), Store(work / "store" / "validation")
+    frames = experiments.attention_frames(store, settings.attention_frames)
+    maps = {row: experiments.attention_of(model, frames) for row, model in models.items()}
+    numbers = {row: attention.averages(experiments.attention_columns(static, frames, seed), seed) for row, static in maps.items()}
+    picks = [frames[len(frames) * i // 3] for i in range(3)]
+    shown = [(frame["task"], frame["observation.images.static"], {row: maps[row][len(frames) * i // 3] for row in maps}, frame["gaze.box"])
+             for i, frame in enumerate(picks)]
+    figures = {"attention": attention_figures.compare(shown, f"{attention.caption()} {experiments.CAUTION}", numbers),
+               "reconstruction": experiment_figures.reconstructions(models["gaze"], work, seed=seed)}
+    for name, figure in figures.items():
+        pictures.keep(figure, work / "figures" / f"{name}.png")
+    return [f"{name}.png" for name in figures]

@@ -223,8 +223,10 @@ def readme_section(folder: Path | str) -> str:
     return "\n\n".join(lines + [f"{title}:\n\n{results.markdown(*table)}" for title, table in parts if table[1]]) + "\n"
 
 
-def publish(work: Path, target: Path, log=print) -> Path:
-    """Put the records, ablation.md and figures of what is done into `results/<profile>`; those of an edited tree are refused."""
+def publish(work: Path, target: Path, drawn: Iterable[str] = (), log=print) -> Path:
+    """Put the records, ablation.md and figures of what is done into `results/<profile>`; those of an edited tree are refused.
+
+    drawn: figures of work/figures beside ablation_*.png (ablation.draw)."""
     records = write(work, log)
     edited = sorted({r["commit"] for r in records if "+changes" in r["commit"]})
     if not records or edited:
@@ -238,7 +240,7 @@ def publish(work: Path, target: Path, log=print) -> Path:
     for old in (target / "figures").glob("ablation_*.png"):
         old.unlink()
     (target / "figures").mkdir(exist_ok=True)
-    for figure in (work / "figures").glob("ablation_*.png"):
+    for figure in [*(work / "figures").glob("ablation_*.png"), *(work / "figures" / name for name in drawn)]:
         shutil.copy2(figure, target / "figures" / figure.name)
     log(f"{len(records)} records to {place}")
     return target

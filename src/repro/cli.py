@@ -108,7 +108,7 @@ def ablation(profile: str, rows: str | None, seeds: str | None, corrupt: str | N
              "corrupt": corrupt and (() if corrupt == "none" else tuple(map(float, corrupt.split(","))))}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
     if publish:
-        ablation_tables.publish(work, machine.root() / "results" / profile, click.echo)
+        ablation_tables.publish(work, machine.root() / "results" / profile, runs.draw(settings, work), click.echo)
         return
     if not tables:
         runs.run(settings, work, minutes, slots, click.echo)

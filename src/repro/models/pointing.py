@@ -6,8 +6,8 @@ ReconVLA starts from a language model that has seen images and text (LLaVA's rec
 on actions alone reads the proprioception first and looks late: attention to the image has to be found through 35 action tokens, of
 which most can be copied from their neighbours. Asked *where* the thing is that an instruction names, it learns to look at once. The
 answer stands in seven action slots: how far it is from the hand (x, y, z), then its box (x0, y0, x1, y1) as such models write boxes;
-beside it the image tokens tell which of them show the thing. Pictures are those of scenes A, B and C in own and repainted looks,
-sentences those of the training set.
+beside it the image tokens tell which of them show the thing. Pictures: models/tiny_pictures.py; sentences: those of the training
+set.
 """
 import json
 import time
@@ -90,9 +90,9 @@ def pretrain_language(folder: Path | str, steps: int = 1500, seed: int = 0, stat
 
     path, config = Path(folder) / "language", config or PRESETS["tiny"]
     tower = tiny.load_tower(folder)
+    sizes = {name: getattr(config, name) for name in ("hidden", "layers", "heads", "intermediate", "proprio", "parallel")}
     asked = tiny_training.asked("tiny language model", scenes, steps, seed, states, pictures, batch=batch, tower=tower.identity["sha256"],
-                       hidden=config.hidden, layers=config.layers, heads=config.heads, intermediate=config.intermediate,
-                       proprio=config.proprio, parallel=config.parallel)
+                                **sizes)
     if tiny_training.there(path, asked, log):
         return path
     began, drawn = time.monotonic(), drawn or tiny_pictures.Drawn(pictures, scenes, seed, states)

@@ -80,7 +80,7 @@ CPU = replace(
     tower_steps=1200, vae_steps=2000, language_steps=3000, part_pictures=12_000,
     rows=("baseline", "gaze", "whole", "gaze+pretrain"), seeds=(0, 1, 2, 3, 4),
     few_rows=("blind", "baseline+pretrain", "box", "mask"), few_seeds=(0, 1, 2), corrupt=(0.08, 0.33, 1.0),
-    pretrain_steps=2500, pretrain_tables=60, pretrain_episodes_per_task=2, ablation_chains=200, curve_seeds=(0, 1, 2), curve_single=8,
+    pretrain_steps=2500, pretrain_tables=60, pretrain_episodes_per_task=2, ablation_chains=100, curve_seeds=(0, 1, 2), curve_single=8,
     grocery_per_task=100,
 )  # fmt: skip
 

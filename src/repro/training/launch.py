@@ -35,7 +35,7 @@ from repro.models.words import vocabulary
 from repro.training import checkpoint
 from repro.training.loop import Summary, TrainConfig, train
 
-HELD_OUT = 8  # batches of held-out frames, always the same
+HELD_OUT = 8  # batches of held-out frames, always the same; fewer where they hold all frames
 PRESETS = {**reconvla.PRESETS, **keypoint_policy.PRESETS, **vggt_vla.PRESETS}
 
 
@@ -150,9 +150,14 @@ def train_from_config(path: Path | str, log: Callable[[str], None] = print) -> S
 
 def _measured(model: torch.nn.Module, held_out: Batches) -> dict[str, float]:
     """Means over the held-out batches: "held_out", the loss of the actions, and "held_out_l1" where the model tells it."""
-    losses = [model.loss(held_out(i)) for i in range(HELD_OUT)]
-    return {shown: sum(float(one[name]) for one in losses) / HELD_OUT
+    losses = [model.loss(held_out(i)) for i in range(min(HELD_OUT, -(-len(held_out) // held_out.batch_size)))]
+    return {shown: sum(float(one[name]) for one in losses) / len(losses)
             for shown, name in (("held_out", "action"), ("held_out_l1", "l1")) if name in losses[0]}
+
+
+def sentences_file(store: Store, config: VGGTVLAConfig) -> Path:
+    """Where the sentences of a store are kept as a frozen language model encodes them."""
+    return store.folder.with_name(store.folder.name + ".prepared") / f"sentences-{Path(config.language).name}.safetensors"
 
 
 def _build(job: Job, config: ReconVLAConfig | KeypointConfig | VGGTVLAConfig, store: Store) -> torch.nn.Module:
@@ -161,10 +166,10 @@ def _build(job: Job, config: ReconVLAConfig | KeypointConfig | VGGTVLAConfig, st
         return KeypointPolicy(config, store.stats)
     like, ready = Store(job.like) if job.like else store, {}
     if isinstance(config, VGGTVLAConfig):
-        cache = store.folder.with_name(store.folder.name + ".prepared") / f"sentences-{Path(config.language).name}.safetensors"
         stores = {like, store, *([Store(job.validation)] if job.validation else [])}  # a frozen language model reads them all once
         known = [like] if config.language == "tiny" else stores
-        return VGGTVLA.build(config, like.stats, sorted({episode.task for one in known for episode in one.episodes}), cache)
+        return VGGTVLA.build(config, like.stats, sorted({episode.task for one in known for episode in one.episodes}),
+                             sentences_file(store, config))
     if job.parts:
         from repro.models import tiny
 

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from repro.machine import UserError
 from repro.training import checkpoint
@@ -160,9 +161,8 @@ def loss_curve(runs: dict[str, Path | str], scalar: str = "loss", smooth: int = 
 
     Lines differ in style, not only in colour, so the figure reads in grey as well.
     """
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")  # not pyplot's, which a notebook would show a second time
+    axes = figure.subplots()
     styles = ["-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3))]
     for i, (name, folder) in enumerate(runs.items()):
         lines = [line for line in read_metrics(Path(folder) / "metrics.jsonl") if scalar in line]

@@ -73,7 +73,7 @@ SMOKE = Profile(
     variation=0.05, noise=0.4, draw_every=1, tower_steps=40, vae_steps=30, language_steps=20, part_pictures=240,
     rows=("baseline", "gaze"), seeds=(0, 1), few_rows=(), few_seeds=(), corrupt=(), pretrain_steps=60, pretrain_tables=2,
     pretrain_episodes_per_task=1, ablation_chains=4, curve_seeds=(), curve_single=1, grocery_per_task=4,
-    vla_preset="vggt_tiny", vla_steps=12, vla_rollouts=1,
+    vla_preset="vggt_tiny", vla_steps=10, vla_rollouts=1,
 )  # fmt: skip
 
 CPU = replace(

@@ -32,6 +32,7 @@ ROWS = {  # name -> what it changes in the preset
 }
 HELD_OUT = 0.1  # share of the episodes that is not trained on
 MAX_STEPS = 280  # of a rollout, as in libero_object
+FEW = 20  # rollouts for which starting processes of their own is not worth it
 UNSEEN = 90_000  # number of the first start of rollouts: demonstrations have the lower ones
 
 
@@ -153,8 +154,9 @@ def first_look(settings: Profile, work: Path, models: dict[str, VGGTVLA], seed: 
         log(f"the data are of {store.meta.get('simulator', 'a simulator that is not named')}: no rollout here, see notebook 09")
         return {}
     told, begin = {episode.task_id: episode.task for episode in store.episodes}, starts(store, settings.vla_rollouts, seed)
+    workers = settings.workers if settings.workers > 1 and len(begin) > FEW else 0
     return {row: chains.evaluate(model, base.grocery(), begin, work / "outcomes" / "first look" / row, MAX_STEPS, settings.simulators, told,
-                                 name=row, fresh=True, workers=settings.workers if settings.workers > 1 else 0, log=log)
+                                 name=row, fresh=True, workers=workers, log=log)
             for row, model in models.items()}  # fmt: skip
 
 

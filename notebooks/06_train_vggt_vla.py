@@ -79,7 +79,7 @@ from repro import pictures
 from repro.training.loop import loss_curve
 
 runs = {row: vla_experiments.folder(work, row, seed, preset) for row in chosen}
-figure = loss_curve(runs, "action", label="loss of the actions, training frames")
+figure = loss_curve(runs, "action", max(1, settings.vla_steps // 40), "loss of the actions, training frames")
 pictures.keep(figure, work / "figures" / "vla_loss.png")
 
 # %%

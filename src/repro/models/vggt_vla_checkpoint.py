@@ -51,7 +51,7 @@ def of_store(saved: dict[str, dict], store) -> dict[str, dict]:
     views = [view for view in saved["cameras"]["views"] if f"observation.images.{view}" in store.columns]
     sizes = {name: {**saved[name], "dim": len(store.stats[column]["mean"])}
              for name, column in (("state", "observation.state"), ("action", "action"))}
-    return {"cameras": {"views": views, "orientation": store.meta.get("orientation", "upright")}, **sizes}
+    return {"cameras": {"views": views, "orientation": store.meta.get("orientation", "upright").split(",")[0]}, **sizes}
 
 
 def saved_names(model: nn.Module) -> list[str]:

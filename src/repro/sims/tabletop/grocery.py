@@ -40,6 +40,7 @@ WORKSPACE = ((-0.36, 0.34), (-0.46, 0.46), (TABLE_Z + 0.005, 1.40))
 INITS = 50
 VIEW = {"upright": (slice(None), slice(None)), "rotated": (slice(None), slice(None, None, -1)), "raw": (slice(None, None, -1), slice(None))}
 OPEN, CLOSE = 1.0, -1.0
+GAIN = 0.4  # share of the way left that the expert goes in a step: it slows down before its goals, which a learner can see and copy
 
 
 def box_parts(x: float, y: float) -> dict[str, tuple]:
@@ -270,7 +271,7 @@ class Expert:
         return self.clean + apart
 
     def _to(self, goal, grip: float, yaw: float | None = None) -> np.ndarray:
-        move = np.clip((np.asarray(goal) - self.table.pose[:3]) / METRES, -self.speed, self.speed)
+        move = np.clip(GAIN * (np.asarray(goal) - self.table.pose[:3]) / METRES, -self.speed, self.speed)
         turn = 0.0 if yaw is None else np.clip((yaw - self.table.pose[5]) / RADIANS, -0.3, 0.3)
         return np.array([*move, 0.0, 0.0, turn, grip])
 

@@ -13,7 +13,7 @@ import numpy as np
 from repro.machine import UserError
 from repro.sims.base import Launch
 from repro.sims.rollouts import Rollout
-from repro.sims.worker import Worker
+from repro.sims.worker import opened
 
 EVERY = 2  # simulator steps between two pictures
 
@@ -43,7 +43,7 @@ def play(policy, launch: Launch, chain: tuple[dict, tuple[str]], sentence: str, 
          index: int = 0) -> tuple[list[np.ndarray], bool]:
     """One episode of `chains.evaluate` again: (pictures, a few after its end; whether the task was done)."""
     (state, (task,)), shots, step, solved = chain, [], 0, False
-    with Worker(launch) as worker:
+    with opened(launch) as worker:
         seen = worker.call("reset", state)
         worker.call("start_task")
         shots.append(_beside(seen))

@@ -20,7 +20,7 @@ from repro.machine import UserError
 from repro.sims import environments
 from repro.sims.base import Launch
 from repro.sims.tabletop.scenes import BLOCKS
-from repro.sims.worker import Worker
+from repro.sims.worker import opened
 from repro.training.loop import TrainConfig, train
 
 TRIED = 3  # demonstrations that are played again
@@ -90,7 +90,7 @@ def distance(store: Store, where: Launch, start: Start, camera: str) -> dict[str
     """Mean difference (grey levels) of the data's first picture and the simulator's, by how the latter is turned."""
     column = f"observation.images.{camera}"
     data = store.read(start.index, [column]).columns[column][0].astype(np.float32)
-    with Worker(where) as worker:
+    with opened(where) as worker:
         drawn = worker.call("reset", start.state)[column]
     drawn = cv2.resize(drawn, data.shape[1::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
     return {name: float(np.abs(drawn[way] - data).mean()) for name, way in FLIPS.items()}
@@ -99,7 +99,7 @@ def distance(store: Store, where: Launch, start: Start, camera: str) -> dict[str
 def play(store: Store, where: Launch, start: Start) -> int | None:
     """Steps after which the demonstration's own actions have done its task; None where they have not."""
     actions = np.asarray(store.read(start.index, ["action"]).columns["action"], np.float64)
-    with Worker(where) as worker:
+    with opened(where) as worker:
         worker.call("reset", start.state, render=False)
         worker.call("start_task")
         for step, action in enumerate(actions, 1):

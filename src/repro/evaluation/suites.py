@@ -32,7 +32,7 @@ from repro.intervals import wilson
 from repro.machine import UserError
 from repro.sims import environments
 from repro.sims.base import Launch
-from repro.sims.worker import Worker
+from repro.sims.worker import opened
 
 GROCERY, TABLE = "grocery", "grocery table"  # as a suite and simulator; in the metadata of a store that was made on it
 SUITES = (GROCERY, *protocols.SUITES)
@@ -77,7 +77,7 @@ def plan_of(suite: str, layout: str = "official", episodes: int | None = None, t
     rules, stand_in = protocols.libero_protocol(protocol), STAND_IN.get(suite, suite)
     sizes = {} if suite == GROCERY else {"image_size": rules.render, "wrist_size": rules.render}
     launch = environments.launch(GROCERY if suite == GROCERY else "libero", suite=suite, **{**sizes, **simulator})
-    with Worker(launch) as worker:
+    with opened(launch) as worker:
         about, every = worker.about, list(worker.call("task_list"))
     chosen = list(tasks or every)
     if unknown := sorted(set(chosen) - set(every)):

@@ -154,3 +154,12 @@ def test_the_experiment_knows_the_grocery_table(store):
             experiments.can_roll_out(work, other)
     launch, benchmarks, sentences = experiments.where("grocery", SimpleNamespace(evaluate_single=2, evaluation_scene="D"), work, 0)
     assert [len(found) for found in benchmarks.values()] == [12, 12] and len(sentences) == 6 and launch.options["suite"] == "grocery"
+
+
+def test_in_liberos_own_simulator(real, tmp_path):
+    """The same plan and the same call, with MuJoCo behind it."""
+    how = real("libero", suite="libero_object")
+    tasks = ["pick_up_the_alphabet_soup_and_place_it_in_the_basket"]
+    where = suites.plan_of("libero_object", "wide", 1, tasks, assets=how.options["assets"], image_size=128, wrist_size=128)
+    assert where.about["settle_steps"] == 10 and where.max_steps == 280 and where.name == "libero_object, wide layout, 1 single tasks"
+    assert suites.summarise(suites.run(floors.ExpertPolicy(0), where, tmp_path, **QUIET))["suite"]["value"] == 1

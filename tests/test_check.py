@@ -43,8 +43,8 @@ class Recalls(nn.Module):
 
     def __init__(self, store, change=lambda actions: actions, stats=None):
         super().__init__()
-        self.anchor, self.config, self.stats, self.change = nn.Parameter(torch.zeros(1)), Config(), stats or store.stats, change
-        self.known = {}
+        self.anchor, self.config, self.change, self.known = nn.Parameter(torch.zeros(1)), Config(), change, {}
+        self.stats = stats or {STATE: {key: store.stats[STATE][key].tolist() for key in ("mean", "std")}}
         for info in store.episodes:
             columns, starts = store.read(info.index, [STATE, "action"]).columns, np.arange(info.length)
             following = np.minimum(starts[:, None] + np.arange(5), info.length - 1)
@@ -159,28 +159,57 @@ SMALL = replace(PRESETS["vggt_tiny"], state_dim=8, image_size=32, width=64, back
                 channels=8, keypoints=8, language_width=16)  # fmt: skip
 
 
-def test_one_demonstration_is_learned_and_then_done(store, tmp_path, monkeypatch):
-    """The last two lines, with a real model: it succeeds in closed loop; one that can't take in what it sees fails both."""
-    torch.manual_seed(0)
+class Learns(Recalls):
+    """Knows after training what it was trained on: only then what it recalls is right."""
+
+    key = "learns"
+
+    def prepare(self, observation):
+        return {"state": observation[STATE]}
+
+    def loss(self, batch):
+        return {"loss": (self.anchor - 1).square().sum()}
+
+    def forward(self, batch):
+        return self.loss(batch)
+
+    def save(self, folder):
+        torch.save(self.state_dict(), folder / "model.pt")
+
+    @property
+    def device(self):
+        return self.anchor.device
+
+    def act(self, observations, instructions):
+        return super().act(observations, instructions) * np.float32(self.anchor.item() > 0.5)
+
+
+class Numb(Learns):
+    def loss(self, batch):
+        return {"loss": 0 * self.anchor.sum()}
+
+
+@pytest.mark.parametrize("kind, status", [(Learns, OK), (Numb, FAIL)])
+def test_one_demonstration_is_learned_and_then_done(store, monkeypatch, kind, status):
+    """The last two lines: training, then the closed loop, of a model that learns and of one that does not."""
+    monkeypatch.setattr(rehearsal, "fresh", lambda policy, store: kind(store))
+    monkeypatch.setattr(rehearsal, "STEPS", (60, 60))
+    policy = Recalls(store)
+    policy.trained, policy.device = {"train": {"learning_rate": 0.1, "batch_size": 8}}, torch.device("cpu")
+    start, where = rehearsal.starts(store)[0], rehearsal.simulator_of(store)
+    found = list(check.overfits(policy, store, start, where, 1, lambda line: None))
+    assert [(line.name, line.status) for line in found] == [("overfits", status), ("closed loop", status)], found
+
+
+def test_a_fresh_model_of_the_same_config_learns(store, tmp_path):
+    """A real one, for a few steps: other weights than the checkpoint's, and an error that falls."""
+    torch.manual_seed(3)
     VGGTVLA.build(SMALL, store.stats, [info.task for info in store.episodes]).save(tmp_path)
     policy = load_policy(tmp_path, store)
-    assert isinstance(policy, VGGTVLA)
-    start, where = rehearsal.starts(store)[0], rehearsal.simulator_of(store)
-    monkeypatch.setattr(rehearsal, "STEPS", (500, 500))
-    found = list(check.overfits(policy, store, start, where, 0.5, lambda line: None))
-    assert [(line.name, line.status) for line in found] == [("overfits", OK), ("closed loop", OK)], found
-
-    def numb(policy, store):
-        model = VGGTVLA.build(SMALL, store.stats, [info.task for info in store.episodes])
-        model.head = nn.Sequential(nn.Linear(model.head[0].in_features, 8 * 7))
-        model.head[0].weight.data.zero_()
-        model.head[0].weight.requires_grad_(False)
-        return model
-
-    monkeypatch.setattr(rehearsal, "STEPS", (60, 60))
-    monkeypatch.setattr(rehearsal, "fresh", numb)
-    found = list(check.overfits(policy, store, start, where, 0.5, lambda line: None))
-    assert [(line.name, line.status) for line in found] == [("overfits", FAIL), ("closed loop", FAIL)]
+    model = rehearsal.fresh(policy, store)
+    assert model.config == policy.config and not torch.equal(model.head[0].weight, policy.head[0].weight)
+    found = rehearsal.learn(policy, store, rehearsal.starts(store)[0], rehearsal.simulator_of(store), 0.01)
+    assert found.steps == rehearsal.STEPS[0] and found.error < found.floor and found.limit == 2 * found.length + 20
 
 
 def test_a_checkpoint_of_another_kind_of_data_does_not_load(store, tmp_path):

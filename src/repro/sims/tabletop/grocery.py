@@ -40,6 +40,7 @@ WORKSPACE = ((-0.36, 0.34), (-0.46, 0.46), (TABLE_Z + 0.005, 1.40))
 INITS = 50
 VIEW = {"upright": (slice(None), slice(None)), "rotated": (slice(None), slice(None, None, -1)), "raw": (slice(None, None, -1), slice(None))}
 OPEN, CLOSE = 1.0, -1.0
+FIRM = 3  # steps that the hand waits with what it holds
 FUNNEL = 8.0  # m above the grasp for each m beside it
 GAIN = 0.4  # share of the way left that the expert goes in a step: it slows down before its goals, which a learner can see and copy
 
@@ -308,9 +309,11 @@ class Expert:
         yield from self._reach(funnel, OPEN, 40, near=0.03)
         self.fine = True
         yield from self._reach(funnel, OPEN, 60, near=0.008)
-        for _ in range(8):
-            if table.held != i:
+        firm = 0  # steps with it in the hand, before the hand goes up: a learner that closes a step late has it too
+        for _ in range(11):
+            if firm < FIRM:
                 yield self._to(aim(), CLOSE, self._yaw())
+                firm += table.held == i
         self.fine = False
         hangs = lambda: table.pose[2] - table.solid[i].lo[2]  # how far the item's lowest point is below the hand
         high = 1.06 + self.carry + hangs()  # clears all other groceries

@@ -137,7 +137,8 @@ def where(simulator: str, settings: Profile, work: Path, seed: int) -> tuple[Lau
         return (tabletop(settings.evaluation_scene), {f"{table}, {count[name]} tasks, {name}": found for name, found in starts.items()},
                 language.VALIDATION)
     if simulator == "grocery":
-        plans = [suites.plan_of("grocery", layout, settings.evaluate_single, seed=seed) for layout in ("wide", "official")]
+        plans = [suites.plan_of("grocery", layout, settings.evaluate_single, seed=seed, **suites.sizes_of(training))
+                 for layout in ("wide", "official")]
         return plans[0].launch, {plan.name: plan.chains for plan in plans}, plans[0].sentences
     if simulator == "calvin":
         found = protocols.calvin_chains(settings.evaluate_chains)

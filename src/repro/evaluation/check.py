@@ -76,7 +76,8 @@ def checks(folder: Path | str, store: Store | Path | str, simulator: str | None 
         yield Check("overfits", WARN, "not tried: no demonstration to learn whose own actions succeed", "mend replay first")
     elif overfit:
         try:
-            yield from overfits(policy, store, starts[0], where, minutes, log)
+            shortest = min(starts, key=lambda start: store.episodes[start.index].length)
+            yield from overfits(policy, store, shortest, where, minutes, log)
         except (UserError, WorkerLost, RuntimeError) as error:
             yield _failed("overfits", error)
 

@@ -14,7 +14,7 @@ import torch
 from repro.data.batches import Batches
 from repro.data.calvin import block_order
 from repro.data.episodes import Episode, Store, StoreWriter
-from repro.evaluation import chains
+from repro.evaluation import chains, suites
 from repro.evaluation.offline import recorded_chunks
 from repro.machine import UserError
 from repro.sims import environments
@@ -80,10 +80,9 @@ def simulator_of(store: Store, name: str | None = None, scene: str | None = None
     if name not in ("tabletop", "grocery", "calvin", "libero"):
         raise UserError(f"no simulator {name!r}", "tabletop | grocery | calvin | libero | none", name)
     scene = scene or store.episodes[0].scene
-    size = lambda camera: store.info["features"][f"observation.images.{camera}"]["shape"][0]
     if name in ("tabletop", "calvin"):
         return environments.launch(name, scene=scene)
-    return environments.launch(name, suite=scene if name == "libero" else "grocery", image_size=size("static"), wrist_size=size("wrist"))
+    return environments.launch(name, suite=scene if name == "libero" else "grocery", **suites.sizes_of(store))
 
 
 def distance(store: Store, where: Launch, start: Start, camera: str) -> dict[str, float]:

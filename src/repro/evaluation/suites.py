@@ -94,6 +94,12 @@ def limit(suite: str, protocol: str = "openvla-oft") -> int:
     return protocols.libero_protocol(protocol).max_steps[STAND_IN.get(suite, suite)]
 
 
+def sizes_of(store: Store) -> dict[str, int]:
+    """Options of a plan: pictures of the size that the policy was trained on; others look a little different."""
+    side = lambda camera: store.info["features"][f"observation.images.{camera}"]["shape"][0]
+    return {"image_size": side("static"), "wrist_size": side("wrist")}
+
+
 def recorded(store: Store) -> dict[str, np.ndarray]:
     """{task: (T, 7) actions} of one demonstration each, the first that nothing disturbed: only there were just these actions executed."""
     found = {}

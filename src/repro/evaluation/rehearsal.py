@@ -23,6 +23,7 @@ from repro.sims.tabletop.scenes import BLOCKS
 from repro.sims.worker import opened
 from repro.training.loop import TrainConfig, train
 
+EXECUTE = 4  # actions of a chunk before it looks again
 TRIED = 3  # demonstrations that are played again
 STEPS = (60, 1200)  # of training, at least and at most
 FLIPS = {"as they should": (slice(None), slice(None)), "upside down": (slice(None, None, -1), slice(None)),
@@ -134,7 +135,7 @@ def learn(policy, store: Store, start: Start, where: Launch, minutes: float, log
         error, floor = _errors(model, episode)
         limit = 2 * len(episode.columns["action"]) + 20
         outcome, = chains.evaluate(model, where, [(start.state, (start.task,))], place / "outcomes", limit, 1, {start.task: episode.task},
-                                   workers=int(where.python is not None), log=log)
+                                   execute=EXECUTE, workers=int(where.python is not None), log=log)
     return Learned(summary.step, (time.monotonic() - begun) / 60, error, floor, outcome.steps[0] if outcome.length else None, limit,
                    len(episode.columns["action"]))
 

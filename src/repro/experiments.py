@@ -14,7 +14,8 @@ import torch
 
 from repro import attention, machine, pictures, results
 from repro.data.episodes import Store
-from repro.evaluation import chains, floors, offline, protocols
+from repro.evaluation import chains, floors, offline, protocols, suites
+from repro.evaluation.policies import about, load_policy, minutes  # noqa: F401 (callers know them from here)
 from repro.machine import UserError
 from repro.models.reconvla import ReconVLA
 from repro.profiles import Profile
@@ -22,8 +23,7 @@ from repro.sims import environments
 from repro.sims.base import Launch, tabletop
 from repro.sims.tabletop import language, tasks
 from repro.sims.worker import Worker
-from repro.training import checkpoint, launch
-from repro.training.loop import read_metrics
+from repro.training import launch
 
 ROWS = {  # name -> what it changes in the preset
     "baseline": {"recon": False},
@@ -102,13 +102,9 @@ def load(work: Path, seed: int = 0, rows=tuple(VARIANTS)) -> dict[str, ReconVLA]
     return {row: load_run(folder(work, row, seed)) for row in rows}
 
 
-def load_run(place: Path, path: Path | None = None) -> ReconVLA:
-    """The model of a run's last checkpoint, or of `path`, one kept on the way."""
-    path = path or checkpoint.need(place)
-    model, about = ReconVLA.load(path), checkpoint.about(path)
-    model.minutes = next(line["seconds"] for line in read_metrics(place / "metrics.jsonl") if line["step"] == about["step"]) / 60
-    model.trained = {key: about[key] for key in ("step", "train", "clockwork", "data", "commit") if key in about}
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+def load_run(place: Path, path: Path | None = None):
+    """The policy of a run's last checkpoint, or of `path`, one kept on the way."""
+    return load_policy(path or place, run=place)
 
 
 def parameters(models: dict[str, ReconVLA]) -> list[tuple[str, str, int]]:
@@ -118,14 +114,15 @@ def parameters(models: dict[str, ReconVLA]) -> list[tuple[str, str, int]]:
 
 
 def can_roll_out(work: Path, simulator: str) -> bool:
-    """True where `simulator` can show the policies what they were trained on; LIBERO has a proprioception of its own."""
+    """True where `simulator` can show the policies what they were trained on; LIBERO has a proprioception of its own, which the grocery
+    table shares, but neither looks like the other."""
     made_in = Store(work / "store" / "training").meta.get("simulator", "calvin_env")
-    if simulator == "tabletop":
-        return made_in == "tabletop"
-    if (simulator == "libero") != (made_in == "libero"):
-        raise UserError(f"policies trained on data of {made_in} cannot act in {simulator}: their proprioception differs",
-                        "libero with LIBERO data, tabletop or calvin with the others", f"{simulator} with {made_in}",
-                        "another `simulator`, or prepare other data first (repro demos)")
+    if simulator in ("tabletop", "grocery"):
+        return made_in == {"tabletop": "tabletop", "grocery": suites.TABLE}[simulator]
+    if made_in == suites.TABLE or (simulator == "libero") != (made_in == "libero"):
+        raise UserError(f"policies trained on data of {made_in} cannot act in {simulator}: their proprioception or pictures differ",
+                        "libero with LIBERO data, grocery with the grocery table's, tabletop or calvin with the others",
+                        f"{simulator} with {made_in}", "another `simulator`, or prepare other data first (repro demos)")
     return True
 
 
@@ -139,6 +136,10 @@ def where(simulator: str, settings: Profile, work: Path, seed: int) -> tuple[Lau
         table = f"play table {trained_on}->{settings.evaluation_scene}"
         return (tabletop(settings.evaluation_scene), {f"{table}, {count[name]} tasks, {name}": found for name, found in starts.items()},
                 language.VALIDATION)
+    if simulator == "grocery":
+        plans = [suites.plan_of("grocery", layout, settings.evaluate_single, seed=seed, **suites.sizes_of(training))
+                 for layout in ("wide", "official")]
+        return plans[0].launch, {plan.name: plan.chains for plan in plans}, plans[0].sentences
     if simulator == "calvin":
         found = protocols.calvin_chains(settings.evaluate_chains)
         named = {f"CALVIN {settings.evaluation_scene}, official sequences, chains of 5": found}
@@ -188,14 +189,14 @@ def roll_out(settings: Profile, work: Path, models: dict[str, object], seed: int
     training, found = Store(work / "store" / "training"), []
     with Worker(launch) as worker:
         about_it = worker.about
-    limit = protocols.libero_protocol("openpi").max_steps[about_it["suite"]] if simulator == "libero" else protocols.CALVIN.max_steps
+    limit = suites.limit(about_it["suite"]) if simulator in ("libero", "grocery") else protocols.CALVIN.max_steps
     for benchmark, starts in benchmarks.items():
         told = {task: sentences[task] for task in sorted({task for _, chain in starts for task in chain})}
         for name, policy in policies(models, work, told, seed).items():
             begun = time.monotonic()
             folder = work / "outcomes" / re.sub(r"[^A-Za-z0-9]+", "_", benchmark) / name.replace(" ", "_").replace(",", "")
             outcomes = chains.evaluate(policy, launch, starts, folder, limit, settings.simulators, told, name=name, fresh=True, log=log,
-                                       workers=2 if simulator != "tabletop" else 2 * (settings.workers > 1))
+                                       workers=2 if simulator not in ("tabletop", "grocery") else 2 * (settings.workers > 1))
             config = {"profile": settings.name, "policy": about(policy), "max_steps": limit}
             if simulator != "tabletop":
                 config["simulator"] = about_it
@@ -225,22 +226,6 @@ def score_offline(settings: Profile, work: Path, models: dict[str, object], seed
         results.save(record, work / "runs")
         found.append(record)
     return found
-
-
-def minutes(policy, begun: float) -> float:
-    """Wall clock of a record: training, where the policy was trained, and evaluation since `begun`."""
-    return getattr(policy, "minutes", 0.0) + (time.monotonic() - begun) / 60
-
-
-def about(policy) -> dict:
-    """What identifies a policy in a record: a model's config and the step of its checkpoint, or a floor's name."""
-    if hasattr(policy, "config"):
-        config = {key: value for key, value in policy.config.__dict__.items() if key != "words"}
-        return {"model": config, "trained": getattr(policy, "trained", {})}
-    inner = getattr(policy, "policy", None)
-    return {"floor": getattr(policy, "name", type(policy).__name__), **({"of": about(inner)} if inner is not None else {})}
-
-
 
 
 # ---- pictures and attention --------------------------------------------------------------------------------------------------------

@@ -20,16 +20,16 @@ from repro.data import libero as libero_data
 from repro.data import libero_hdf5
 from repro.data.episodes import Store
 from repro.evaluation import chains, floors, protocols
-from repro.experiments import about as about_policy
-from repro.experiments import minutes, watch
+from repro.evaluation.policies import about as about_policy
+from repro.evaluation.policies import load_policy, minutes
+from repro.experiments import watch
 from repro.gaze.annotate import annotate
 from repro.machine import UserError
 from repro.models.keypoint_policy import KeypointPolicy
 from repro.sims import calvin_layout, environments
 from repro.sims.base import Launch
 from repro.sims.worker import Worker
-from repro.training import checkpoint, launch
-from repro.training.loop import read_metrics
+from repro.training import launch
 
 CANNOT = "published numbers: scripted demonstrations, a small policy"  # what no record of this module may be compared with
 
@@ -71,10 +71,7 @@ def train(work: Path, store: Store, size: Size, seed: int, log, **model) -> dict
     launch.jobs(list(configs.values()), log=log)
     found = {}
     for name, config in configs.items():
-        path = checkpoint.need(config.with_suffix(""))
-        found[name] = KeypointPolicy.load(path)
-        found[name].minutes = read_metrics(config.with_suffix("") / "metrics.jsonl")[-1]["seconds"] / 60
-        found[name].trained = {key: value for key, value in checkpoint.about(path).items() if key in ("step", "train", "data", "commit")}
+        found[name] = load_policy(config.with_suffix(""))
     return found
 
 

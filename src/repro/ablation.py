@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -107,7 +108,7 @@ def is_done(settings: Profile, work: Path, run: Run) -> bool:
 
 # ---- one run -------------------------------------------------------------------------------------------------------------------
 
-class _Timed:
+class Timed:
     """A policy that gives up when the time is over. Chains that are finished are on disk, the others begin again."""
 
     def __init__(self, policy, check: Callable[[], None]):
@@ -121,7 +122,7 @@ class _Timed:
         return self.policy.act(observations, instructions)
 
 
-class _Clock:
+class Clock:
     """Budget of one process; without minutes, no limit."""
 
     def __init__(self, minutes: float):
@@ -142,9 +143,9 @@ def do(settings: Profile, work: Path, run: Run, minutes: float = 0.0, log=print)
     """Do or finish one run; False where the budget ended first, or another process is at it."""
     if is_done(settings, work, run):
         return True
-    clock, begun = _Clock(minutes), time.monotonic()
-    with _alone(_place(work, run)) as alone:
-        if not alone:
+    clock, begun = Clock(minutes), time.monotonic()
+    with alone(_place(work, run)) as free:
+        if not free:
             log(f"{run.key}: another process is at it")
             return False
         try:
@@ -153,14 +154,14 @@ def do(settings: Profile, work: Path, run: Run, minutes: float = 0.0, log=print)
             log(f"{run.key}: {reason}; to be continued")
             return False
         names = [results.save(record, work / "runs" / "ablation").name for record in found]
-        _replace(_place(work, run) / "done.json", json.dumps({"asked": _digest(settings, work), "records": names}, indent=1))
+        replace_text(_place(work, run) / "done.json", json.dumps({"asked": _digest(settings, work), "records": names}, indent=1))
     log(f"{run.key}: done, {(time.monotonic() - begun) / 60:.1f} min in this session")
     return True
 
 
-def _trained(settings: Profile, work: Path, run: Run, clock: _Clock, log) -> list[dict]:
+def _trained(settings: Profile, work: Path, run: Run, clock: Clock, log) -> list[dict]:
     if run.row in experiments.PRETRAINED:
-        with _alone(work / "ablation" / f"pretraining-{experiments.PRETRAINED[run.row][0]}-seed{run.seed}", wait=True):
+        with alone(work / "ablation" / f"pretraining-{experiments.PRETRAINED[run.row][0]}-seed{run.seed}", wait=True):
             _train(experiments.job_before(settings, work, run.row, run.seed, clock.left()), log)
     _train(experiments.job(settings, work, run.row, run.seed, run.corrupt, clock.left()), log)
     place = experiments.folder(work, run.row, run.seed, run.corrupt)
@@ -192,7 +193,7 @@ def benchmarks(settings: Profile, work: Path) -> dict[str, list[tuple[str, list]
             for where, scenes in places.items()}
 
 
-def _evaluate(settings: Profile, work: Path, run: Run, policies: dict[str, object], clock: _Clock, log) -> list[dict]:
+def _evaluate(settings: Profile, work: Path, run: Run, policies: dict[str, object], clock: Clock, log) -> list[dict]:
     """One record per policy and benchmark; each with the lengths of all chains, a digit each, as `outcomes`."""
     found = []
     for benchmark, places in benchmarks(settings, work).items():
@@ -206,10 +207,10 @@ def _evaluate(settings: Profile, work: Path, run: Run, policies: dict[str, objec
     return found
 
 
-def _roll_out(policy, name: str, scene: str, starts: list, folder: Path, settings: Profile, clock: _Clock, log) -> list[chains.Outcome]:
+def _roll_out(policy, name: str, scene: str, starts: list, folder: Path, settings: Profile, clock: Clock, log) -> list[chains.Outcome]:
     """Chains in this process; those that are done are read. Of another policy's outcomes there (trained anew) nothing is kept."""
     told, what = {task for _, chain in starts for task in chain}, folder / "evaluation.json"
-    timed = policy if getattr(policy, "privileged", False) else _Timed(policy, clock.check)
+    timed = policy if getattr(policy, "privileged", False) else Timed(policy, clock.check)
     fresh = what.is_file() and json.loads(what.read_text()).get("identity") != chains.identity(timed)
     return chains.evaluate(timed, tabletop(scene), starts, folder, MAX_STEPS, settings.simulators,
                            {task: language.VALIDATION[task] for task in sorted(told)}, name=name, fresh=fresh, log=log)
@@ -260,7 +261,7 @@ def learning(place: Path, bins: int = 50) -> dict[str, list]:
     return found | {"held_out_step": [line["step"] for line in held], "held_out": [round(line["held_out"], 5) for line in held]}
 
 
-def _mark(settings: Profile, work: Path, run: Run, model, clock: _Clock, log) -> dict:
+def _mark(settings: Profile, work: Path, run: Run, model, clock: Clock, log) -> dict:
     """A run on its way: single tasks from a small fixed set of start states, and attention."""
     begun, step = time.monotonic(), model.trained["step"]
     scene, store = settings.evaluation_scene, Store(work / "store" / "training")
@@ -278,7 +279,7 @@ def _samples(store: Store) -> int:
     return int(np.sum(store.column("info.drawn"))) if "info.drawn" in store.columns else store.frames
 
 
-def _floors(settings: Profile, work: Path, run: Run, clock: _Clock, log) -> list[dict]:
+def _floors(settings: Profile, work: Path, run: Run, clock: Clock, log) -> list[dict]:
     place = experiments.folder(work, "gaze", run.seed)
     last = checkpoint.latest(place, log) if place.is_dir() else None
     if last is None or checkpoint.about(last)["step"] < settings.train_steps:
@@ -289,26 +290,31 @@ def _floors(settings: Profile, work: Path, run: Run, clock: _Clock, log) -> list
 
 # ---- all runs ------------------------------------------------------------------------------------------------------------------
 
-def run(settings: Profile, work: Path, minutes: float = 0.0, slots: int | None = None, log=print) -> list[Run]:
-    """Do all runs of the profile, `slots` at a time in processes of a core each (0: one after another in this one); those left over."""
-    clock, wanted = _Clock(minutes), runs(settings)
-    prepare(settings, work, log)
+def run(settings: Profile, work: Path, minutes: float = 0.0, slots: int | None = None, log=print, of=None) -> list[Run]:
+    """Do all runs of the profile, `slots` at a time in processes of a core each (0: one after another in this one); those left over.
+
+    of: the module whose runs these are, this one or `vla_ablation`: it has runs, prepare, is_done and do.
+    """
+    of = of or sys.modules[__name__]
+    clock, wanted = Clock(minutes), of.runs(settings)
+    of.prepare(settings, work, log)
 
     def left(run: Run) -> list[str] | None:
         try:
-            return None if is_done(settings, work, run) else [
-                "ablation", "--profile", settings.name, "--one", run.key, "--minutes", f"{clock.left():.3f}"]
+            return None if of.is_done(settings, work, run) else [
+                "ablation", "--system", of.SYSTEM.split()[0], "--profile", settings.name, "--one", run.key,
+                "--minutes", f"{clock.left():.3f}"]
         except OutOfTime:
             return None
 
     if slots == 0:
         for one in wanted:
             if left(one):
-                do(settings, work, one, clock.left(), log)
+                of.do(settings, work, one, clock.left(), log)
         failed = []
     else:
         failed = launch.side_by_side([(one.key, lambda one=one: left(one)) for one in wanted], slots, log)
-    open_ = [one for one in wanted if not is_done(settings, work, one)]
+    open_ = [one for one in wanted if not of.is_done(settings, work, one)]
     said = f", left: {', '.join(run.key for run in open_)}" if open_ else ""
     log(f"ablation: {len(wanted) - len(open_)} of {len(wanted)} runs are done{said}")
     if failed:
@@ -350,7 +356,7 @@ def _annotate(store: Path, log) -> None:
 
 
 @contextmanager
-def _alone(folder: Path, wait: bool = False) -> Iterator[bool]:
+def alone(folder: Path, wait: bool = False) -> Iterator[bool]:
     """True where no other process holds this folder; the kernel frees it when a process ends, however it ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
@@ -362,7 +368,7 @@ def _alone(folder: Path, wait: bool = False) -> Iterator[bool]:
         yield free
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
     part = path.with_suffix(".part")
     part.write_text(text + "\n")
     os.replace(part, path)

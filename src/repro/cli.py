@@ -82,6 +82,7 @@ def train(config: Path) -> None:
 
 
 @cli.command()
+@click.option("--system", type=click.Choice(["reconvla", "vggt_vla"]), default="reconvla", show_default=True, help="Whose rows.")
 @click.option("--profile", default="cpu", show_default=True, help="smoke | cpu | t4 | paper")
 @click.option("--rows", help="Comma-separated (default: the profile's).")
 @click.option("--seeds", help="Comma-separated.")
@@ -91,8 +92,8 @@ def train(config: Path) -> None:
 @click.option("--tables", is_flag=True, help="Only tables and figures of what is done.")
 @click.option("--publish", is_flag=True, help="Only these, with the records, into results/<profile>.")
 @click.option("--one", hidden=True)
-def ablation(profile: str, rows: str | None, seeds: str | None, corrupt: str | None, minutes: float, slots: int | None, tables: bool,
-             publish: bool, one: str | None) -> None:
+def ablation(system: str, profile: str, rows: str | None, seeds: str | None, corrupt: str | None, minutes: float, slots: int | None,
+             tables: bool, publish: bool, one: str | None) -> None:
     """Every row over seeds: train, evaluate, look, record. Call it again until all is done; what is done is kept."""
     from dataclasses import replace
 
@@ -100,6 +101,9 @@ def ablation(profile: str, rows: str | None, seeds: str | None, corrupt: str | N
     from repro import ablation_tables, profiles
 
     settings, work = profiles.get(profile), machine.work(profile)
+    if system == "vggt_vla":
+        _vla_ablation(settings, work, (rows, seeds, corrupt), minutes, slots, tables, publish, one)
+        return
     if one:
         runs.one(settings, work, one, minutes, click.echo)
         return
@@ -116,6 +120,31 @@ def ablation(profile: str, rows: str | None, seeds: str | None, corrupt: str | N
     if not records:
         raise UserError("no run of the ablation is done", next_step=f"repro ablation --profile {profile}")
     click.echo(ablation_tables.markdown(records))
+
+
+def _vla_ablation(settings, work: Path, given: tuple, minutes: float, slots: int | None, tables: bool, publish: bool, one: str | None
+                  ) -> None:
+    from dataclasses import replace
+
+    from repro import ablation as runs
+    from repro import vla_ablation
+
+    rows, seeds, corrupt = given
+    if rows or corrupt:
+        raise UserError("vggt_vla's rows are always all of them, with true boxes", "--seeds alone", "--rows or --corrupt")
+    if seeds:
+        settings = replace(settings, vla_seeds=tuple(map(int, seeds.split(","))))
+    if one:
+        vla_ablation.one(settings, work, one, minutes, click.echo)
+    elif publish:
+        vla_ablation.publish(work, machine.root() / "results" / settings.name, vla_ablation.draw(settings, work), click.echo)
+    else:
+        if not tables:
+            runs.run(settings, work, minutes, slots, click.echo, of=vla_ablation)
+        found = vla_ablation.write(work, click.echo)
+        if not found:
+            raise UserError("no run of it is done", next_step=f"repro ablation --system vggt_vla --profile {settings.name}")
+        click.echo(vla_ablation.markdown(found))
 
 
 @cli.command()

@@ -35,7 +35,8 @@ FIELDS = {  # what every record holds, and its type
     "not_comparable_with": list, "created": str,
 }
 PACKAGES = ("torch", "transformers", "numpy", "opencv-python-headless", "pyarrow", "accelerate", "pillow", "matplotlib")
-STAND_IN = "Measured on the embedded play table, a stand-in simulator: **not comparable** with the paper's rows"
+STAND_IN = {"tabletop": "Measured on the embedded play table, a stand-in simulator: **not comparable** with the paper's rows",
+            "grocery table": "Measured on the embedded grocery table, a stand-in simulator: **not comparable** with LIBERO"}
 
 
 # ---- records -------------------------------------------------------------------------------------------------------------------
@@ -376,7 +377,7 @@ def blocks(records: list[dict], papers: list[dict]) -> list[tuple]:
         stands_in = any(r["not_comparable_with"] for r in group)
         where = ", ".join(sorted({f"simulator {r['simulator']}, renderer {r['renderer']}" for r in group}))
         out += [("heading", f"{benchmark}{' (not comparable with the paper)' if stands_in else ''}"),
-                ("text", (f"{STAND_IN}. " if any("tabletop" in r["simulator"] for r in group) else "") + f"{where}.")]
+                ("text", "".join(f"{said}. " for name, said in STAND_IN.items() if name in where) + f"{where}.")]
         if _rate_names(group):
             title = benchmark + (" (not comparable with the paper)" if stands_in else "")
             out += [("table", *chain_table(group)), ("figure", f"chains: {benchmark}", _png(figure(group, title)))]

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from repro import experiments, machine, pictures
+from repro import attention, attention_figures, experiments, machine, pictures
 from repro.data import libero_hdf5
+from repro.data.batches import held_out_episodes
 from repro.data.episodes import Store
-from repro.evaluation import chains
+from repro.evaluation import chains, suites
 from repro.intervals import wilson
 from repro.machine import UserError
 from repro.models import sentences
@@ -33,6 +34,7 @@ ROWS = {  # name -> what it changes in the preset
 HELD_OUT = 0.1  # share of the episodes that is not trained on
 MAX_STEPS = 280  # of a rollout, as in libero_object
 FEW = 20  # rollouts for which starting processes of their own is not worth it
+EXECUTE = 4  # actions of each chunk of 8: looking again sooner helps every row (papers/vggt_vla/notes.md)
 UNSEEN = 90_000  # number of the first start of rollouts: demonstrations have the lower ones
 
 
@@ -113,6 +115,12 @@ def load(work: Path, rows: list[str], seed: int = 0, preset: str = "vggt_tiny", 
     return found
 
 
+def there(work: Path, rows: list[str], seed: int = 0, preset: str = "vggt_tiny") -> list[str]:
+    """Those of the rows that have a checkpoint."""
+    places = {row: folder(work, row, seed, preset) for row in rows}
+    return [row for row, place in places.items() if place.is_dir() and checkpoint.latest(place, lambda line: None)]
+
+
 def parameters(models: dict[str, VGGTVLA]) -> tuple[list[str], list[list[str]]]:
     """(header, rows): parameters of each part of each model, then what trains of all of them."""
     counts, names = {}, {name: dict(model.named_children()) for name, model in models.items()}
@@ -136,6 +144,62 @@ def held_out_table(work: Path, models: dict[str, VGGTVLA], seed: int, preset: st
         rows.append([row, str(lines[-1]["step"]), f"{lines[-1]['held_out']:.3f}", f"{low['held_out']:.3f} (step {low['step']})",
                      f"{lines[-1]['held_out_l1']:.3f}", f"{lines[-1]['seconds'] / 60:.1f}"])
     return ["row", "steps", "held-out loss", "lowest", "held-out mean error of an action", "minutes"], rows
+
+
+# ---- attention ---------------------------------------------------------------------------------------------------------------------
+
+
+def held_out_frames(store: Store, count: int) -> list[dict]:
+    """About `count` frames with a true gaze box from the episodes that are not trained on."""
+    aside = held_out_episodes(store.episodes, HELD_OUT)
+    return experiments.attention_frames(store, count, [episode for episode in store.episodes if episode.index in aside])
+
+
+def attention_columns(model: VGGTVLA, store: Store, count: int) -> dict[str, np.ndarray]:
+    """The numbers of each held-out frame, with every control (attention.frame_numbers): where its action queries look."""
+    frames = held_out_frames(store, count)
+    return experiments.attention_columns(experiments.attention_of(model, frames), frames)
+
+
+def attention_figure(models: dict[str, VGGTVLA], store: Store, count: int, note: str, shown: int = 3):
+    """Figure: the same held-out frames for each model, and under each column the numbers over all of them."""
+    frames = held_out_frames(store, count)
+    maps = {row: experiments.attention_of(model, frames) for row, model in models.items()}
+    numbers = {row: attention.averages(experiments.attention_columns(found, frames)) for row, found in maps.items()}
+    picks = [len(frames) * i // shown for i in range(shown)]
+    rows = [(frames[i]["task"], frames[i]["observation.images.static"], {row: maps[row][i] for row in maps}, frames[i]["gaze.box"])
+            for i in picks]
+    return attention_figures.compare(rows, f"{note} {experiments.CAUTION}", numbers)
+
+
+# ---- closed loop -------------------------------------------------------------------------------------------------------------------
+
+
+def plan(settings: Profile, store: Store, layout: str = "wide") -> suites.Plan:
+    """The evaluation of policies trained on `store`: its own suite and tasks, pictures of its size, starts that no demonstration had.
+
+    layout: "wide" where the suite has one, else the official init states.
+    """
+    grocery = store.meta.get("simulator") == suites.TABLE
+    suite = suites.GROCERY if grocery else store.episodes[0].scene
+    layout = layout if suite in (suites.GROCERY, "libero_object") else "official"
+    tasks = sorted({episode.task_id for episode in store.episodes})
+    return suites.plan_of(suite, layout, settings.vla_episodes, tasks, execute=EXECUTE, **suites.sizes_of(store))
+
+
+def floors_of(row: str, model: VGGTVLA, store: Store, here: suites.Plan, seed: int = 0) -> dict[str, object]:
+    """What a score is seen beside: `model` itself with blanked pictures and shuffled sentences; replay, random, constant, expert."""
+    found = suites.beside(model, suites.recorded(store), here, seed)
+    return {f"{row}, {name}" if name in ("images blanked", "shuffled instruction") else name: floor for name, floor in found.items()}
+
+
+def roll_out(settings: Profile, work: Path, models: dict[str, VGGTVLA], seed: int = 0, layout: str = "wide", log=print) -> list[dict]:
+    """A run record of each model from the same starts, and of the floors of the last one that sees; saved in work/runs."""
+    store = data(work)
+    here, seeing = plan(settings, store, layout), [row for row, model in models.items() if not model.config.blind]
+    floors = floors_of(seeing[-1], models[seeing[-1]], store, here, seed) if seeing else {}
+    return suites.score({**models, **floors}, here, work, store, seed=seed, simulators=settings.simulators, fresh=True,
+                        config={"profile": settings.name}, log=log)
 
 
 # ---- a first look at rollouts --------------------------------------------------------------------------------------------------------

@@ -148,7 +148,8 @@ def summarise(outcomes: list[Outcome], seed: int = 0) -> dict[str, dict]:
 def score(scored: dict[str, object], plan: Plan, folder: Path | str, store: Store, system: str = "vggt_vla", seed: int = 0, videos: int = 0,
           simulators: int = 16, workers: int = 0, fresh: bool = False, config: dict | None = None,
           log: Callable[[str], None] = print) -> list[dict]:
-    """Evaluate every policy on the same starts; outcomes, films (of the first policy) and a run record each, below `folder`. The records.
+    """Evaluate every policy on the same starts; outcomes, films (of the first policy) and a run record each, below `folder`. The records,
+    each with the successes of all episodes, a digit each, as `outcomes`.
 
     store: the training data. videos: films of so many successes and as many failures.
     """
@@ -164,8 +165,8 @@ def score(scored: dict[str, object], plan: Plan, folder: Path | str, store: Stor
             system, name, benchmark=plan.name, data=store.meta["name"], data_hash=store.hash, seed=seed,
             config={**(config or {}), **rules, "policy": about(policy)}, metrics=summarise(outcomes, seed), minutes=minutes(policy, begun),
             simulator=plan.about["simulator"], renderer=f"{plan.about['renderer']}, {plan.about['assets']}", not_comparable_with=[system])
-        results.save(record, folder / "runs")
-        found.append(record)
+        found.append({**record, "outcomes": "".join(str(outcome.length) for outcome in outcomes)})
+        results.save(found[-1], folder / "runs")
     return found
 
 

@@ -201,6 +201,31 @@ def test_one_demonstration_is_learned_and_then_done(store, monkeypatch, kind, st
     assert [(line.name, line.status) for line in found] == [("overfits", status), ("closed loop", status)], found
 
 
+def test_plays_with_pushes_are_labelled_with_the_way_back(store, monkeypatch):
+    start, where = rehearsal.starts(store)[0], rehearsal.simulator_of(store)
+    demo = store.read(start.index).columns
+    with monkeypatch.context() as patch:
+        patch.setattr(rehearsal, "HARD", 0.0)
+        calm, = rehearsal.around(store, where, start, count=1)
+    n = len(calm.columns["action"])
+    np.testing.assert_allclose(calm.columns["action"], demo["action"][:n], atol=2e-3, err_msg="without pushes it is the demonstration")
+    for name in (STATE, "observation.images.static"):
+        assert np.abs(calm.columns[name].astype(float) - demo[name][:n]).mean() < (1e-3 if name == STATE else 1.0)
+    plays = rehearsal.around(store, where, start, count=4)
+    assert plays and set(plays[0].columns) == set(demo)
+    for play in plays:
+        action, state = play.columns["action"], play.columns[STATE]
+        off = demo[STATE][: len(action), :3] - state[:, :3]
+        far = np.abs(off) > 0.01
+        assert far.any(), "the pushes show"
+        back = (action - demo["action"][: len(action)])[:, :3]
+        assert (np.sign(back[far]) == np.sign(off[far]))[np.abs(back[far]) > 0].all(), "labels lead back"
+        assert np.abs(off[-1]).max() < 0.02, "and it comes back"
+    monkeypatch.delitem(store.meta, "action")
+    with pytest.raises(UserError, match="does not say how far"):
+        rehearsal.around(store, where, start)
+
+
 def test_a_fresh_model_of_the_same_config_learns(store, tmp_path):
     """A real one, for a few steps: other weights than the checkpoint's, and an error that falls."""
     torch.manual_seed(3)

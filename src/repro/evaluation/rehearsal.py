@@ -1,4 +1,8 @@
-"""One demonstration: played again in the simulator, and learned by heart by a fresh model that then has to do it. For `check`."""
+"""One demonstration: played again in the simulator, and learned by heart by a fresh model that then has to do it. For `check`.
+
+A single demonstration shows no way back onto its path: what learns it alone drifts off by a little, sees what it was never shown, and is
+lost, however low its loss. So it is also played with pushes of the hand, each state labelled with the way back (`around`).
+"""
 
 import copy
 import tempfile
@@ -25,6 +29,9 @@ from repro.training.loop import TrainConfig, train
 
 EXECUTE = 4  # actions of a chunk before it looks again
 TRIED = 3  # demonstrations that are played again
+AROUND = 12  # plays with pushes
+PUSHED, EVERY, HARD = 4, 14, 0.7  # steps of a push, steps from one to the next at least, its strength in action units at most
+BACK = 0.5  # share of the way back to the path in one step
 STEPS = (60, 1200)  # of training, at least and at most
 FLIPS = {"as they should": (slice(None), slice(None)), "upside down": (slice(None, None, -1), slice(None)),
          "mirrored": (slice(None), slice(None, None, -1)), "turned by 180 degrees": (slice(None, None, -1), slice(None, None, -1))}
@@ -109,6 +116,46 @@ def play(store: Store, where: Launch, start: Start) -> int | None:
     return None
 
 
+def around(store: Store, where: Launch, start: Start, seed: int = 0, count: int = AROUND) -> list[Episode]:
+    """The demonstration played again with pushes, its actions corrected by the way back; those plays of `count` that still succeed.
+
+    What the simulator does not show (gaze boxes) is the demonstration's of the same step.
+    """
+    demo, found = store.read(start.index), []
+    actions, path, unit = demo.columns["action"], demo.columns["observation.state"][:, :3], _metres(store)
+    with opened(where) as worker:
+        for play in range(count):
+            rng, seen = np.random.default_rng([seed, play]), worker.call("reset", start.state)
+            worker.call("start_task")
+            shown, said, push, until, done = [], [], np.zeros(3), 0, False
+            for t, action in enumerate(actions):
+                if t >= until + EVERY - PUSHED and rng.random() < 0.2:
+                    push, until = rng.uniform(-HARD, HARD, 3), t + PUSHED
+                label = action.astype(np.float64)
+                label[:3] = np.clip(label[:3] + BACK * (path[t] - seen["observation.state"][:3]) / unit, -1, 1)
+                shown.append(seen)
+                said.append(label.astype(np.float32))
+                seen = worker.call("step", np.clip(label + np.append(push * (t < until), np.zeros(4)), -1, 1))
+                if done := bool(worker.call("done", start.task)):
+                    break
+            if done:
+                columns = {name: np.stack([one[name] for one in shown]) if name in shown[0] else values[: len(shown)]
+                           for name, values in demo.columns.items()}
+                columns |= {"action": np.stack(said)} | ({"info.drawn": np.ones(len(said), bool)} if "info.drawn" in columns else {})
+                found.append(Episode(demo.task, columns, demo.info))
+    return found
+
+
+def _metres(store: Store) -> float:
+    """Of an action of 1, as the store's metadata give it (data/calvin.py, data/libero.py)."""
+    units = store.meta.get("action", {})
+    metres = units.get("metres_per_unit") or units.get("metres")
+    if not metres:
+        raise UserError(f"{store.folder} does not say how far an action of 1 goes", '"metres" or "metres_per_unit" of "action" in its meta',
+                        units, "import the data again")
+    return float(metres)
+
+
 def fresh(policy, store: Store) -> torch.nn.Module:
     """A model of the same config with first weights; frozen parts are the policy's own."""
     config, kind = policy.config, type(policy).__name__
@@ -123,13 +170,15 @@ def fresh(policy, store: Store) -> torch.nn.Module:
 
 def learn(policy, store: Store, start: Start, where: Launch, minutes: float, log: Callable[[str], None] = lambda line: None,
           seed: int = 0) -> Learned:
-    """Train a fresh model on one demonstration for about `minutes`, then let it act from the demonstration's start. Nothing is kept."""
+    """Train a fresh model on one demonstration, and the same with pushes, for about `minutes`; then let it act from its start. Nothing is
+    kept."""
     torch.manual_seed(seed)
     begun, model, episode = time.monotonic(), fresh(policy, store).to(policy.device), store.read(start.index)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         with StoreWriter(place / "store", store.fps, {**store.meta, "name": "one demonstration"}) as writer:
-            writer.add(Episode(episode.task, episode.columns, episode.info))
+            for one in [Episode(episode.task, episode.columns, episode.info), *around(store, where, start, seed)]:
+                writer.add(one)
         config = _training(policy, model, batches := _batches(place / "store", model, policy, seed), minutes, seed)
         summary = train(model, batches, place / "run", config, log=log)
         error, floor = _errors(model, episode)

@@ -368,15 +368,18 @@ def demos_libero(folder: Path, suite: str, tasks: str | None, per_task: int, lay
 @click.argument("name", metavar="calvin|libero")
 @click.option("--profile", default="cpu", show_default=True, help="How much: smoke | cpu | t4")
 @click.option("--seed", default=0, show_default=True)
+@click.option("--parts", type=click.Path(path_type=Path), help="calvin: ReconVLA's tiny parts, e.g. work/cpu/parts (default: made here).")
 @click.option("--publish", is_flag=True, help="Only copy records and films of both simulators to results/sims, ready to commit.")
-def simulate(name: str, profile: str, seed: int, publish: bool) -> None:
-    """Scripted demonstrations, a small policy, its floors and its score in CALVIN's or LIBERO's own simulator."""
+def simulate(name: str, profile: str, seed: int, parts: Path | None, publish: bool) -> None:
+    """Scripted demonstrations, small policies, their floors and scores in CALVIN's or LIBERO's own simulator."""
     from repro import machine, real, results
 
     if publish:
         real.publish(profile, click.echo)
         return
-    records = real.run(name, profile, seed, click.echo)
+    if parts and name != "calvin":
+        raise UserError("only ReconVLA has tiny parts", "simulate calvin --parts FOLDER", name)
+    records = real.run(name, profile, seed, click.echo, **({"parts": parts} if parts else {}))
     click.echo(results.markdown(*results.real_table(records)))
     click.echo(f"records, films: {machine.work(profile) / 'sims' / name}")
 

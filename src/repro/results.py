@@ -275,10 +275,10 @@ def real_table(records: list[dict]) -> tuple[list[str], list[list[str]]]:
 
 def real_section(folder: str | Path) -> str:
     """README's block "real simulators": a table for each, with renderer, versions, assets, data and what it must not be compared with."""
-    parts, order = [], ["keypoint policy", "blind"]
+    parts, rank = [], lambda name: (not name.startswith(("ReconVLA", "VGGT-VLA")), name != "keypoint policy", name != "blind")
     for name in sorted({r["simulator"] for r in load_all(Path(folder) / "runs")}):
         group = [r for r in load_all(Path(folder) / "runs") if r["simulator"] == name]
-        group.sort(key=lambda r: (r["benchmark"], order.index(r["variant"]) if r["variant"] in order else len(order)))
+        group.sort(key=lambda r: (r["benchmark"], rank(r["variant"])))
         first, about = group[0], group[0]["config"]["simulator"]
         said = "; ".join([f"renderer {about['renderer']}", ", ".join(f"{k} {v}" for k, v in about["versions"].items()),
                           f"assets: **{about['assets']}**", *([f"calvin_env {about['checkout']}"] if "checkout" in about else []),
@@ -292,14 +292,19 @@ def real_section(folder: str | Path) -> str:
 START = "<!-- ablation: written by `python -m repro.results --readme results/cpu`, checked by tests/test_readme.py -->"
 END = "<!-- end of the ablation -->"
 REAL_START, REAL_END = "<!-- real simulators: written by the same command from results/sims -->", "<!-- end of real simulators -->"
+VLA_START, VLA_END = "<!-- VGGT-VLA: written by the same command from results/cpu -->", "<!-- end of VGGT-VLA -->"
+CHECK_START, CHECK_END = "<!-- check: results/cpu/check.txt, written by `repro evaluate --check` -->", "<!-- end of check -->"
 
 
 def write_readme(readme: str | Path, folder: str | Path) -> None:
-    """Put the ablation of `folder` and `real_section(folder/../sims)` between their marks in the README."""
-    from repro.ablation_tables import readme_section
+    """Put between their marks in the README: the ablations of `folder`, its check.txt, and `real_section(folder/../sims)`."""
+    from repro import ablation_tables, vla_ablation
 
-    text = Path(readme).read_text()
-    for start, end, section in ((START, END, readme_section(folder)), (REAL_START, REAL_END, real_section(Path(folder).parent / "sims"))):
+    text, folder = Path(readme).read_text(), Path(folder)
+    for start, end, section in ((START, END, ablation_tables.readme_section(folder)),
+                                (VLA_START, VLA_END, vla_ablation.readme_section(folder)),
+                                (CHECK_START, CHECK_END, f"```\n{(folder / 'check.txt').read_text()}```\n"),
+                                (REAL_START, REAL_END, real_section(folder.parent / "sims"))):
         text = between(text, start, end, section)
     Path(readme).write_text(text)
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from repro.data import libero_hdf5
+from repro.data.calvin import ensure_store
 from repro.data.episodes import Episode, Store, StoreWriter
 from repro.data.libero import import_libero
 from repro.doctor import FAIL, OK, WARN
@@ -15,7 +16,8 @@ from repro.evaluation import check, rehearsal
 from repro.evaluation.policies import load_policy
 from repro.machine import UserError
 from repro.models.vggt_vla import PRESETS, VGGTVLA
-from repro.sims import base
+from repro.sims import base, calvin_layout
+from repro.sims.tabletop.world import PlayTable
 
 SOUND = ["loads", "forward", "same twice", "action range", "statistics", "gripper", "orientation", "replay"]
 MILK, BUTTER = (f"pick_up_the_{item}_and_place_it_in_the_basket" for item in ("milk", "butter"))
@@ -133,6 +135,25 @@ def test_a_simulator_or_a_model_that_shows_them_otherwise(store):
 def test_the_gripper_the_other_way_round_in_the_data(store, tmp_path, monkeypatch):
     other = altered(store, tmp_path / "other", action=reverses)
     assert failed(lines(Recalls(other), other, monkeypatch)) == ["gripper", "replay"], "it can't be replayed either"
+
+
+def test_demonstrations_of_the_play_table_begin_where_they_did(tmp_path):
+    """Stores have blocks red, blue, pink, simulators an order of their own: on this table red, pink, blue."""
+    root = calvin_layout.write(tmp_path / "calvin", scenes=("R~1",), validation_scene="D", workers=1, log=lambda line: None,
+                               episodes_per_task=1, validation_per_task=1, tasks=("lift_blue_block_table", "lift_pink_block_table"))
+    store = ensure_store(root, "training", tmp_path / "store", workers=1, log=lambda line: None)
+    table = PlayTable("R~1")
+    assert table.block_order == ("red_block", "pink_block", "blue_block")
+    found = rehearsal.starts(store)
+    assert {start.task for start in found} == {"lift_blue_block_table", "lift_pink_block_table"}
+    for start in found:
+        table.reset(start.state, render=False)
+        seen = store.read(start.index, ["observation.environment_state", "observation.images.static"]).columns
+        blocks = table.state()["scene_obs"][6:].reshape(3, 6)[[0, 2, 1]]
+        np.testing.assert_allclose(blocks.ravel(), seen["observation.environment_state"][0][6:], atol=1e-6)
+        drawn = table.observe()["observation.images.static"].astype(float)
+        assert np.abs(drawn - seen["observation.images.static"][0]).mean() < 1, "and it looks so"
+        assert rehearsal.play(store, rehearsal.simulator_of(store, None, start.scene), start), "its own actions do the task"
 
 
 def test_a_replay_of_other_actions(store, tmp_path, monkeypatch):

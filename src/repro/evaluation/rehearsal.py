@@ -16,14 +16,13 @@ import numpy as np
 import torch
 
 from repro.data.batches import Batches
-from repro.data.calvin import block_order
+from repro.data.calvin import BLOCKS, block_order
 from repro.data.episodes import Episode, Store, StoreWriter
 from repro.evaluation import chains, suites
 from repro.evaluation.offline import recorded_chunks
 from repro.machine import UserError
 from repro.sims import environments
 from repro.sims.base import Launch
-from repro.sims.tabletop.scenes import BLOCKS
 from repro.sims.worker import opened
 from repro.training.loop import TrainConfig, train
 

@@ -86,7 +86,7 @@ def test_runs_are_asked_for_in_processes_of_their_own(work, found, monkeypatch):
     asked = []
     monkeypatch.setattr(launch, "side_by_side", lambda commands, slots, log: asked.extend(make() for _, make in commands) or [])
     left = ablation.run(SETTINGS, work, of=vla_ablation, **QUIET)
-    assert [one.key for one in left] == ["none:1:0", "graph:1:0", "vggt:1:0", "blind:1:0"]
+    assert [one.key for one in left] == ["none:1:0", "graph:1:0", "vggt:1:0", "blind:1:0", "floors:1:0"]
     assert asked[:5] == [None] * 5 and asked[5][:3] == ["ablation", "--system", "vggt_vla"] and "none:1:0" in asked[5]
 
 
@@ -107,7 +107,7 @@ def test_tables_take_differences_over_the_same_starts():
     assert cells["vggt"]["success %"].startswith("87.5 [") and cells["none"]["success %"].startswith("37.5 [")
     assert cells["vggt"]["minus none, points"].startswith("+50 [") and cells["vggt"]["minus blind, points"].startswith("+87.5 [")
     assert cells["none"]["minus none, points"] == "" and cells["random actions"]["seeds"] == "1"
-    assert cells["random actions"]["minus none, points"].startswith("-50 ["), "over the seed that both have"
+    assert cells["random actions"]["minus none, points"] == "-50 (one seed)", "over the seed that both have"
     assert vla_ablation.task_table(records, records[0]["benchmark"]) == (["row", "milk"], [["none", "38"], ["vggt", "88"], ["blind", "0"],
                                                                                           ["random actions", "0"]])
     assert len(vla_ablation.figure(records).axes) == 1 and vla_ablation.figure([]) is None

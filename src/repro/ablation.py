@@ -7,7 +7,8 @@
 A run is one row with one seed (and one share of wrong gaze boxes): train -> chains of five in the evaluation scene and, from held-out
 start states, in the training scenes -> attention on held-out frames -> offline action error -> records in work/<profile>/runs/ablation.
 What is done is never repeated; a run that was killed goes on from its checkpoint and its finished chains. Runs come seed by seed, so that
-a table that is not finished is balanced. All seeds are evaluated from the same start states: differences are paired.
+a table that is not finished is balanced. A seed is a first language model, an order of the data and start states of its own; the rows of a
+seed share them: differences are paired.
 """
 
 import dataclasses
@@ -30,6 +31,7 @@ import torch
 from repro import ablation_tables, attention, experiments, results
 from repro.data.episodes import Store
 from repro.evaluation import chains, offline, protocols
+from repro.evaluation.policies import mended
 from repro.machine import UserError
 from repro.profiles import Profile
 from repro.sims.base import tabletop
@@ -37,8 +39,9 @@ from repro.sims.tabletop import language, tasks
 from repro.training import checkpoint, launch
 from repro.training.loop import Budget, read_metrics
 
-FLOORS = "floors"  # not a row that is trained: random, constant, replay, ... of the first seed
+FLOORS = "floors"  # not a row that is trained: random, constant, replay, ..., blanked and shuffled "gaze"
 SCENES, CURVE = 9_000, 2_027  # seeds of start states: chains of the first scene and those after, single tasks on the way
+APART = 100  # from those of a seed to the next one's
 MAX_STEPS = protocols.CALVIN.max_steps
 SYSTEM = "reconvla ablation"
 
@@ -66,14 +69,14 @@ class Run:
 
 
 def runs(settings: Profile) -> list[Run]:
-    """Everything the profile asks for: the main rows seed by seed, then those of fewer seeds and wrong boxes."""
+    """Everything the profile asks for: the main rows and floors seed by seed, then those of fewer seeds and wrong boxes."""
     unknown = sorted({*settings.rows, *settings.few_rows} - set(experiments.ROWS))
     if unknown or not settings.rows or not settings.seeds:
         raise UserError("the ablation has no such rows", " | ".join(experiments.ROWS), ", ".join(unknown) or "no row or no seed")
     found = []
     for seed in settings.seeds:
         found += [Run(row, seed) for row in settings.rows]
-        found += [Run(FLOORS, seed)] if seed == settings.seeds[0] and "gaze" in settings.rows else []
+        found += [Run(FLOORS, seed)] if "gaze" in settings.rows else []
     for seed in settings.few_seeds:
         found += [Run(row, seed) for row in settings.few_rows]
         found += [Run("gaze", seed, share) for share in settings.corrupt] if "gaze" in settings.rows else []
@@ -81,13 +84,15 @@ def runs(settings: Profile) -> list[Run]:
 
 
 def asked(settings: Profile, work: Path) -> dict:
-    """What decides the numbers of every run: a run with other ones is another run, and no table mixes the two."""
+    """What is asked of every run, the data and the tiny parts: a run with other ones is another run, and no table mixes the two. (Of the
+    code, each record holds the commit.)"""
     names = ("preset", "tower_steps", "vae_steps", "language_steps", "part_pictures", "train_steps",
              "batch_size", "accumulate", "learning_rate",
              "evaluation_scene", "attention_frames", "pretrain_steps", "pretrain_tables", "pretrain_episodes_per_task",
-             "ablation_chains")
+             "ablation_chains", "curve_single")
     return {name: value for name, value in dataclasses.asdict(settings).items() if name in names} | {
-        split: Store(work / "store" / split).hash for split in ("training", "validation")}
+        split: Store(work / "store" / split).hash for split in ("training", "validation")} | {
+        "parts": [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in sorted((work / "parts").glob("*/*.safetensors"))]}
 
 
 def _digest(settings: Profile, work: Path) -> str:
@@ -160,15 +165,17 @@ def do(settings: Profile, work: Path, run: Run, minutes: float = 0.0, log=print)
 
 
 def _trained(settings: Profile, work: Path, run: Run, clock: Clock, log) -> list[dict]:
+    with alone(work / "ablation" / f"parts-seed{run.seed}", wait=True):
+        experiments.parts(settings, work, log, run.seed)
     if run.row in experiments.PRETRAINED:
         with alone(work / "ablation" / f"pretraining-{experiments.PRETRAINED[run.row][0]}-seed{run.seed}", wait=True):
             _train(experiments.job_before(settings, work, run.row, run.seed, clock.left()), log)
     _train(experiments.job(settings, work, run.row, run.seed, run.corrupt, clock.left()), log)
     place = experiments.folder(work, run.row, run.seed, run.corrupt)
-    model, begun = experiments.load_run(place), time.monotonic()
+    model = experiments.load_run(place)
     found = _evaluate(settings, work, run, {run.variant: model}, clock, log)
     clock.check()
-    found += [_look(settings, work, run, model, begun), _offline(settings, work, run, model, place, begun)]
+    found += [_look(settings, work, run, model), _offline(settings, work, run, model, place)]
     kept = checkpoint.steps(place / "kept") if run.row in ("baseline", "gaze") and not run.corrupt else []
     return found + [_mark(settings, work, run, experiments.load_run(place, path), clock, log) for path in kept]
 
@@ -179,14 +186,14 @@ def _train(config: Path, log) -> None:
         raise OutOfTime(summary.reason)
 
 
-def benchmarks(settings: Profile, work: Path) -> dict[str, list[tuple[str, list]]]:
-    """{benchmark: [(scene, chains)]}: the evaluation scene, then the training scenes in turn, as many chains in all."""
+def benchmarks(settings: Profile, work: Path, seed: int = 0) -> dict[str, list[tuple[str, list]]]:
+    """{benchmark: [(scene, chains)]}: the evaluation scene, then the training scenes in turn, as many chains in all; a seed's own."""
     trained = "".join(sorted({info.scene for info in Store(work / "store" / "training").episodes}))
     names, n = tasks.check_tasks(settings.tasks), settings.ablation_chains
     places = {settings.evaluation_scene: [settings.evaluation_scene]}
     if trained != settings.evaluation_scene:
         places[trained] = list(trained)
-    starts = iter(range(SCENES, SCENES + 99))
+    starts = iter(range(SCENES + APART * seed, SCENES + APART * (seed + 1)))
     return {f"play table {trained}->{where}, {len(names)} tasks, chains of 5": [
         (scene, tasks.chains(len(part), 5, next(starts), names)) for scene, part in zip(scenes, np.array_split(np.arange(n), len(scenes)),
                                                                                        strict=True) if len(part)]
@@ -196,13 +203,13 @@ def benchmarks(settings: Profile, work: Path) -> dict[str, list[tuple[str, list]
 def _evaluate(settings: Profile, work: Path, run: Run, policies: dict[str, object], clock: Clock, log) -> list[dict]:
     """One record per policy and benchmark; each with the lengths of all chains, a digit each, as `outcomes`."""
     found = []
-    for benchmark, places in benchmarks(settings, work).items():
+    for benchmark, places in benchmarks(settings, work, run.seed).items():
         for name, policy in policies.items():
             begun, outcomes = time.monotonic(), []
             for scene, starts in places:
                 outcomes += _roll_out(policy, name, scene, starts, _place(work, run) / _slug(name) / f"{_slug(benchmark)}-{scene}",
                                       settings, clock, log)
-            record = _record(settings, work, run, name, policy, benchmark, chains.summarise(outcomes), begun)
+            record = _record(settings, work, run, name, policy, benchmark, chains.summarise(outcomes) | mended(policy), begun)
             found.append({**record, "outcomes": "".join(str(outcome.length) for outcome in outcomes)})
     return found
 
@@ -221,31 +228,43 @@ def _record(settings: Profile, work: Path, run: Run, name: str, policy, benchmar
     training = Store(work / "store" / "training")
     about = {"profile": settings.name, "asked": _digest(settings, work), "row": run.row, "corrupt": run.corrupt,
              "policy": experiments.about(policy), **config}
-    return results.record(SYSTEM, name, benchmark=benchmark, data=training.meta["name"], data_hash=training.hash, config=about,
-                          seed=run.seed, metrics=metrics, minutes=experiments.minutes(policy, begun), simulator=simulator,
-                          renderer="play table (OpenCV)" if simulator == "tabletop" else "none", not_comparable_with=["reconvla"])
+    record = results.record(SYSTEM, name, benchmark=benchmark, data=training.meta["name"], data_hash=training.hash, config=about,
+                            seed=run.seed, metrics=metrics, minutes=experiments.minutes(policy, begun), simulator=simulator,
+                            renderer="play table (OpenCV)" if simulator == "tabletop" else "none", not_comparable_with=["reconvla"])
+    return record | ({"training_minutes": round(policy.minutes, 2)} if hasattr(policy, "minutes") else {})
 
 
-def _looked(settings: Profile, work: Path, model) -> tuple[dict, dict]:
-    """(metrics, columns by frame) of attention on held-out frames."""
-    frames = experiments.attention_frames(Store(work / "store" / "validation"), settings.attention_frames)
-    boxes, episodes = np.stack([frame["gaze.box"] for frame in frames]), np.array([frame["episode"] for frame in frames])
-    columns = attention.frame_numbers(experiments.attention_of(model, frames), boxes, episodes, [frame["task_id"] for frame in frames])
-    kept = {name: columns[name] for name in (ablation_tables.MASS, ablation_tables.GAIN, ablation_tables.TASK_GAIN)}
-    return attention.averages(columns), {"episode": episodes.tolist()} | {
-        name: [None if np.isnan(x) else round(float(x), 5) for x in values] for name, values in kept.items()}
+def _looked(settings: Profile, work: Path, model, jumps: bool = False) -> tuple[dict, dict]:
+    """(metrics, columns by frame) of attention on held-out frames; jumps: also how often the maximum jumps along whole episodes."""
+    store = Store(work / "store" / "validation")
+    frames = experiments.attention_frames(store, settings.attention_frames)
+    columns = experiments.attention_columns(experiments.attention_of(model, frames), frames)
+    metrics, shown = attention.averages(columns), kept(columns, [frame["task_id"] for frame in frames])
+    if jumps and (strips := experiments.attention_strips(store)):
+        moved = experiments.attention_jumps(experiments.attention_of(model, strips), strips)
+        metrics |= attention.averages(moved)
+        shown |= {"jumps": kept(moved, [frame["task_id"] for frame in strips])}
+    return metrics, shown
 
 
-def _look(settings: Profile, work: Path, run: Run, model, begun: float) -> dict:
-    metrics, frames = _looked(settings, work, model)
+def kept(columns: dict[str, np.ndarray], tasks: list[str]) -> dict:
+    """What `ablation_tables` takes differences of, frame by frame, None where a frame has none."""
+    names = [name for name in columns if name.startswith(ablation_tables.LOOKED)]
+    return {"episode": columns["episode"].tolist(), "task": tasks} | {
+        name: [None if np.isnan(x) else round(float(x), 5) for x in columns[name]] for name in names}
+
+
+def _look(settings: Profile, work: Path, run: Run, model) -> dict:
+    begun, (metrics, frames) = time.monotonic(), _looked(settings, work, model, jumps=True)
     record = _record(settings, work, run, run.variant, model, ablation_tables.ATTENTION, metrics, begun, "none (recorded frames)",
                      reduced=attention.caption())
     return {**record, "frames": frames}
 
 
-def _offline(settings: Profile, work: Path, run: Run, model, place: Path, begun: float) -> dict:
+def _offline(settings: Profile, work: Path, run: Run, model, place: Path) -> dict:
     """Action error on held-out episodes; beside it the learning curve, as `learning`."""
-    metrics = offline.action_error(model, Store(work / "store" / "validation"), every=10)
+    begun = time.monotonic()
+    metrics = offline.action_error(model, Store(work / "store" / "validation"), every=10) | mended(model)
     record = _record(settings, work, run, run.variant, model, ablation_tables.OFFLINE, metrics, begun, "none (offline)", every=10)
     return {**record, "learning": learning(place)}
 

@@ -6,6 +6,7 @@ is trained blind, as the floor of a policy that cannot see. `repro ablation` run
 """
 
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 from repro import attention, machine, pictures, results
 from repro.data.episodes import Store
 from repro.evaluation import chains, floors, offline, protocols, suites
-from repro.evaluation.policies import about, load_policy, minutes  # noqa: F401 (callers know them from here)
+from repro.evaluation.policies import about, load_policy, mended, minutes  # noqa: F401 (callers know them from here)
 from repro.machine import UserError
 from repro.models.reconvla import ReconVLA
 from repro.profiles import Profile
@@ -51,18 +52,28 @@ def folder(work: Path, row: str, seed: int = 0, corrupt: float = 0.0) -> Path:
     return work / "train" / name
 
 
-def parts(settings: Profile, work: Path, log=print) -> str:
-    """The folder of tiny tower and VAE, trained before all else (once); "" where the preset has its own."""
+def parts(settings: Profile, work: Path, log=print, seed: int = 0) -> str:
+    """The folder of the tiny parts, trained before all else (once); "" where the preset has its own.
+
+    Tower and VAE are the same for all seeds, frozen in every row. The language model, in which most of a policy's weights begin, learns
+    anew for each seed, from pictures of its own: else the seeds of "baseline" would differ in the order of the frames alone.
+    """
     config = launch.PRESETS[settings.preset]
     if not (config.vae == "tiny" or (config.vision == "tiny" and getattr(config, "freeze_vision", False))):
         return ""
-    from repro.models import tiny_pictures, tiny_training
+    from repro.models import pointing, tiny_pictures, tiny_training
 
     training = Store(work / "store" / "training")
     states = tiny_pictures.recorded(training) if training.meta.get("simulator") == "tabletop" else None
     tiny_training.pretrain(work / "parts", tower_steps=settings.tower_steps, vae_steps=settings.vae_steps,
                   language_steps=settings.language_steps, states=states, pictures=settings.part_pictures, log=log)
-    return str(work / "parts")
+    if seed == 0 or not settings.language_steps:
+        return str(work / "parts")
+    place = work / f"parts-seed{seed}"
+    for name in ("tower", "vae"):
+        shutil.copytree(work / "parts" / name, place / name, dirs_exist_ok=True)
+    pointing.pretrain_language(place, settings.language_steps, seed, states, settings.part_pictures, log=log)
+    return str(place)
 
 
 def _write_job(settings: Profile, work: Path, place: Path, row: str, seed: int, minutes: float | None, train: dict, **more) -> Path:
@@ -70,7 +81,7 @@ def _write_job(settings: Profile, work: Path, place: Path, row: str, seed: int, 
     clock = {"budget_minutes": settings.budget_minutes if minutes is None else minutes, "checkpoint_minutes": settings.checkpoint_minutes}
     steps = train.get("steps", settings.train_steps)
     return launch.write_config(
-        place.parent / f"{place.name}.json", folder=place, parts=parts(settings, work),
+        place.parent / f"{place.name}.json", folder=place, parts=parts(settings, work, seed=seed),
         validation=str(validation) if validation.is_dir() else "",
         model={"preset": settings.preset, **ROWS[row]},
         train={"seed": seed, "steps": steps, "batch_size": settings.batch_size, "accumulate": settings.accumulate,
@@ -202,7 +213,7 @@ def roll_out(settings: Profile, work: Path, models: dict[str, object], seed: int
                 config["simulator"] = about_it
             record = results.record(
                 "reconvla", name, benchmark=benchmark, data=training.meta["name"], data_hash=training.hash, config=config, seed=seed,
-                metrics=chains.summarise(outcomes, seed), minutes=minutes(policy, begun), simulator=simulator,
+                metrics=chains.summarise(outcomes, seed) | mended(policy), minutes=minutes(policy, begun), simulator=simulator,
                 renderer=", ".join([about_it["renderer"], *([about_it["assets"]] if simulator == "libero" else [])]),
                 not_comparable_with=["reconvla"])
             results.save(record, work / "runs")
@@ -217,7 +228,7 @@ def score_offline(settings: Profile, work: Path, models: dict[str, object], seed
     found = []
     for name, policy in [*scored.items(), ("gaze, shuffled instruction", models["gaze"])]:
         begun = time.monotonic()
-        metrics = offline.action_error(policy, validation, every, shuffle_instructions="shuffled" in name)
+        metrics = offline.action_error(policy, validation, every, shuffle_instructions="shuffled" in name) | mended(policy)
         record = results.record(
             "reconvla", name, benchmark=f"offline action error, {validation.meta['name']}", data=training.meta["name"],
             data_hash=training.hash, config={"profile": settings.name, "policy": about(policy), "every": every}, seed=seed,

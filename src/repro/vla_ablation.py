@@ -4,7 +4,7 @@
     repro ablation --system vggt_vla --profile cpu --tables
 
 The question: does a geometry backbone ("vggt", "graph") help against the same policy without one ("none"), and does any of them do what a
-policy that was trained without pictures ("blind") cannot? All seeds and rows begin from the same starts: differences are paired.
+policy that was trained without pictures ("blind") cannot? The rows of a seed begin from the same starts: differences are paired.
 """
 
 import hashlib
@@ -32,12 +32,8 @@ REDUCED = "Attention of the action queries to the image tokens, last layer, mean
 
 
 def runs(settings: Profile) -> list[Run]:
-    """Rows seed by seed, so that a table that is not finished is balanced; floors after the first seed."""
-    found = []
-    for seed in settings.vla_seeds:
-        found += [Run(row, seed) for row in vla_experiments.ROWS]
-        found += [Run(FLOORS, seed)] if seed == settings.vla_seeds[0] else []
-    return found
+    """Rows and floors seed by seed, so that a table that is not finished is balanced."""
+    return [Run(row, seed) for seed in settings.vla_seeds for row in (*vla_experiments.ROWS, FLOORS)]
 
 
 def prepare(settings: Profile, work: Path, log=print) -> None:
@@ -110,7 +106,7 @@ def _floors(settings: Profile, work: Path, run: Run, clock, log) -> list[dict]:
     if not is_done(settings, work, Run("vggt", run.seed)):
         raise ablation.OutOfTime("vggt with this seed is not done yet")
     store, policy = vla_experiments.data(work), _model(settings, work, run, "vggt")
-    here = vla_experiments.plan(settings, store, LAYOUTS[0])
+    here = vla_experiments.plan(settings, store, LAYOUTS[0], run.seed)
     return _score(settings, work, run, vla_experiments.floors_of("vggt", policy, store, here, run.seed), clock, log)
 
 
@@ -119,7 +115,7 @@ def _score(settings: Profile, work: Path, run: Run, scored: dict[str, object], c
     store, found = vla_experiments.data(work), []
     timed = {name: policy if getattr(policy, "privileged", False) else Timed(policy, clock.check) for name, policy in scored.items()}
     for layout in LAYOUTS:
-        found += suites.score(timed, vla_experiments.plan(settings, store, layout), place(work, run), store, SYSTEM, run.seed,
+        found += suites.score(timed, vla_experiments.plan(settings, store, layout, run.seed), place(work, run), store, SYSTEM, run.seed,
                               simulators=settings.simulators, config=_about(settings, work, run), log=log)
     return found
 
@@ -131,14 +127,12 @@ def _about(settings: Profile, work: Path, run: Run) -> dict:
 def _look(settings: Profile, work: Path, run: Run, model, begun: float) -> dict:
     """Attention of the action queries inside the gaze box, on frames of the held-out episodes."""
     store = vla_experiments.data(work)
-    columns = vla_experiments.attention_columns(model, store, settings.attention_frames)
+    columns, tasks = vla_experiments.attention_columns(model, store, settings.attention_frames)
     record = results.record(SYSTEM, run.row, benchmark=ATTENTION, data=store.meta["name"], data_hash=store.hash, seed=run.seed,
                             config={**_about(settings, work, run), "policy": about(model), "reduced": REDUCED},
                             metrics=attention.averages(columns), minutes=minutes(model, begun), simulator="none (recorded frames)",
                             renderer="none", not_comparable_with=[SYSTEM])
-    kept = {name: columns[name] for name in (ablation_tables.MASS, ablation_tables.GAIN, ablation_tables.TASK_GAIN)}
-    return {**record, "frames": {"episode": columns["episode"].tolist()} | {
-        name: [None if np.isnan(x) else round(float(x), 5) for x in values] for name, values in kept.items()}}
+    return {**record, "frames": ablation.kept(columns, tasks)}
 
 
 # ---- tables ------------------------------------------------------------------------------------------------------------------------
@@ -173,9 +167,9 @@ def success_table(found: list[dict], benchmark: str) -> ablation_tables.Table:
         mean, cells = ablation_tables.mean(scored[name], (0, 1)), []
         for other in ("none", "blind"):
             apart = None if name == other or other not in scored else ablation_tables.difference(scored[name], scored[other], (-1, 1))
-            cells.append("" if apart is None else ablation_tables.signed({k: 100 * apart[k] for k in ("value", "low", "high")}))
+            cells.append("" if apart is None else ablation_tables.signed(apart | {k: 100 * apart[k] for k in ("value", "low", "high")}))
         rows.append([name, str(mean["seeds"]), str(mean["n"]), results.shown("1/1", mean), *cells])
-    return ["row", "seeds", "episodes a seed", "success %", "minus none, points", "minus blind, points"], rows
+    return ["row", "seeds", "episodes", "success %", "minus none, points", "minus blind, points"], rows
 
 
 def task_table(found: list[dict], benchmark: str) -> ablation_tables.Table:
@@ -188,25 +182,12 @@ def task_table(found: list[dict], benchmark: str) -> ablation_tables.Table:
     return ["row", *(brief(task).replace("_", " ") for task in tasks)], rows
 
 
-def attention_table(found: list[dict]) -> ablation_tables.Table:
-    """Attention inside the gaze box, over seeds, beside other boxes."""
-    looked, rows = [r for r in found if r["benchmark"] == ATTENTION], []
-    for name in variants(looked):
-        cells = []
-        for what in (ablation_tables.MASS, ablation_tables.GAIN, ablation_tables.TASK_GAIN):
-            values = ablation_tables.frames(looked, what, ATTENTION)[name]
-            there = all(len(v) for v in values.values())
-            cells.append(results.shown(what, ablation_tables.mean(values, (0, 1) if what == ablation_tables.MASS else (-1, 1)))
-                         if there else "-")
-        rows.append([name, str(len(values)), *cells])
-    return ["row", "seeds", "mass in the gaze box", "minus another episode's box", "minus the same task's box in another episode"], rows
-
-
 def parts(found: list[dict]) -> list[tuple[str, ablation_tables.Table]]:
     """(title, table) of everything there are records for."""
     named = [(f"{name} (not comparable with LIBERO)", success_table(found, name)) for name in benchmarks(found)]
     named += [(f"{name}, by task, %", task_table(found, name)) for name in benchmarks(found)[:1]]
-    return [(title, table) for title, table in [*named, (ATTENTION, attention_table(found))] if table[1]]
+    looked = ablation_tables.attention_tables(found, ATTENTION, variants(r for r in found if r["benchmark"] == ATTENTION), "none")
+    return [(title, table) for title, table in [*named, *((ATTENTION, table) for table in looked)] if table[1]]
 
 
 def markdown(found: list[dict]) -> str:

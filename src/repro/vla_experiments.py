@@ -155,10 +155,10 @@ def held_out_frames(store: Store, count: int) -> list[dict]:
     return experiments.attention_frames(store, count, [episode for episode in store.episodes if episode.index in aside])
 
 
-def attention_columns(model: VGGTVLA, store: Store, count: int) -> dict[str, np.ndarray]:
-    """The numbers of each held-out frame, with every control (attention.frame_numbers): where its action queries look."""
+def attention_columns(model: VGGTVLA, store: Store, count: int) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The numbers of each held-out frame, with every control (attention.frame_numbers): where its action queries look; and its task."""
     frames = held_out_frames(store, count)
-    return experiments.attention_columns(experiments.attention_of(model, frames), frames)
+    return experiments.attention_columns(experiments.attention_of(model, frames), frames), [frame["task_id"] for frame in frames]
 
 
 def attention_figure(models: dict[str, VGGTVLA], store: Store, count: int, note: str, shown: int = 3):
@@ -175,16 +175,16 @@ def attention_figure(models: dict[str, VGGTVLA], store: Store, count: int, note:
 # ---- closed loop -------------------------------------------------------------------------------------------------------------------
 
 
-def plan(settings: Profile, store: Store, layout: str = "wide") -> suites.Plan:
+def plan(settings: Profile, store: Store, layout: str = "wide", seed: int = 0) -> suites.Plan:
     """The evaluation of policies trained on `store`: its own suite and tasks, pictures of its size, starts that no demonstration had.
 
-    layout: "wide" where the suite has one, else the official init states.
+    layout: "wide" where the suite has one, else the official init states. seed: of the wide starts.
     """
     grocery = store.meta.get("simulator") == suites.TABLE
     suite = suites.GROCERY if grocery else store.episodes[0].scene
     layout = layout if suite in (suites.GROCERY, "libero_object") else "official"
     tasks = sorted({episode.task_id for episode in store.episodes})
-    return suites.plan_of(suite, layout, settings.vla_episodes, tasks, execute=EXECUTE, **suites.sizes_of(store))
+    return suites.plan_of(suite, layout, settings.vla_episodes, tasks, seed=seed, execute=EXECUTE, **suites.sizes_of(store))
 
 
 def floors_of(row: str, model: VGGTVLA, store: Store, here: suites.Plan, seed: int = 0) -> dict[str, object]:
@@ -196,7 +196,7 @@ def floors_of(row: str, model: VGGTVLA, store: Store, here: suites.Plan, seed: i
 def roll_out(settings: Profile, work: Path, models: dict[str, VGGTVLA], seed: int = 0, layout: str = "wide", log=print) -> list[dict]:
     """A run record of each model from the same starts, and of the floors of the last one that sees; saved in work/runs."""
     store = data(work)
-    here, seeing = plan(settings, store, layout), [row for row, model in models.items() if not model.config.blind]
+    here, seeing = plan(settings, store, layout, seed), [row for row, model in models.items() if not model.config.blind]
     floors = floors_of(seeing[-1], models[seeing[-1]], store, here, seed) if seeing else {}
     return suites.score({**models, **floors}, here, work, store, seed=seed, simulators=settings.simulators, fresh=True,
                         config={"profile": settings.name}, log=log)

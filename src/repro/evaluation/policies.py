@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from repro.intervals import wilson
 from repro.machine import UserError
 from repro.training import checkpoint
 from repro.training.loop import read_metrics
@@ -56,6 +57,17 @@ def load_policy(folder: Path | str, store=None, run: Path | str | None = None):
 def minutes(policy, begun: float) -> float:
     """Wall clock of a record: training, where the policy was trained, and evaluation since `begun`."""
     return getattr(policy, "minutes", 0.0) + (time.monotonic() - begun) / 60
+
+
+def mended(policy) -> dict[str, dict]:
+    """Metric of a record: the share of a policy's answers since the last call that were no chunk of actions and were read again within the
+    action tokens; {} for policies that are held to these from the start."""
+    answers = getattr(policy, "answers", 0)
+    if not answers:
+        return {}
+    wrong, policy.answers, policy.malformed = policy.malformed, 0, 0
+    low, high = wilson(wrong, answers)
+    return {"answers that were no chunk of actions, read again": {"value": wrong / answers, "n": answers, "low": low, "high": high}}
 
 
 def about(policy) -> dict:

@@ -2,10 +2,12 @@
 
 import json
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from repro.data import batches as batches_of
 from repro.data.batches import Batches, chunk_rows, last_of_run, pictures
 from repro.data.columns import replace_columns
 from repro.data.episodes import Episode, Store, StoreWriter
@@ -112,6 +114,40 @@ def test_a_stale_cache_is_noticed(store):
 def test_a_failing_prepare_leaves_no_cache(store):
     with pytest.raises(ValueError, match="for row"):
         Batches(store, 8, 5, prepare=lambda step: {"x": np.zeros(4 if step["observation.state"][0] == 202 else 3)}, key="uneven")
+    assert not list(store.folder.with_name("store.prepared").glob("*/"))
+
+
+def test_prepared_pictures_go_on_where_a_run_was_stopped(store, monkeypatch):
+    monkeypatch.setattr(batches_of, "KEPT", 1)
+    asked, stop = [], [17]
+
+    def prepare(step):
+        asked.append(float(step["observation.state"][0]))
+        if len(asked) == stop[0]:
+            raise KeyboardInterrupt
+        return {"row": step["observation.state"][:1]}
+
+    with pytest.raises(KeyboardInterrupt):
+        Batches(store, 8, 5, prepare=prepare, key="stopped", workers=1)
+    cache = store.folder.with_name("store.prepared")
+    part, = cache.glob("*.part")
+    done = sorted(map(int, (part / "episodes.done").read_text().split()))
+    assert done == [0, 1], "the third was in the middle"
+    first, stop[0] = set(asked), -1
+    asked.clear()
+    found = Batches(store, 8, 5, prepare=prepare, key="stopped", workers=1)
+    kept = {float(i) for e in done for i in store.read(e, ["observation.state"]).columns["observation.state"][:, 0]}
+    assert not kept & set(asked[1:]) and kept < first, "what was finished is not made again"
+    whole = Batches(store, 8, 5, prepare=lambda step: {"row": step["observation.state"][:1]}, key="undisturbed", workers=1)
+    assert all((found(step)["row"] == whole(step)["row"]).all() for step in range(6)) and not list(cache.glob("*.part"))
+    assert not list(cache.glob("*/episodes.done"))
+
+
+def test_pictures_that_do_not_fit_on_the_disk_are_refused_first(store, monkeypatch):
+    said = []
+    monkeypatch.setattr(batches_of.shutil, "disk_usage", lambda place: SimpleNamespace(free=10))
+    with pytest.raises(UserError, match="too small for the prepared"):
+        Batches(store, 8, 5, prepare=pictures, log=said.append)
     assert not list(store.folder.with_name("store.prepared").glob("*/"))
 
 

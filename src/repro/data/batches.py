@@ -25,6 +25,7 @@ from repro.data.episodes import EpisodeInfo, Store
 from repro.machine import UserError
 
 TOGETHER = 32  # steps that `prepare_many` is given at once
+KEPT, DONE = 8, "episodes.done"  # episodes after which prepared arrays are flushed, and the file that says which are
 
 
 def last_of_run(frames: np.ndarray, episodes: np.ndarray) -> np.ndarray:
@@ -234,7 +235,7 @@ def prepared(
             fcntl.flock(lock, fcntl.LOCK_EX)  # freed by the kernel when this process ends, however it ends
             _drop_stale(store, cache, log)
             if not folder.is_dir():
-                _build(store, prepare, key, folder, workers, boxes)
+                _build(store, prepare, key, folder, workers, boxes, log)
     return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
 
 
@@ -246,24 +247,25 @@ def _drop_stale(store: Store, cache: Path, log: Callable) -> None:
             shutil.rmtree(about.parent)
 
 
-def _build(store: Store, prepare: Callable, key: str, folder: Path, workers: int, boxes: np.ndarray | None = None) -> None:
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
-    part.mkdir()
-    columns = [name for name in store.columns if name.startswith(("observation.", "gaze."))]
+def _build(store: Store, prepare: Callable, key: str, folder: Path, workers: int, boxes: np.ndarray | None, log: Callable) -> None:
+    """Written to `<folder>.part` and renamed. Episodes that a killed run has finished are kept; `about.json` stands there from the start,
+    so that a stale part is known as one."""
+    part, columns = folder.with_name(folder.name + ".part"), [n for n in store.columns if n.startswith(("observation.", "gaze."))]
     step = next(_steps(store, 0, columns))
     first = prepare(step)
     if boxes is not None:
         one, two = (prepare({**step, "gaze.box": np.float32(box)}) for box in ((0, 0, 1, 1), (0, 0, 0.3, 0.3)))
         first = {name: value for name, value in first.items() if not np.array_equal(one[name], two[name])}
-    arrays = {
-        name: np.lib.format.open_memmap(part / f"{name}.npy", "w+", np.asarray(value).dtype, (store.frames, *np.shape(value)))
-        for name, value in first.items()
-    }
-
     drawn = np.asarray(store.column("info.drawn"), bool) if "info.drawn" in store.columns else np.ones(store.frames, bool)
+    done = {int(i) for i in (part / DONE).read_text().split()} if (part / DONE).is_file() else set()
+    _room(part.parent, first, int(drawn.sum()) if not done else 0, log)
+    about = {"store": str(store.folder.resolve()), "hash": store.hash, "key": key, "frames": store.frames}
+    part.mkdir(exist_ok=True)
+    (part / "about.json").write_text(json.dumps(about, indent=1) + "\n")
+    arrays = {name: np.lib.format.open_memmap(part / f"{name}.npy", "r+" if done else "w+", np.asarray(value).dtype,
+                                              (store.frames, *np.shape(value))) for name, value in first.items()}  # fmt: skip
 
-    def one(i: int) -> None:
+    def one(i: int) -> int:
         steps = ((row, step if boxes is None else {**step, "gaze.box": boxes[row]})
                  for row, step in enumerate(_steps(store, i, columns), store.episodes[i].start) if drawn[row])  # fmt: skip
         while some := list(islice(steps, TOGETHER)):
@@ -272,18 +274,32 @@ def _build(store: Store, prepare: Callable, key: str, folder: Path, workers: int
                     if np.shape(found[name]) != array.shape[1:]:
                         raise ValueError(f"prepare gave `{name}` {np.shape(found[name])} for row {row}, {array.shape[1:]} for the first")
                     array[row] = found[name]
+        return i
 
     try:
         with ThreadPoolExecutor(workers) as pool:  # decoding and resizing free the interpreter lock
-            for done in pool.map(one, range(len(store))):
-                assert done is None
-        for array in arrays.values():
-            array.flush()
-        about = {"store": str(store.folder.resolve()), "hash": store.hash, "key": key, "frames": store.frames}
-        (part / "about.json").write_text(json.dumps(about, indent=1) + "\n")
+            left = iter([i for i in range(len(store)) if i not in done])
+            while some := list(islice(left, KEPT)):
+                finished = list(pool.map(one, some))
+                for array in arrays.values():
+                    array.flush()
+                with open(part / DONE, "a") as file:
+                    file.write("".join(f"{i}\n" for i in finished))
+        (part / DONE).unlink(missing_ok=True)
         os.rename(part, folder)
-    finally:
+    except ValueError:
         shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _room(place: Path, first: dict[str, np.ndarray], frames: int, log: Callable) -> None:
+    """Says how much will be written where it is much; an error where it does not fit."""
+    needed, free = frames * sum(np.asarray(value).nbytes for value in first.values()), shutil.disk_usage(place).free
+    if needed > 2**30:
+        log(f"preparing {frames:,} pictures once: {needed / 2**30:.1f} GiB in {place}")
+    if needed > free:
+        raise UserError(f"{place} is too small for the prepared pictures", f"{needed / 2**30:.1f} GiB free", f"{free / 2**30:.1f} GiB",
+                        "use fewer episodes, draw_every, or a store on a larger disk")
 
 
 def _many(prepare: Callable, steps: list[dict]) -> list[dict]:

@@ -38,15 +38,24 @@ def test_reconvlas_rows_begin_with_the_parts_and_train_the_tower_along(tmp_path)
     annotate(store.folder, "truth")
     store = type(store)(store.folder)
     models = real.reconvla(tmp_path, store, SIZE, 0, None, SAID.append)
-    assert list(models) == ["ReconVLA tiny, baseline", "ReconVLA tiny, whole", "ReconVLA tiny, gaze"]
+    assert list(models) == ["ReconVLA tiny, baseline", "ReconVLA tiny, whole", "ReconVLA tiny, gaze", "ReconVLA tiny, blind"]
     learned = load_file(tmp_path / "parts" / "tower" / "tower.safetensors")
     for name, model in models.items():
-        assert model.trained["step"] == 2 and (model.config.recon, model.config.target) == {
-            "baseline": (False, "gaze"), "whole": (True, "whole"), "gaze": (True, "gaze")}[name.split(", ")[1]]
+        assert model.trained["step"] == 2 and (model.config.recon, model.config.target, model.config.blind) == {
+            "baseline": (False, "gaze", False), "whole": (True, "whole", False), "gaze": (True, "gaze", False),
+            "blind": (False, "gaze", True)}[name.split(", ")[1]]
         now = dict(model.vision_tower.named_parameters())
         apart = [float((now[key].detach() - value).abs().max()) for key, value in learned.items() if key in now]
-        assert 0 < max(apart) < 0.1, "from what was learned, and along"
+        assert model.config.blind or 0 < max(apart) < 0.1, "from what was learned, and along"
         assert np.isfinite(model.act(observations(store), ["open the drawer"] * 2)).all()
+    records = real.looked(tmp_path, models, store, store, {"renderer": "r"}, 0)
+    assert {(r["variant"].split(", ")[1], r["benchmark"]) for r in records} == {
+        *((row, real.OFFLINE) for row in real.RECONVLA), *((row, real.ATTENTION) for row in ("baseline", "whole", "gaze"))}
+    header, rows = results.recorded_table(records)
+    assert header[1].startswith("motion error (n = 2)") and len(header) == 6
+    assert [row[-1] == "-" for row in rows] == [True, True, False, True], "the VAE is that of the row that reconstructs the gaze region"
+    metrics = next(r["metrics"] for r in records if "gaze targets, through the VAE, dB" in r["metrics"])
+    assert 3 < metrics["gaze targets, through the VAE, dB"]["value"] < 60 > metrics["gaze targets, the mean picture, dB"]["value"]
     kept = (tmp_path / "parts" / "tower" / "tower.safetensors").stat().st_mtime_ns
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny_training, "pretrain", lambda *a, **k: pytest.fail("learned again"))

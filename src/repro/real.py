@@ -14,19 +14,21 @@ import numpy as np
 import torch
 from PIL import Image
 
-from repro import experiments, machine, results, vla_experiments
+from repro import attention, experiments, machine, results, vla_experiments
 from repro.data import calvin as calvin_data
 from repro.data import libero as libero_data
 from repro.data import libero_hdf5
 from repro.data.episodes import Store
-from repro.evaluation import chains, floors, protocols
+from repro.evaluation import chains, floors, offline, protocols
 from repro.evaluation.policies import about as about_policy
 from repro.evaluation.policies import load_policy, minutes
 from repro.experiments import watch
 from repro.gaze.annotate import annotate
+from repro.intervals import bootstrap
 from repro.machine import UserError
 from repro.models import tiny_training
 from repro.models.keypoint_policy import KeypointPolicy
+from repro.models.towers import resize
 from repro.sims import calvin_layout, environments
 from repro.sims.base import Launch
 from repro.sims.worker import Worker
@@ -63,7 +65,8 @@ SIZES = {
 LIBERO_TASKS = ("pick_up_the_alphabet_soup_and_place_it_in_the_basket", "pick_up_the_bbq_sauce_and_place_it_in_the_basket")
 NOISE = (0.0, 0.1, 0.25)  # scales of the noise that demonstrations are disturbed with; what is learned is the undisturbed action
 VARIANTS = {"keypoint policy": {"preset": "keypoints"}, "blind": {"preset": "keypoints-blind"}}
-RECONVLA = ("baseline", "whole", "gaze")  # rows of the paper's Table 2 that are trained on CALVIN's own pictures
+RECONVLA = ("baseline", "whole", "gaze", "blind")  # rows that are trained on CALVIN's own pictures
+OFFLINE, ATTENTION = "offline action error, held-out episodes in CALVIN's pictures", "attention, held-out episodes in CALVIN's pictures"
 VGGT_VLA = ("none", "vggt", "blind")  # rows of notebook 06 that are trained on LIBERO's
 
 
@@ -82,8 +85,9 @@ def train(work: Path, store: Store, size: Size, seed: int, log, **model) -> dict
 
 
 def reconvla(work: Path, store: Store, size: Size, seed: int, parts: Path | str | None, log) -> dict[str, object]:
-    """ReconVLA, tiny, in three rows. parts: a folder of its small parts (None: learned here, in minutes); they have seen the play table
-    alone, so the tower trains along (`freeze_vision=False`), which departs from the paper."""
+    """ReconVLA, tiny, in four rows. parts: a folder of its small parts (None: learned here, in minutes); they have seen the play table
+    alone, so the tower trains along (`freeze_vision=False`), which departs from the paper; the VAE stays as it is (`looked` says how well
+    it rebuilds CALVIN's pictures)."""
     tower, vae, language, pictures = size.parts
     given = Path(parts) if parts else tiny_training.pretrain(
         work / "parts", tower_steps=tower, vae_steps=vae, language_steps=language, pictures=pictures, log=log)
@@ -95,6 +99,42 @@ def reconvla(work: Path, store: Store, size: Size, seed: int, parts: Path | str 
     ) for row in RECONVLA}
     launch.jobs(list(configs.values()), log=log)
     return {f"ReconVLA tiny, {row}": load_policy(config.with_suffix("")) for row, config in configs.items()}
+
+
+def looked(work: Path, models: dict[str, object], store: Store, validation: Store, settings: dict, seed: int) -> list[dict]:
+    """Records of ReconVLA's rows on held-out episodes: action error, attention, and how the frozen VAE rebuilds the gaze targets."""
+    frames, found = experiments.attention_frames(validation, 200), []
+    for name, model in models.items():
+        begun = time.monotonic()
+        told = {OFFLINE: offline.action_error(model, validation)}
+        if model.config.recon and model.config.target == "gaze":
+            told[OFFLINE] |= rebuilt(model, frames)
+        if not model.config.blind:
+            told[ATTENTION] = attention.averages(experiments.attention_columns(experiments.attention_of(model, frames), frames, seed))
+        for benchmark, metrics in told.items():
+            record = results.record(
+                "real simulators", name, benchmark=benchmark, data=store.meta["name"], data_hash=store.hash, seed=seed, metrics=metrics,
+                config={**settings, "policy": about_policy(model), "simulator": {"recorded": True}}, minutes=minutes(model, begun),
+                simulator="CALVIN", renderer=settings["renderer"], not_comparable_with=[CANNOT])
+            results.save(record, work / "runs")
+            found.append(record)
+    return found
+
+
+def rebuilt(model, frames: list[dict]) -> dict[str, dict]:
+    """Peak signal-to-noise ratio of the gaze targets through the VAE, in dB, a mean over frames with its interval over episodes; beside it
+    that of the frames' mean picture."""
+    with torch.inference_mode():
+        shown = np.stack([model._pictures(frame)["target_gaze"] for frame in frames])
+        through = np.concatenate([model.targets(frames[i : i + 32]) for i in range(0, len(frames), 32)])
+    shown = np.stack([resize(one, *through.shape[1:3]) for one in shown]).astype(np.float32)
+    episodes, found = np.array([frame["episode"] for frame in frames]), {}
+    for name, other in (("through the VAE", through), ("the mean picture", np.broadcast_to(shown.mean(0), shown.shape))):
+        decibel = 10 * np.log10(255**2 / np.maximum(np.square(shown - other).mean((1, 2, 3)), 1e-9))
+        means = [float(decibel[episodes == e].mean()) for e in np.unique(episodes)]
+        low, high = bootstrap(means)
+        found[f"gaze targets, {name}, dB"] = {"value": float(np.mean(means)), "n": len(means), "low": low, "high": high}
+    return found
 
 
 def vggt_vla(work: Path, store: Store, size: Size, seed: int, log) -> dict[str, object]:
@@ -118,8 +158,9 @@ def replayed(store: Store, tasks: set[str]) -> dict[str, np.ndarray]:
 
 def policies(models: dict[str, KeypointPolicy], recorded: dict[str, np.ndarray], sentences: dict[str, str], seed: int) -> dict[str, object]:
     """The models, then what any score must be seen beside, then the expert. recorded: one demonstration a task, to be replayed."""
-    other = floors.ShuffledInstruction(models["keypoint policy"], tuple(sorted(set(sentences.values()))), seed)
-    return {**models, "shuffled instruction": other, "replay of one demonstration": floors.Replay(recorded),
+    told, of = tuple(sorted(set(sentences.values()))), ("keypoint policy", "ReconVLA tiny, gaze", "VGGT-VLA tiny, vggt")
+    shuffled = {f"{name}, shuffled instruction": floors.ShuffledInstruction(models[name], told, seed) for name in of if name in models}
+    return {**models, **shuffled, "replay of one demonstration": floors.Replay(recorded),
             "random actions": floors.RandomPolicy(seed), "constant action": floors.ConstantPolicy(),
             "scripted expert (ceiling)": floors.ExpertPolicy(seed)}
 
@@ -160,16 +201,21 @@ def calvin(work: Path, size: Size, seed: int = 0, renderer: str = "tiny", parts:
     data = work / "demonstrations"
     if not data.is_dir():
         calvin_layout.write(data, ("D",), size.tasks, size.per_task, 1, "D", seed, 2, start, log)
-    store = calvin_data.ensure_store(data, "training", work / "store" / "training", log=log)
-    if "gaze.box" not in store.columns:
-        annotate(store.folder, "truth")
-        store = Store(store.folder)
-    models = train(work, store, size, seed, log, word_dropout=0.5) | reconvla(work, store, size, seed, parts, log)
+    stores = []
+    for split in ("training", "validation"):
+        stores.append(calvin_data.ensure_store(data, split, work / "store" / split, log=log))
+        if "gaze.box" not in stores[-1].columns:
+            annotate(stores[-1].folder, "truth")
+            stores[-1] = Store(stores[-1].folder)
+    store, validation = stores
+    rows = reconvla(work, store, size, seed, parts, log)
+    models = rows | train(work, store, size, seed, log, word_dropout=0.5)
     settings = {"protocol": "mees/calvin evaluate_policy.py", "sequences": f"first {size.chains} of 1000", "max_steps": size.max_steps,
                 "wording": "official validation sentences", "demonstrations": "scripted", "renderer": renderer}
     starts = {f"CALVIN D, official sequences, {size.max_steps} steps": protocols.calvin_chains(size.chains)}
     scored = policies(models, replayed(store, set(sentences)), sentences, seed)
     found = roll_out(work, scored, starts, how, sentences, store, settings, seed, log)
+    found += looked(work, rows, store, validation, settings, seed)
     chain = next(iter(starts.values()))[0]
     film(models["keypoint policy"], how, chain, sentences, size.max_steps, work / "films" / "calvin.gif")
     return found
@@ -193,7 +239,7 @@ def libero(work: Path, size: Size, seed: int = 0, assets: str | None = None, log
             libero_hdf5.write(part, "libero_object", LIBERO_TASKS, count, layout, seed, 2, raw, NOISE, 0.6, 4, log=log)
             part.replace(parts[-1])
     store = libero_data.ensure_store(parts, work / "store" / "training")
-    models = train(work, store, size, seed, log, chunk=8) | vggt_vla(work, store, size, seed, log)
+    models = vggt_vla(work, store, size, seed, log) | train(work, store, size, seed, log, chunk=8)
     sentences = {task: task.replace("_", " ") for task in LIBERO_TASKS}
     protocol = protocols.libero_protocol("openpi")
     held_out = range(libero_hdf5.INITS - min(10, -(-size.trials // 2)), libero_hdf5.INITS)

@@ -14,7 +14,7 @@
 # # 08 · Attention maps
 # Where do the positions that predict actions look? Last layer, mean over heads and over the 35 action tokens, renormalised over the image
 # tokens, on held-out frames. The paper shows pictures only; here the maps are measured, beside what uniform attention, another episode's
-# box and the same task's box in another episode would score. Attention is no proof of use: what reaches an action through the instruction,
+# box and the same task's box elsewhere would score. Attention is no proof of use: what reaches an action through the instruction,
 # the proprioception or earlier actions is not in the map.
 
 # %% tags=["parameters"]

@@ -5,7 +5,8 @@
 On an NVIDIA GPU the step is run and *measured* (float16, the process held to 15 GiB). Elsewhere it is *computed*: the same step runs on
 fake tensors, which have shapes and no data, and every storage is counted from the operation that makes it until it is freed; weights,
 gradients, AdamW and NF4 with its scales included. Not seen: memory that a kernel takes inside itself. That counting is checked against
-what torch's profiler sees a real CPU allocate for a small model (target: within 15 %). The output says which of the two it is.
+what torch's profiler sees a real CPU allocate for a small model (target: within 15 %), and what trains here against what ReconVLA trains
+with the preset. The step is made up of its parts, not of ReconVLA.loss itself. The output says which of the two it is.
 """
 
 import sys
@@ -24,7 +25,7 @@ from repro import benchmark
 from repro.machine import describe
 from repro.models import adapters, towers
 from repro.models.denoiser import Denoiser
-from repro.models.reconvla_config import PRESETS
+from repro.models.reconvla import PRESETS, ReconVLA
 
 GIB, LIMIT, TARGET = 2**30, 15.0, 0.15
 CONTEXT = 0.45  # GiB of CUDA context, cuBLAS and cuDNN workspaces on a T4: an assumption, not part of what torch counts
@@ -53,6 +54,14 @@ class Case:
     size: tuple[tuple[str, int], ...] = ()  # for the check: a small language model instead of the published config
 
 
+def trained_by(preset: str) -> int:
+    """Parameters that ReconVLA itself trains with a preset, built without weights."""
+    stats = {"observation.state": {"mean": [0.0] * 15, "std": [1.0] * 15}}
+    with torch.device("meta"):
+        model = ReconVLA.build(replace(PRESETS[preset], quantise=None), stats, pretrained=False, instructions=["open the drawer"])
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
 def of(preset: str, micro_batch: int) -> Case:
     """The training step of a preset of ReconVLAConfig."""
     c = PRESETS[preset]
@@ -60,7 +69,7 @@ def of(preset: str, micro_batch: int) -> Case:
                 c.draws, checkpointing=c.checkpointing)  # fmt: skip
 
 
-T4 = replace(of("t4", 4), width=512, heads=8)  # the preset's denoiser, 384 wide, takes a little less
+T4 = of("t4", 4)
 PAPER = of("paper_nf4", 1)
 VARIANTS = {"": {}, ", no checkpointing": {"checkpointing": False}, ", fused attention": {"attention": "fused"},
             ", logits everywhere": {"logits": "all"}, ", VAE in the step": {"vae": "loop"}}  # fmt: skip
@@ -107,6 +116,7 @@ class Step(nn.Module):
         hidden = self.decoder.config.hidden_size
         self.projector = nn.Sequential(nn.Linear(self.tower.dim, hidden), nn.GELU(), nn.Linear(hidden, hidden))
         self.denoiser = Denoiser(hidden, 64, self.tower.grid, case.width, case.depth, case.heads, case.draws)
+        self.slots = nn.Parameter(torch.zeros(2, 256, hidden)) if case.rank else None  # offsets of the action tokens beside adapters
         self.vae = towers.vae("black-forest-labs/FLUX.1-dev", pretrained=False) if case.vae == "loop" else None
 
     def start(self, device: str, fake: bool) -> "Step":
@@ -143,6 +153,7 @@ class Step(nn.Module):
                 with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
                     latents = F.pixel_unshuffle(self.vae.encode(target).latent_dist.sample(), 2)
             image, text = self.projector(self.tower(pixels)), self.decoder.get_input_embeddings()(ids)
+            text = text if self.slots is None else text + self.slots.mean((0, 1))
             sequence = torch.cat([image, text], dim=1).float()  # image first, for brevity; the length is what counts
             hidden = self.decoder.model(inputs_embeds=sequence, use_cache=False).last_hidden_state
             asked = hidden[:, -case.labels - 1 : -1] if case.logits == "labels" else hidden[:, :-1]
@@ -337,6 +348,7 @@ def main() -> None:
     for name, case in cases.items():
         found[name] = run(case)
         if case in (T4, PAPER):
+            found[name]["trainable_millions_of_the_preset"] = trained_by("t4" if case == T4 else "paper_nf4") / 1e6
             found[f"{name}, largest micro-batch"] = largest(case, run)
         for title in [title for title in (name, f"{name}, largest micro-batch") if title in found]:
             row = found[title]
@@ -354,6 +366,8 @@ def main() -> None:
         "configs": {name: {k: v for k, v in asdict(case).items() if k != "size"} for name, case in cases.items()},
         "check": {name: rounded(row) for name, row in checks.items()}, "check_target": TARGET,
         "check_met": all(abs(row["ratio"] - 1) <= TARGET for row in checks.values()),
+        "same_parameters_as_the_preset": all(row["trainable_millions"] == row["trainable_millions_of_the_preset"]
+                                             for row in found.values() if "trainable_millions_of_the_preset" in row),
     }  # fmt: skip
     benchmark.record(out, given.json, show=False)
 

@@ -86,13 +86,15 @@ class Unusable(Exception):
     """One pair that cannot be used; the rest go on without it."""
 
 
-def load(entry: Entry, difference: bool = False) -> Pair:
-    """The pair of an entry, pictures decoded. Raises Unusable, with the reason, for one that cannot be used."""
+def load(entry: Entry, difference: bool = False, size: str | None = None) -> Pair:
+    """The pair of an entry, pictures decoded. Raises Unusable, with the reason, for one that cannot be used; `size`: what all are to be."""
     if entry.problem:
         raise Unusable(entry.problem)
     before, after = (_picture(png_of_entry(entry, which), which) for which in ("before", "after"))
     if before.shape != after.shape:
         raise Unusable(f"the dates differ in size: {_size(before)} and {_size(after)}")
+    if size and _size(before) != size:
+        raise Unusable(f"{_size(before)}, others are {size}")
     mask = None
     if entry.mask is not None:
         mask = classes(_picture(entry.mask.read_bytes(), "mask", "grey"))
@@ -149,19 +151,26 @@ def read(raw: Path | str, split: str, difference: bool = False, log: Callable[[s
 
 
 def _sound(layout: Layout, split: str, difference: bool, say: Callable[[str], None]) -> Iterator[Pair]:
-    entries, size = layout.of(split), None
-    damage = Damage(len(entries))
+    entries = layout.of(split)
+    damage, size = Damage(len(entries)), usual_size(entries)
     for entry in entries:
         try:
-            found = load(entry, difference)
-            size = size or _size(found.before)
-            if _size(found.before) != size:
-                raise Unusable(f"{_size(found.before)}, others are {size}")
+            found = load(entry, difference, size)
         except Unusable as error:
             damage.add({entry.name: str(error)}, layout.root)
             say(f"left out: {entry.name}: {error}")
         else:
             yield found
+
+
+def usual_size(entries: list[Entry]) -> str | None:
+    """The size of the pictures, as the first pair that can be opened has them; None where none can."""
+    for entry in entries:
+        try:
+            return _size(load(entry).before)
+        except Unusable:
+            continue
+    return None
 
 
 # --- into the store -----------------------------------------------------------------------------------------------------------------
@@ -194,24 +203,20 @@ def columns_of(pairs: list[Pair]) -> dict[str, Column]:
     return columns
 
 
-def _group(entries: list[Entry], difference: bool, size: str | None) -> tuple[dict[str, Column] | None, Counter, dict[str, str], str | None]:
-    """In a worker: (columns, counts of the state table, name -> why left out, size of the pictures) of some entries."""
+def _group(entries: list[Entry], difference: bool, size: str | None) -> tuple[dict[str, Column] | None, Counter, dict[str, str]]:
+    """In a worker: (columns, counts of the state table, name -> why left out) of some entries; pictures are to be of `size`."""
     cv2.setNumThreads(1)
     pairs, wrong = [], {}
     for entry in entries:
         try:
-            found = load(entry, difference)
-            size = size or _size(found.before)
-            if _size(found.before) != size:
-                raise Unusable(f"{_size(found.before)}, others are {size}")
-            pairs.append(found)
+            pairs.append(load(entry, difference, size))
         except Unusable as error:
             wrong[entry.name] = str(error)
-    return (columns_of(pairs) if pairs else None), Counter(map(cell, pairs)), wrong, size
+    return (columns_of(pairs) if pairs else None), Counter(map(cell, pairs)), wrong
 
 
 def cell(found: Pair) -> str:
-    """Where a pair stands in the state table: "changed | box", "changed | no box", "unchanged | box" (a conflict) or "unchanged | no box"."""
+    """Where a pair stands in the state table: changed | box, changed | no box, unchanged | box (a conflict), unchanged | no box."""
     marked = found.box_source in ("mask", "given") if found.changed else found.mask is not None and bool(found.mask.any())
     return f"{'changed' if found.changed else 'unchanged'} | {'box' if marked else 'no box'}"
 
@@ -236,16 +241,10 @@ def import_levir(layout: Layout, split: str, place: Path | str, difference: bool
     """
     say, entries = log or (lambda line: None), layout.of(split)
     say(layout.describe())
-    damage, states, size = Damage(len(entries)), Counter(), None
-    for entry in entries:  # one that opens tells the size all are to have
-        try:
-            size = _size(load(entry).before)
-            break
-        except Unusable:
-            continue
+    damage, states, size = Damage(len(entries)), Counter(), usual_size(entries)
     groups = ((entries[i : i + GROUP], difference, size) for i in range(0, len(entries), GROUP))
     with StoreWriter(place, 1, {"source": layout.kind, "split": split, "asked": _asked(layout, split, difference)}, replace) as writer:
-        for columns, counts, wrong, _ in in_order(_group, groups, workers):
+        for columns, counts, wrong in in_order(_group, groups, workers):
             damage.add(wrong, layout.root)
             states.update(counts)
             if columns:
@@ -301,9 +300,9 @@ class Pairs:
         box = {name: None if np.isnan(self.column(name)[i]).any() else self.column(name)[i] for name in ("box_main", "box_union")}
         split = self.store.episodes[int(np.searchsorted(self.starts, i, side="right")) - 1].info["split"]
         mask = self.masks([i])[0] if "images.mask" in self.store.columns else None
-        return Pair(self.column("name")[i], split, before, after, self.column("captions")[i], bool(self.column("changed")[i]),
-                    self.column("state")[i], box["box_main"], box["box_union"], self.column("box_source")[i], int(self.column("components")[i]),
-                    mask)  # fmt: skip
+        value = {name: self.column(name)[i] for name in ("name", "captions", "state", "box_source")}
+        return Pair(split=split, before=before, after=after, changed=bool(self.column("changed")[i]),
+                    components=int(self.column("components")[i]), mask=mask, **value, **box)  # fmt: skip
 
     def column(self, name: str):
         """All values of name | changed | state | captions | box_main | box_union | box_source | components; no picture is decoded.

@@ -247,8 +247,8 @@ def _given(entries: list[Entry], sizes: dict[str, tuple[int, int]]) -> tuple[lis
             width, height = sizes[entry.name] if pixels else (1, 1)
             x1, y1, x2, y2 = entry.box[0] / width, entry.box[1] / height, entry.box[2] / width, entry.box[3] / height
             good = 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1
-            entry = replace(entry, box=(x1, y1, x2, y2) if good else None,
-                            problem=entry.problem or (None if good else f"bbox {entry.box} is not x1 < x2, y1 < y2 in the picture"))  # fmt: skip
+            wrong = None if good else f"bbox {entry.box} is not x1 < x2, y1 < y2 in the picture"
+            entry = replace(entry, box=(x1, y1, x2, y2) if good else None, problem=entry.problem or wrong)
         made.append(entry)
     remarks = [f"bbox is in {'pixels, known by a value above 1' if pixels else 'shares of the sides: no value is above 1'}"]
     if len(boxes) > 1 and all(entry.box in (None, (0, 0, 1, 1)) for entry in made):
@@ -268,7 +268,10 @@ def _arrow(root: Path) -> Layout:
     columns = set()
     for split, folder in folders.items():
         row = 0
-        for about in _json(folder / "state.json")["_data_files"]:
+        told = _json(folder / "state.json")
+        if not isinstance(told, dict) or not told.get("_data_files"):
+            raise UserError(f"{folder / 'state.json'} names no Arrow files", '{"_data_files": [{"filename"}]}', told, "save the set again")
+        for about in told["_data_files"]:
             path = folder / _safe(about["filename"], folder)
             table = arrow_table(path)
             if lacking := {"image", "image2", "caption"} - set(table.column_names):

@@ -166,10 +166,9 @@ def write(folder: Path | str, train: int, val: int, test: int, seed: int = 0, wo
         for split in counts:
             for kind in ("A", "B", "label"):
                 (part / "images" / split / kind).mkdir(parents=True)
-        images = []
-        for (_, split, *_), (name, sentences, changed) in zip(tasks(part, counts, seed), in_order(_files, tasks(part, counts, seed), workers),
-                                                              strict=True):  # fmt: skip
-            i = len(images)
+        images, drawn = [], in_order(_files, tasks(part, counts, seed), workers)
+        for i, (name, sentences, changed) in enumerate(drawn):
+            split = name.partition("_")[0]
             told = [{"tokens": s.split(), "raw": f" {s} .", "imgid": i, "sentid": 5 * i + k} for k, s in enumerate(sentences)]
             images.append({"filepath": split, "filename": name, "imgid": i, "sentids": [5 * i + k for k in range(5)], "split": split,
                            "changeflag": int(changed), "sentences": told})  # fmt: skip
@@ -191,7 +190,7 @@ def ensure(folder: Path | str, train: int, val: int, test: int, seed: int = 0, w
     folder, told = Path(folder), Path(folder) / "aerial.json"
     if folder.exists():
         if not told.is_file():
-            raise UserError(f"{folder} was not written here", "a folder with aerial.json, or none", "another folder", "choose another place")
+            raise UserError(f"{folder} was not written here", "a folder with aerial.json, or none", "another one", "choose another place")
         if json.loads(told.read_text()) == about({"train": train, "val": val, "test": test}, seed):
             return folder
         shutil.rmtree(folder)

@@ -60,6 +60,7 @@ class Profile:
     curve_seeds: tuple[int, ...]  # seeds whose baseline and gaze runs are evaluated on the way too ...
     curve_single: int  # ... by so many single-task rollouts a task
     grocery_per_task: int  # scripted demonstrations of each of the grocery table's six tasks
+    aerial_pairs: tuple[int, int, int]  # bi-temporal aerial pairs that are drawn: train, val, test
 
 
 SMOKE = Profile(
@@ -70,6 +71,7 @@ SMOKE = Profile(
     variation=0.05, noise=0.4, draw_every=1, tower_steps=120, vae_steps=200, language_steps=60, part_pictures=600,
     rows=("baseline", "gaze"), seeds=(0, 1), few_rows=(), few_seeds=(), corrupt=(), pretrain_steps=60, pretrain_tables=2,
     pretrain_episodes_per_task=1, ablation_chains=4, curve_seeds=(), curve_single=1, grocery_per_task=4,
+    aerial_pairs=(120, 40, 40),
 )  # fmt: skip
 
 CPU = replace(
@@ -81,7 +83,7 @@ CPU = replace(
     rows=("baseline", "gaze", "whole", "gaze+pretrain"), seeds=(0, 1, 2, 3, 4),
     few_rows=("blind", "baseline+pretrain", "box", "mask"), few_seeds=(0, 1, 2), corrupt=(0.08, 0.33, 1.0),
     pretrain_steps=2500, pretrain_tables=60, pretrain_episodes_per_task=2, ablation_chains=100, curve_seeds=(0, 1, 2), curve_single=8,
-    grocery_per_task=100,
+    grocery_per_task=100, aerial_pairs=(3000, 300, 500),
 )  # fmt: skip
 
 T4 = replace(

@@ -211,6 +211,8 @@ def _levir(root: Path) -> Layout:
         extra = sorted({file.name for kind in "AB" for file in (root / "images" / split / kind).glob("*")} - known)
         if extra:
             remarks.append(f"{split}: {len(extra)} pictures are not in the json and are left out: {', '.join(extra[:3])}")
+    if (root / "aerial.json").is_file():
+        remarks.append(f"not LEVIR's pictures: {_json(root / 'aerial.json').get('made_by')}")
     kind = "LEVIR-MCI" if masks else "LEVIR-CC"
     return Layout(root, kind, f"{CAPTIONS}, {'with' if masks else 'no'} label folders", _unique(entries, path),
                   "mask" if masks else None, tuple(remarks))  # fmt: skip

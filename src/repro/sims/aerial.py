@@ -182,7 +182,7 @@ def write(folder: Path | str, train: int, val: int, test: int, seed: int = 0, wo
 
 def about(counts: dict[str, int], seed: int) -> dict:
     """What decides a folder, kept in its aerial.json."""
-    return {"made_by": "sims.aerial: drawn by a program, not real imagery", "version": VERSION, "seed": seed, **counts}
+    return {"made_by": "drawn by a program (repro.sims.aerial), not comparable with LEVIR-CC", "version": VERSION, "seed": seed, **counts}
 
 
 def ensure(folder: Path | str, train: int, val: int, test: int, seed: int = 0, workers: int = 1) -> Path:

@@ -127,7 +127,7 @@ def sentence(rng: np.random.Generator, change: Change) -> str:
 def states(count: int, rng: np.random.Generator) -> list[str]:
     """`count` states by SHARES, shuffled; one of each from three on."""
     rare = round(SHARES["not localisable"] * count) or int(count >= 3)
-    same = round(SHARES["unchanged"] * count)
+    same = int(SHARES["unchanged"] * count)
     made = ["unchanged"] * same + ["not localisable"] * rare + ["localisable"] * (count - same - rare)
     return [made[i] for i in rng.permutation(count)]
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import stat
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -88,6 +89,7 @@ def clean(text: str) -> str:
 
 
 def read_json(path: Path):
+    """What a JSON file holds; UserError where it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:

@@ -69,7 +69,7 @@ def png_of_entry(entry: Entry, which: str) -> bytes:
 def _picture(data: bytes, which: str, kind: str = "RGB") -> np.ndarray:
     """(H, W, 3) uint8 RGB, or the first channel (H, W) of a grey one, of a whole PNG or JPEG; Unusable for anything else."""
     found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
-    if found is None or (data.startswith(b"\x89PNG") and b"IEND" not in data[-16:]):
+    if found is None:
         raise Unusable(f"{which}: a torn picture, or none")
     if found.dtype != np.uint8:
         raise Unusable(f"{which}: {found.dtype} pixels, not uint8")
@@ -154,7 +154,7 @@ def _group(entries: list[Entry], difference: bool, size: str | None) -> tuple[di
 
 def import_levir(layout: Layout, split: str, place: Path | str, difference: bool = False, workers: int = 2, replace: bool = False,
                  log: Callable[[str], None] | None = None) -> dict:  # fmt: skip
-    """Write one split of a layout as a store, with `workers` processes where it is large; memory does not grow with the data.
+    """Write one split of a layout as a store, with `workers` processes; memory does not grow with the data.
 
     Returns {pairs, states: {cell: count}, left_out: {name: why}, hash}. Raises UserError for a wrong structure, or for more than 1 % of
     pairs that cannot be used; then nothing is left at `place`.
@@ -162,7 +162,6 @@ def import_levir(layout: Layout, split: str, place: Path | str, difference: bool
     say, entries = log or (lambda line: None), layout.of(split)
     say(f"{split}, {len(entries):,} pairs of {layout.describe().splitlines()[0]}")
     left_out, states, size = {}, Counter(), usual_size(entries)
-    workers = workers if len(entries) > 8 * GROUP else 1  # starting a process costs more than so few pairs
     groups = ((entries[i : i + GROUP], difference, size) for i in range(0, len(entries), GROUP))
     with StoreWriter(place, 1, {"source": layout.kind, "split": split, "asked": _asked(layout, split, difference)}, replace) as writer:
         for columns, counts, wrong in in_order(_group, groups, workers):
@@ -195,5 +194,6 @@ def ensure_store(raw: Path | str, split: str, place: Path | str, difference: boo
     layout = find(raw)
     meta = Store(place).meta if (Path(place) / "meta" / "repro.json").is_file() else {}
     if meta.get("asked") != _asked(layout, split, difference):
-        import_levir(layout, split, place, difference, workers, True, log)
+        few_pairs = len(layout.of(split)) <= 8 * GROUP  # starting processes costs more than so few pairs
+        import_levir(layout, split, place, difference, 1 if few_pairs else workers, True, log)
     return Pairs(place)

@@ -24,8 +24,9 @@ from repro.data.levir_entries import NO_CHANGE
 from repro.data.levir_layouts import CAPTIONS
 from repro.data.levir_pairs import GREY, Pair, pair
 from repro.machine import UserError
-from repro.sims.aerial_drawing import SIZE, Scene, draw, placed, strip
+from repro.sims.aerial_drawing import draw, placed, strip
 from repro.sims.aerial_plan import Change, days, plan
+from repro.sims.aerial_scene import SIZE, Scene
 
 VERSION = 1  # of the drawing: a folder written by another is written again
 SHARES = {"unchanged": 0.5, "localisable": 0.45, "not localisable": 0.05}

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from repro.sims.aerial_drawing import SIZE, Building, Day, Plot, Road, Scene, axes, fill, oblong, strip
+from repro.sims.aerial_drawing import fill, strip
+from repro.sims.aerial_scene import SIZE, Building, Day, Plot, Road, Scene, axes, oblong
 
 ROOFS = {  # RGB of roofs by quarter
     "homes": ((122, 84, 70), (104, 96, 92), (146, 128, 112), (90, 88, 92), (134, 104, 84), (168, 160, 150)),

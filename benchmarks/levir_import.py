@@ -4,7 +4,8 @@
 
 Throughput: `import_levir` against reading the same three pictures of each pair with PIL and encoding them with the same encoder alone, by
 as many processes, taking turns; target: at least 0.8. By the clock, and by processor time, which other work on the machine changes less.
-Memory: highest resident size of an import and its workers together at 1x and 8x the pairs; target: flat. The pairs are drawn (sims.aerial); --root names a folder of LEVIR-MCI instead.
+Memory: highest resident size of an import and its workers together at 1x and 8x the pairs; target: flat. The pairs are drawn
+(sims.aerial); --root names a folder of LEVIR-MCI instead.
 """
 
 import resource

@@ -194,6 +194,11 @@ def test_a_data_set_of_ones_own(tmp_path):
     pairs = levir.write_store(own, tmp_path / "own", {"source": "fields"})
     assert pairs.column("state") == ["not localisable", "localisable", "localisable"] and pairs.store.meta["source"] == "fields"
     assert levir.state_table({"train": pairs})[1]["train"]["changed | box"] == 2 and pairs[2].split == "train"
+    wrong = [({"box": BOX * SIZE}, "a wrong box"), ({"captions": []}, "no caption"), ({"captions": [*CHANGE, NO_CHANGE[0]]}, "1 of its"),
+             ({"mask": grey_mask(True)[..., 0]}, "a wrong mask"), ({"mask": np.zeros((4, 4), np.uint8)}, "a wrong mask")]  # fmt: skip
+    for given, said in wrong:
+        with pytest.raises(UserError, match=f"field: {said}"):
+            levir.pair("field", "train", picture(0), picture(1), **({"captions": CHANGE} | given))
 
 
 # --- what bad input gets ------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@
 
 import hashlib
 import json
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -20,7 +20,8 @@ import pyarrow as pa
 
 from repro.data import levir_boxes
 from repro.data.episodes import PICTURE, Column, Episode, Store, StoreWriter, as_column, decode_png
-from repro.data.levir_entries import NO_CHANGE
+from repro.data.levir_entries import NO_CHANGE, mixed
+from repro.machine import UserError
 
 GROUP = 16  # pairs in a row group of the store: about 3 MB, what reading one pair costs
 GREY = np.array([0, 128, 255], np.uint8)  # a mask's classes 0 nothing, 1 road, 2 building, as LEVIR-MCI writes them
@@ -50,8 +51,17 @@ class Pair:
 
 def pair(name: str, split: str, before: np.ndarray, after: np.ndarray, captions: Iterable[str], mask: np.ndarray | None = None,
          box: np.ndarray | None = None, difference: bool = False) -> Pair:  # fmt: skip
-    """A Pair from what is known of it: its state and boxes follow. box: as given, (4,) in [0, 1]; a mask goes before it."""
+    """A Pair from what is known of it: its state and boxes follow. box: as given, (4,) in [0, 1]; a mask goes before it.
+
+    Raises UserError for captions, masks or boxes that cannot be.
+    """
     captions = tuple(captions)
+    if wrong := mixed(captions, None):
+        raise UserError(f"{name}: {wrong}", "sentences that agree on whether anything has changed", captions)
+    if mask is not None and (mask.shape != before.shape[:2] or mask.max() > 2):
+        raise UserError(f"{name}: a wrong mask", f"{before.shape[:2]}: 0, 1, 2", f"{mask.shape}: up to {mask.max()}")
+    if box is not None and not (np.shape(box) == (4,) and 0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
+        raise UserError(f"{name}: a wrong box", "x1 < x2, y1 < y2, shares of the sides", box, "divide pixels by width and height")
     changed = any(caption not in NO_CHANGE for caption in captions)
     main = union = source = None
     components = 0
@@ -127,7 +137,6 @@ class Pairs:
         self.hash, self.states = self.store.hash, self.store.meta.get("states", {})
         self.starts = np.array([episode.start for episode in self.store.episodes])
         self._columns: dict = {}
-        self._tables: OrderedDict = OrderedDict()  # the last few row groups, still PNG
 
     def __len__(self) -> int:
         return self.store.frames
@@ -174,19 +183,11 @@ class Pairs:
         groups = np.searchsorted(self.starts, indices, side="right") - 1
         self.store.need([name])
         made = np.empty((len(indices), *self.store.info["features"][name]["shape"]), np.uint8)
-        for at in np.argsort(groups, kind="stable"):  # each row group once
-            data = self._table(int(groups[at]), name)[int(indices[at] - self.starts[groups[at]])]
-            made[at] = decode_png(data.as_py())
+        for group in np.unique(groups):  # each row group is read once
+            data = self.store.table(int(group), [name])[name].combine_chunks().field("bytes")
+            for at in np.flatnonzero(groups == group):
+                made[at] = decode_png(data[int(indices[at] - self.starts[group])].as_py())
         return made
-
-    def _table(self, group: int, name: str) -> pa.Array:
-        key = (group, name)
-        if key not in self._tables:
-            self._tables[key] = self.store.table(group, [name])[name].combine_chunks().field("bytes")
-        self._tables.move_to_end(key)
-        while len(self._tables) > 6:
-            self._tables.popitem(last=False)
-        return self._tables[key]
 
 
 def state_table(stores: dict[str, Pairs]) -> tuple[str, dict]:

@@ -65,6 +65,7 @@ class Profile:
     vla_rollouts: int  # a task, of the first look at them on the grocery table
     vla_seeds: tuple[int, ...]  # of its rows over seeds ...
     vla_episodes: int  # ... and episodes a task and layout in their evaluation
+    aerial_pairs: tuple[int, int, int]  # bi-temporal aerial pairs that are drawn: train, val, test
 
 
 SMOKE = Profile(
@@ -76,6 +77,7 @@ SMOKE = Profile(
     rows=("baseline", "gaze"), seeds=(0, 1), few_rows=(), few_seeds=(), corrupt=(), pretrain_steps=60, pretrain_tables=2,
     pretrain_episodes_per_task=1, ablation_chains=4, curve_seeds=(), curve_single=1, grocery_per_task=4,
     vla_preset="vggt_tiny", vla_steps=10, vla_rollouts=1, vla_seeds=(0,), vla_episodes=1,
+    aerial_pairs=(120, 40, 40),
 )  # fmt: skip
 
 CPU = replace(
@@ -88,6 +90,7 @@ CPU = replace(
     few_rows=("blind", "baseline+pretrain", "box", "mask"), few_seeds=(0, 1, 2), corrupt=(0.08, 0.33, 1.0),
     pretrain_steps=2500, pretrain_tables=60, pretrain_episodes_per_task=2, ablation_chains=100, curve_seeds=(0, 1, 2), curve_single=8,
     grocery_per_task=100, vla_steps=2000, vla_rollouts=5, vla_seeds=(0, 1, 2), vla_episodes=20,
+    aerial_pairs=(3000, 300, 500),
 )  # fmt: skip
 
 T4 = replace(

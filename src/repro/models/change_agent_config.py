@@ -41,6 +41,7 @@ class ChangeConfig:
     caption_weight: float = 0.0      # of the captions' cross-entropy (needs "grid"); 0: it does not learn to write
     caption_dropout: float = 0.0     # share of training captions that are withheld
     captions: str = "first"          # training captions: the first of five, as upstream; "any" of them
+    flips: bool = False              # training pictures, boxes and words for places are flipped together (a tower that trains)
     point_weight: float = 0.0        # of the cross-entropy between where the head reads and the box (needs "grid")
     # sizes of new parts
     head_dropout: float = 0.1
@@ -81,7 +82,7 @@ PRESETS = {
     "ours": _OURS,
     "t4": replace(_OURS, checkpointing=False),
     "tiny_guide": replace(_GUIDE, **_SMALL),
-    "tiny_ours": replace(_OURS, **_SMALL, width=64, mixing=3, stride=2, head_dropout=0.0),
+    "tiny_ours": replace(_OURS, **_SMALL, width=64, mixing=3, stride=2, head_dropout=0.0, flips=True),
 }
 # The guide's optimiser, fields of training.loop.TrainConfig; it saves every 500 steps (here by the clock), evaluates every 1000
 _OPTIMISER = {"batch_size": 4, "learning_rate": 1e-4, "weight_decay": 0.01, "warmup": 500, "final": 0.1, "clip": 1.0, "seed": 42,

@@ -10,6 +10,9 @@ high comes back as a square of the same area, of intersection over union 1 / (2 
 import cv2
 import numpy as np
 
+from repro.intervals import bootstrap
+from repro.machine import UserError
+
 SPECK = 16  # pixels: smaller parts of a mask are left out
 
 
@@ -139,3 +142,24 @@ def difference_mask(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 def difference_box(before: np.ndarray, after: np.ndarray) -> np.ndarray | None:
     """The box of the largest part of `difference_mask`: a guess to fall back on, never a truth to score against. None: nothing differs."""
     return boxes(difference_mask(before, after))[0]
+
+
+def agreement(pairs, most: int = 400) -> dict:
+    """How well differencing finds the main boxes of levir.Pairs that have one from a mask, of the first `most` at the most.
+
+    {n, iou, low, high: its mean and 95 % interval, hit25, hit50: shares of at least that IoU, pointing: centres inside the box}. UserError
+    where no pair has a box to compare with.
+    """
+    marked = [i for i, source in enumerate(pairs.column("box_source")) if source == "mask"][:most]
+    if not marked:
+        raise UserError(f"{pairs.store.folder} has no box from a mask to compare with", "LEVIR-MCI's masks", "none")
+    found, inside = [], []
+    for i in marked:
+        (before,), (after,) = pairs.pictures([i])
+        guess, truth = difference_box(before, after), pairs.column("box_main")[i]
+        found.append(0.0 if guess is None else float(iou(guess, truth)))
+        centre = np.full(2, -1.0) if guess is None else (guess[:2] + guess[2:]) / 2
+        inside.append(bool((truth[:2] <= centre).all() and (centre <= truth[2:]).all()))
+    low, high = bootstrap(found, (0, 1))
+    shares = {"hit25": np.mean(np.array(found) >= 0.25), "hit50": np.mean(np.array(found) >= 0.5), "pointing": np.mean(inside)}
+    return {"n": len(found), "iou": float(np.mean(found)), "low": low, "high": high} | {k: float(v) for k, v in shares.items()}

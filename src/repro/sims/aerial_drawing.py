@@ -78,6 +78,7 @@ class Scene:
     trees: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))  # (n, 3): x, y, radius
     water: list[np.ndarray] = field(default_factory=list)
     soil: list[np.ndarray] = field(default_factory=list)  # bare patches
+    soil_once: tuple[list[np.ndarray], list[np.ndarray]] = field(default_factory=lambda: ([], []))  # those of one date: grown over, or dug
     new_roads: list[Road] = field(default_factory=list)
     new_buildings: list[Building] = field(default_factory=list)
     new_water: list[np.ndarray] = field(default_factory=list)
@@ -184,12 +185,24 @@ def strip(mask: np.ndarray, road: Road, grow: float = 0.0, value: int = 255) -> 
         cv2.circle(mask, tuple(points[-1].tolist()), round((road.width * 1.05 + grow / 2) * (1 << SHIFT)), value, -1, cv2.LINE_AA, SHIFT)
 
 
-def laid(canvas: np.ndarray, over, mask: np.ndarray) -> np.ndarray:
-    """`over` (a picture or a colour) on the canvas where the mask (0..255) is."""
-    if not isinstance(over, np.ndarray):
-        over = np.broadcast_to(np.array(over, np.uint8), canvas.shape)
-    share = cv2.merge([mask, mask, mask]).astype(np.float32) / 255
-    return (canvas + (over.astype(np.float32) - canvas) * share).astype(np.uint8)
+def within(mask: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns that a mask reaches."""
+    x, y, width, height = cv2.boundingRect(mask)
+    return slice(y, y + height), slice(x, x + width)
+
+
+def laid(canvas: np.ndarray, over: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """`over`, a picture, on the canvas where the mask (0..255) is; the canvas itself is changed."""
+    at = within(mask)
+    if mask[at].size:
+        share = mask[at] * np.float32(1 / 255)
+        canvas[at] = cv2.blendLinear(np.ascontiguousarray(over[at]), np.ascontiguousarray(canvas[at]), share, 1 - share)
+    return canvas
+
+
+def plain(colour) -> np.ndarray:
+    """A (256, 256, 3) uint8 surface of one colour."""
+    return np.full((SIZE, SIZE, 3), np.array(colour, np.uint8), np.uint8)
 
 
 def textured(colour, grain: np.ndarray, amount: float) -> np.ndarray:
@@ -206,12 +219,14 @@ def ground(scene: Scene, day: Day, date: int) -> np.ndarray:
     """Patches of vegetation and soil, fields with furrows; some of it has another colour at each date."""
     broad, patches = noise(0, 0, scene.offsets[0]), noise(0, 1, scene.offsets[1] + day.moved)
     grain = noise(1, 0, scene.offsets[2])
-    wet = 0.5 + 0.17 * broad + 0.10 * day.season * patches
+    wet = 0.5 + 0.17 * broad + 0.15 * patches
+    steps = np.arange(SIZE, dtype=np.float32)
     for plot in scene.plots:
-        inside = filled([plot.corners]).astype(np.float32) / 255
-        rows = np.arange(SIZE, dtype=np.float32)
-        wave = np.sin((np.cos(plot.angle) * rows[None, :] + np.sin(plot.angle) * rows[:, None]) * 0.9)
-        wet += inside * (plot.tones[date] + 0.10 * broad + plot.furrows * wave - wet)
+        mask = filled([plot.corners])
+        at = within(mask)
+        slope = 0.9 * np.array([np.sin(plot.angle), np.cos(plot.angle)], np.float32)
+        wave = np.sin(slope[0] * steps[at[0], None] + slope[1] * steps[None, at[1]])
+        wet[at] += mask[at] * np.float32(1 / 255) * (plot.tones[date] + 0.10 * broad[at] + np.float32(plot.furrows) * wave - wet[at])
     lush, dry = PALETTES[scene.ground]
     return tinted(wet + 0.075 * grain, ramp(lush + (dry - lush) * day.season))
 
@@ -306,7 +321,7 @@ def draw(scene: Scene, day: Day, date: int, rng: np.random.Generator) -> np.ndar
     roads = scene.roads + (scene.new_roads if date else [])
     buildings = scene.buildings + (scene.new_buildings if date else [])
     water = scene.water + (scene.new_water if date else [])
-    soil = scene.soil + (scene.new_soil if date else [])
+    soil = scene.soil + scene.soil_once[date] + (scene.new_soil if date else [])
     trees = scene.trees if date else np.concatenate([scene.trees, scene.gone_trees])
     grain = noise(1, 1, scene.offsets[2])
     canvas = ground(scene, day, date)
@@ -314,7 +329,7 @@ def draw(scene: Scene, day: Day, date: int, rng: np.random.Generator) -> np.ndar
         soft = cv2.GaussianBlur(filled(soil), (0, 0), 3)
         canvas = laid(canvas, textured(SOIL, grain + noise(0, 0, scene.offsets[1]), 0.4), soft)
     if water:
-        canvas = laid(canvas, (136, 126, 104), cv2.dilate(filled(water), np.ones((5, 5), np.uint8)))
+        canvas = laid(canvas, plain((136, 126, 104)), cv2.dilate(filled(water), np.ones((5, 5), np.uint8)))
         canvas = laid(canvas, textured(np.array(WATER) * (1.15 - 0.25 * day.season), noise(0, 1, scene.offsets[3]), 0.25), filled(water))
     for building in buildings:
         if building.drive is not None:
@@ -337,7 +352,7 @@ def paved(canvas: np.ndarray, roads: list[Road], grain: np.ndarray) -> np.ndarra
         for road in (road for road in roads if road.surface == surface):
             strip(verge, road, 4, 150)
             strip(mask, road)
-        canvas = laid(canvas, tuple(int(0.5 * c + 78) for c in SURFACES[surface]), verge)
+        canvas = laid(canvas, plain([int(0.5 * c + 78) for c in SURFACES[surface]]), verge)
         canvas = laid(canvas, textured(SURFACES[surface], grain, 0.16), mask)
     for road in roads:
         if road.surface == "asphalt" and road.width >= 13:

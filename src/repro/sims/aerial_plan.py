@@ -211,14 +211,18 @@ def pond(rng: np.random.Generator, into: list[np.ndarray], ground: Ground, radiu
 
 
 def fields(rng: np.random.Generator, scene: Scene, ground: Ground) -> None:
-    """Fields and lawns: each date has its own colour of some of them."""
-    for _ in range(rng.integers(0, 4)):
+    """Fields and lawns, mostly of another colour at each date, and soil that is bare at one date only: none of it counts."""
+    for _ in range(rng.integers(1, 5)):
         x, y = rng.uniform(20, SIZE - 20, 2)
-        angle = rng.uniform(0, np.pi)
-        tone = rng.uniform(0.15, 0.8)
-        tones = (tone, tone if rng.random() < 0.4 else rng.uniform(0.15, 0.85))
-        corners = oblong(x, y, *rng.uniform(50, 130, 2), angle)
-        scene.plots.append(Plot(corners, tones, angle, rng.uniform(0, 0.10) if rng.random() < 0.6 else 0.0))
+        angle, tone = rng.uniform(0, np.pi), rng.uniform(0.1, 0.45)
+        tones = (tone, tone) if rng.random() < 0.2 else (tone, rng.uniform(tone + 0.25, 0.95))
+        corners = oblong(x, y, *rng.uniform(45, 130, 2), angle)
+        scene.plots.append(Plot(corners, tones[:: rng.choice([-1, 1])], angle, rng.uniform(0, 0.10) if rng.random() < 0.6 else 0.0))
+    for _ in range(rng.poisson(0.7)):
+        radius = rng.uniform(12, 34)
+        place = place_for(rng, ground, radius, 4)
+        if place is not None:
+            scene.soil_once[rng.integers(2)].append(blob(rng, *place, radius))
 
 
 def woods(rng: np.random.Generator, scene: Scene, ground: Ground) -> None:

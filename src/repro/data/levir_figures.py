@@ -1,0 +1,73 @@
+"""Figures of pairs: both dates, the mask, boxes. Blue and orange boxes, in full and broken lines; masks in LEVIR-MCI's colours.
+
+    pictures.keep(contact_sheet([pairs[i] for i in range(8)]), "figures/levir_pairs.png")
+"""
+
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from repro.data import levir_boxes
+from repro.data.levir import Pair
+
+MAIN, UNION, SQUARE = "#1f6fd6", "#e08214", "#ffffff"
+MASK = np.array([[0, 0, 0], [255, 255, 0], [255, 0, 0]], np.uint8)  # nothing, road, building: as in LEVIR-MCI's label_rgb
+
+
+def outline(axis, box: np.ndarray | None, size: tuple[int, int], colour: str, style: str) -> None:
+    """A box (4,) in [0, 1] on a picture of `size` (height, width)."""
+    if box is not None:
+        height, width = size
+        corner, sides = (box[0] * width - 0.5, box[1] * height - 0.5), ((box[2] - box[0]) * width, (box[3] - box[1]) * height)
+        axis.add_patch(Rectangle(corner, *sides, fill=False, edgecolor="black", linewidth=2.6))
+        axis.add_patch(Rectangle(corner, *sides, fill=False, edgecolor=colour, linewidth=1.4, linestyle=style))
+
+
+def contact_sheet(pairs: Sequence[Pair], across: int = 2, square: bool = False, title: str = "") -> Figure:
+    """Each pair as before | after | mask (where there is one), under its state and first caption; boxes on the second date.
+
+    square: also the square that [cx, cy, scale] makes of the main box, and the intersection over union that it keeps.
+    """
+    masked = any(p.mask is not None for p in pairs)
+    wide, rows = (3 if masked else 2), -(-len(pairs) // across)
+    figure = Figure(figsize=(1.62 * wide * across, 2.08 * rows + 0.7), layout="constrained", dpi=100)
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.02)
+    grid = figure.subplots(rows, wide * across, squeeze=False)
+    for axis in grid.reshape(-1):
+        axis.set_axis_off()
+    for k, p in enumerate(pairs):
+        row, column = divmod(k, across)
+        axes = grid[row, column * wide : (column + 1) * wide]
+        tiles = [p.before, p.after] + ([MASK[p.mask]] if p.mask is not None else [])
+        for axis, tile in zip(axes, tiles, strict=False):
+            axis.imshow(tile, interpolation="nearest")
+        outline(axes[1], p.box_union if p.components > 1 else None, p.after.shape[:2], UNION, "--")
+        outline(axes[1], p.box_main, p.after.shape[:2], MAIN, "-")
+        words = p.state + (f", {p.components} part{'s' * (p.components > 1)}" if p.components else "")
+        if square and p.box_main is not None:
+            outline(axes[1], levir_boxes.decode(levir_boxes.encode(p.box_main)), p.after.shape[:2], SQUARE, ":")
+            words += f"; square: IoU {levir_boxes.ceiling(p.box_main):.2f}"
+        axes[0].set_title("\n".join([words, *textwrap.wrap(p.captions[0], 22 * wide)[:1]]), fontsize=7, loc="left")
+    drawn = [(MAIN, "-", "main: largest part"), (UNION, "--", "union: all parts")]
+    drawn += [("0.5", ":", "square of [cx, cy, scale]")] if square else []
+    lines = [Patch(fill=False, edgecolor=colour, linestyle=style, label=name) for colour, style, name in drawn]
+    lines += [Patch(color=MASK[i] / 255, label=name) for i, name in ((1, "mask: road"), (2, "mask: building"))] if masked else []
+    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), fontsize=7, frameon=False)
+    heads = "before | after" + (" | mask" if masked else "")
+    figure.suptitle(f"{title} ({heads})" if title else heads, fontsize=9)
+    return figure
+
+
+def augmented_sheet(pair: Pair, seeds: Sequence[int]) -> Figure:
+    """The second date of a pair after `levir_boxes.augment`, once for each seed, with its box where it has moved."""
+    figure = Figure(figsize=(1.7 * len(seeds), 2.0), layout="constrained", dpi=100)
+    for axis, seed in zip(figure.subplots(1, len(seeds), squeeze=False)[0], seeds, strict=True):
+        _, after, box = levir_boxes.augment(pair.before, pair.after, pair.box_main, np.random.default_rng(seed))
+        axis.imshow(after, interpolation="nearest")
+        outline(axis, box, after.shape[:2], MAIN, "-")
+        axis.set_title(f"seed {seed}", fontsize=8)
+        axis.set_axis_off()
+    return figure

@@ -1,4 +1,4 @@
-"""The `repro` command: doctor | run | train | ablation | table | publish | calvin. `repro COMMAND --help` explains each.
+"""The `repro` command: doctor | run | train | evaluate | ablation | table | publish | calvin. `repro COMMAND --help` explains each.
 
 Starts in a fraction of a second: what is heavy is imported by the command that needs it.
 """
@@ -220,6 +220,26 @@ def gaze_quality(folders: tuple[Path, ...], detector: str, weights: str | None, 
     detectors = [load(name, weights if name != "colour" else None) for name in detector.split(",")]
     evaluation.run(work, profile, detectors, folders, log=click.echo)
     click.echo((work / "report.md").read_text())
+
+
+@cli.group()
+def evaluate() -> None:
+    """What a trained model answers."""
+
+
+@evaluate.command("change-agent")
+@click.option("--run", type=click.Path(path_type=Path), required=True, help="A training run's folder, or one checkpoint.")
+@click.option("--before", type=click.Path(path_type=Path), required=True, help="Picture of the earlier date.")
+@click.option("--after", type=click.Path(path_type=Path), required=True, help="Picture of the later date, of the same place and size.")
+@click.option("--caption", help="What is said to have changed (default: nothing is told).")
+@click.option("--write", is_flag=True, help="The model writes the caption that it is then told.")
+@click.option("--out", type=click.Path(path_type=Path), default="change.png", show_default=True, help="The later picture with the box.")
+def evaluate_change_agent(run: Path, before: Path, after: Path, caption: str | None, write: bool, out: Path) -> None:
+    """Where something changed between two pictures of one place: [cx, cy, scale] and a box, or "no change" where the gate says so."""
+    from repro.evaluation.change_answer import answer
+
+    for line in answer(run, before, after, caption, write, out):
+        click.echo(line)
 
 
 @cli.group()

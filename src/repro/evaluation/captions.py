@@ -95,7 +95,8 @@ def _bleu(scorer, n: int, seed: int) -> list[dict]:
     value = _corpus(rows.sum(0)[None])[0]
     draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), DRAWS)
     low, high = np.percentile(_corpus(draws @ rows), [2.5, 97.5], axis=0)
-    return [{"value": float(v), "n": n, "low": float(min(a, v)), "high": float(max(b, v))} for v, a, b in zip(value, low, high, strict=True)]
+    return [{"value": float(v), "n": n, "low": float(min(a, v)), "high": float(max(b, v))}
+            for v, a, b in zip(value, low, high, strict=True)]
 
 
 def _corpus(sums: np.ndarray) -> np.ndarray:

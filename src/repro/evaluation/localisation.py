@@ -32,14 +32,16 @@ def numbers(vectors: np.ndarray, boxes: np.ndarray, masks: np.ndarray | None = N
     """
     vectors, boxes = np.asarray(vectors, np.float64), np.asarray(boxes, np.float64)
     if vectors.shape != (len(boxes), 3) or not np.isfinite(vectors).all() or vectors.min(initial=0) < 0 or vectors.max(initial=0) > 1:
-        raise UserError("these are no [cx, cy, scale]", f"({len(boxes)}, 3) in [0, 1]", f"{vectors.shape}, {vectors.min()} to {vectors.max()}")
+        raise UserError("these are no [cx, cy, scale]", f"({len(boxes)}, 3) in [0, 1]",
+                        f"{vectors.shape}, {vectors.min(initial=1)} to {vectors.max(initial=0)}")
     has = ~np.isnan(boxes).any(1)
     true, said = levir_boxes.encode(boxes), vectors
     squares = levir_boxes.decode(said)
     iou = levir_boxes.iou(squares, boxes)
     inside = ((said[:, :2] >= boxes[:, :2]) & (said[:, :2] <= boxes[:, 2:])).all(1)
     apart = np.abs(said - true)
-    found = {"IoU of the square": iou, "hit rate at IoU 0.25": iou >= 0.25, "hit rate at IoU 0.5": iou >= 0.5, "pointing in the box": inside,
+    found = {"IoU of the square": iou, "hit rate at IoU 0.25": iou >= 0.25, "hit rate at IoU 0.5": iou >= 0.5,
+             "pointing in the box": inside,
              "centre error (picture widths)": np.hypot(apart[:, 0], apart[:, 1]), "scale error (picture widths)": apart[:, 2],
              "F1 of 3x3 cells": grid_f1(squares, boxes)}  # fmt: skip
     if masks is not None:
@@ -87,7 +89,8 @@ def difference(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> dict:
 def gate(probability: np.ndarray, changed: np.ndarray, states: list[str]) -> dict[str, dict]:
     """Metrics: share of pairs for which the gate (change where >= 0.5) is right, over all and by state."""
     right = (np.asarray(probability) >= 0.5) == np.asarray(changed, bool)
-    groups = {"gate accuracy": np.ones(len(right), bool), **{f"gate accuracy, {state}": np.array(states) == state for state in sorted(set(states))}}
+    groups = {"gate accuracy": np.ones(len(right), bool),
+              **{f"gate accuracy, {state}": np.array(states) == state for state in sorted(set(states))}}
     found = {}
     for name, rows in groups.items():
         low, high = wilson(int(right[rows].sum()), int(rows.sum()))

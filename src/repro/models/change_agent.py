@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from repro.data.levir_pictures import MEAN, STD, clip_pixels
 from repro.machine import UserError
 from repro.models import change_agent_checkpoint
 from repro.models.change_agent_config import ASK, NO_CHANGE, PRESETS, TRAIN, ChangeConfig  # noqa: F401 (callers import them from here)
@@ -45,7 +46,7 @@ class ChangeAgent(nn.Module):
                 raise UserError(f"a {what} with random weights is never frozen", "weights from a file, with their sha256",
                                 getattr(part, "identity", None), 'load them, or train along: "tiny"')
         if tokenizer is None or tokenizer.eos_token_id is None:
-            raise UserError("the language model's tokenizer has no token that ends a text", "eos_token", tokenizer and type(tokenizer).__name__)
+            raise UserError("the language model's tokenizer has no token that ends a text", "eos_token", type(tokenizer).__name__)
         self.tower, self.decoder, self.tokenizer, self._ids = tower, decoder, tokenizer, {}
         d = decoder.config.hidden_size
         if c.features == "pooled":
@@ -110,12 +111,11 @@ class ChangeAgent(nn.Module):
     def _see(self, pictures: UInt8[np.ndarray, "b 2 h w 3"]) -> Float[Tensor, "b 2 n d"]:
         flat = np.ascontiguousarray(pictures.reshape(-1, *pictures.shape[2:]))
         if self.tower.frozen:
-            from repro.data.levir_pictures import clip_pixels
-
-            mean, std = (torch.tensor(x).view(3, 1, 1) for x in (self.tower.image_mean, self.tower.image_std))
-            pixels = torch.from_numpy(clip_pixels(flat, self.tower.image_size))
-            clip_mean, clip_std = (torch.tensor(x).view(3, 1, 1) for x in (change_agent_checkpoint.CLIP_MEAN, change_agent_checkpoint.CLIP_STD))
-            pixels = ((pixels * clip_std + clip_mean - mean) / std).to(self.device)  # the same numbers for CLIP, another tower's own for it
+            pixels = clip_pixels(flat, self.tower.image_size)
+            if not np.allclose(self.tower.image_mean, MEAN):  # DINOv2's own
+                mean, std = (np.float32(x).reshape(3, 1, 1) for x in (self.tower.image_mean, self.tower.image_std))
+                pixels = (pixels * STD.reshape(3, 1, 1) + MEAN.reshape(3, 1, 1) - mean) / std
+            pixels = torch.from_numpy(pixels).to(self.device)
         else:
             pixels = torch.from_numpy(flat).to(self.device).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
         with self.arithmetic():
@@ -133,7 +133,8 @@ class ChangeAgent(nn.Module):
         if caption not in self._ids:
             said = list(self.tokenizer.encode(" " + caption, add_special_tokens=False)) if caption else []
             if len(said) > self.config.text_length:
-                raise UserError("a caption is too long", f"at most {self.config.text_length} tokens (text_length)", f"{len(said)}: {caption}")
+                raise UserError("a caption is too long", f"at most {self.config.text_length} tokens", f"{len(said)}: {caption}",
+                                "raise text_length in training, or shorten it")
             self._ids[caption] = [*self.question, *said, self.tokenizer.eos_token_id]
         return self._ids[caption]
 
@@ -168,7 +169,8 @@ class ChangeAgent(nn.Module):
         else:
             cells = self.grid(seen[:, :, 1:].unflatten(2, self.tower.grid))
             before = self.prefix(cells)
-            states = self._read(torch.cat([before, embedded], dim=1), F.pad(real, (before.shape[1], 0), value=True))[:, before.shape[1] - 1:]
+            count = before.shape[1]
+            states = self._read(torch.cat([before, embedded], dim=1), F.pad(real, (count, 0), value=True))[:, count - 1 :]
         at = torch.zeros_like(ids[:, 0]) if c.read == "first" else real.sum(1) - 1
         if c.features == "grid":
             at = at + 1  # states begin at the last token of the grid

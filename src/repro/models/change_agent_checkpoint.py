@@ -20,7 +20,6 @@ from repro.models.change_agent_config import ASK, ChangeConfig
 from repro.models.change_agent_parts import TinyTower
 from repro.models.prompt import small_tokenizer
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 MEANING = "[cx, cy, scale] in [0, 1]: centre of the box, side of the square of its area; before, then after"
 
 

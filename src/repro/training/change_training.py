@@ -50,8 +50,9 @@ def batches_of(pairs: Pairs, model: ChangeAgent, batch_size: int, seed: int = 0,
                log: Callable[[str], None] = print) -> PairBatches:
     """The training batches that the model's config asks for. Pictures are flipped where a tower that trains sees them."""
     c = model.config
-    return PairBatches(pairs, batch_size, seed, model.prepare_many, model.key, "union" if c.box == "union" else "main", c.captions, NO_CHANGE,
-                       not model.tower.frozen and c.flips, rank=rank, world=world, log=log)
+    box, flips = "union" if c.box == "union" else "main", c.flips and not model.tower.frozen
+    return PairBatches(pairs, batch_size, seed, model.prepare_many, model.key, box, c.captions, NO_CHANGE, flips, rank=rank, world=world,
+                       log=log)
 
 
 def measured(model: ChangeAgent, held_out: PairBatches) -> dict[str, float]:

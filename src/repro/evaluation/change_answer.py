@@ -21,12 +21,13 @@ def picture(path: Path) -> np.ndarray:
         raise UserError(f"{path} is no picture that can be read", "a PNG or JPEG file", f"{type(error).__name__}: {error}",
                         "check the path, or save it again as PNG") from error
     if found.shape[0] != found.shape[1]:
-        raise UserError(f"{path} is not square", "as wide as high: the model was trained on squares", f"{found.shape[1]} x {found.shape[0]} px",
-                        "cut both pictures to the same square")
+        raise UserError(f"{path} is not square", "as wide as high: the model was trained on squares",
+                        f"{found.shape[1]} x {found.shape[0]} px", "cut both pictures to the same square")
     return found
 
 
-def answer(run: Path, before: Path, after: Path, caption: str | None = None, write: bool = False, out: Path = Path("change.png")) -> list[str]:
+def answer(run: Path, before: Path, after: Path, caption: str | None = None, write: bool = False, out: Path = Path("change.png")
+           ) -> list[str]:
     """Lines to print; the later picture with the square drawn is written to `out`, whole or not at all, unless nothing changed.
 
     run: a run's folder (its best checkpoint where there is one, else the last), or a checkpoint.

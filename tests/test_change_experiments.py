@@ -115,8 +115,8 @@ def test_tables_and_figures_are_made_of_records_and_answers(work, scored, tmp_pa
     assert set(maps) == {"guide, occlusion", "ours, occlusion", "ours, reading"} and len(made) == 3
     assert any("minus another episode's box" in name for name in made[0]["metrics"])
     for name, figure in {"sheet": change_figures.sheet(pairs, at, none), "maps": change_figures.maps_sheet(pairs, rows, maps),
-                         "scatter": change_figures.scatter({row: one.vectors for row, one in none.items()}, boxes),
-                         "reach": change_figures.reach({row: one.vectors for row, one in none.items()}, boxes)}.items():  # fmt: skip
+                         "scatter": change_figures.scatter({row: said.vectors for row, said in none.items()}, boxes),
+                         "reach": change_figures.reach({row: said.vectors for row, said in none.items()}, boxes)}.items():  # fmt: skip
         figure.savefig(tmp_path / f"{name}.png")
         assert PIL.Image.open(tmp_path / f"{name}.png").size[0] > 300
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -142,14 +142,13 @@ class ChangeAgent(nn.Module):
     def question(self) -> list[int]:
         return list(self.tokenizer.encode(ASK, add_special_tokens=False)) if self.config.features == "grid" else []
 
-    def words(self, captions: list[str | None]) -> tuple[Int[Tensor, "b l"], Bool[Tensor, "b l"]]:
-        """Ids, filled up to the right with the end's, and what of them is real."""
+    def words(self, captions: list[str | None]) -> tuple[Int[Tensor, "b l"], list[int]]:
+        """Ids, filled up to the right with the end's, and how many of each are real."""
         ids = [self.ids(caption) for caption in captions]
-        numbers = torch.full((len(ids), max(map(len, ids))), self.tokenizer.eos_token_id, device=self.device)
-        real = torch.zeros_like(numbers, dtype=torch.bool)
-        for i, one in enumerate(ids):
-            numbers[i, : len(one)], real[i, : len(one)] = torch.tensor(one, device=self.device), True
-        return numbers, real
+        numbers = np.full((len(ids), max(map(len, ids))), self.tokenizer.eos_token_id)
+        for row, one in zip(numbers, ids, strict=True):
+            row[: len(one)] = one
+        return torch.from_numpy(numbers).to(self.device), [len(one) for one in ids]
 
     # ---- forward ----------------------------------------------------------------------------------------------------
     def prefix(self, cells: Float[Tensor, "b w rows columns"]) -> Float[Tensor, "b t d"]:
@@ -158,35 +157,34 @@ class ChangeAgent(nn.Module):
 
     def answer(self, batch: dict, captions: list[str | None]) -> dict[str, Tensor]:
         """"vector" (B, 3) in [0, 1]; "gate" (B,) logits of a change, where there is a gate; "maps" (B, readers, rows, columns) and
-        "states" (B, T, d), "real" (B, L), "ids" (B, L) of the words, with a grid. batch: what `prepare_many` gave."""
-        c, seen = self.config, self.look(batch)
-        ids, real = self.words(captions)
-        embedded = self.decoder.get_input_embeddings()(ids).float()
-        out = {"ids": ids, "real": real}
+        "states" (B, 1 + L, d), of the last token before the words and of the words, with a grid. batch: what `prepare_many` gave."""
+        c, seen, out = self.config, self.look(batch), {}
+        ids, lengths = self.words(captions)
+        words = self.decoder.get_input_embeddings()(ids).float()
+        at = torch.tensor([0 if c.read == "first" else length - 1 for length in lengths], device=self.device)
+        each = torch.arange(len(ids), device=self.device)
         if c.features == "pooled":
-            states = self._read(embedded, real)
+            said = self._read(words, lengths)[each, at].float()
             picture = self.projector(seen[:, :, 0].flatten(1))
         else:
             cells = self.grid(seen[:, :, 1:].unflatten(2, self.tower.grid))
             before = self.prefix(cells)
-            count = before.shape[1]
-            states = self._read(torch.cat([before, embedded], dim=1), F.pad(real, (count, 0), value=True))[:, count - 1 :]
-        at = torch.zeros_like(ids[:, 0]) if c.read == "first" else real.sum(1) - 1
-        if c.features == "grid":
-            at = at + 1  # states begin at the last token of the grid
-        said = states[torch.arange(len(ids)), at].float()
-        if c.features == "grid":
-            said = self.told(said)
+            out["states"] = self._read(torch.cat([before, words], dim=1), [before.shape[1] + n for n in lengths])[:, before.shape[1] - 1 :]
+            said = self.told(out["states"][each, at + 1].float())
             read, out["maps"] = self.readers(said, cells)
-            picture, out["states"] = self.seen(read), states
+            picture = self.seen(read)
         fused = picture + said if self.fuse is None else self.fuse(torch.cat([picture, said], dim=1))
         out["vector"] = torch.sigmoid(self.head(fused).float())
         if self.gate is not None:
             out["gate"] = self.gate(fused).float()[:, 0]
         return out
 
-    def _read(self, embedded: Float[Tensor, "b t d"], real: Bool[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
-        return self.decoder.model(inputs_embeds=embedded, attention_mask=real.long(), use_cache=False).last_hidden_state
+    def _read(self, embedded: Float[Tensor, "b t d"], lengths: list[int]) -> Float[Tensor, "b t d"]:
+        """The language model's last states. Later tokens than `lengths` fill up; masked, though a causal model's real ones never see them."""
+        mask = None
+        if len(set(lengths)) > 1:
+            mask = (torch.arange(embedded.shape[1])[None] < torch.tensor(lengths)[:, None]).long().to(self.device)
+        return self.decoder.model(inputs_embeds=embedded, attention_mask=mask, use_cache=False).last_hidden_state
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         """`loss`, under the name that DistributedDataParallel calls."""
@@ -223,14 +221,12 @@ class ChangeAgent(nn.Module):
     def _caption_loss(self, said: dict, captions: list[str | None], batch: dict) -> Tensor:
         """Cross-entropy of the words and the end, given the words before: pairs with a caption; without a change NO_CHANGE's alone."""
         begins = len(self.question)
-        teach = [bool(caption) and (bool(changed) or caption == NO_CHANGE)
-                 for caption, changed in zip(captions, batch["changed"], strict=True)]
-        asked = said["real"] & torch.tensor(teach, device=self.device)[:, None]
-        asked[:, :begins] = False
-        if not asked.any():
+        words = [(row, place, number) for row, (caption, changed) in enumerate(zip(captions, batch["changed"], strict=True))
+                 if caption and (changed or caption == NO_CHANGE) for place, number in enumerate(self.ids(caption)) if place >= begins]
+        if not words:
             return said["states"].sum() * 0
-        logits = self.decoder.lm_head(said["states"][:, :-1][asked])  # the state before each word
-        return F.cross_entropy(logits.float(), said["ids"][asked])
+        rows, places, numbers = torch.tensor(words, device=self.device).unbind(1)
+        return F.cross_entropy(self.decoder.lm_head(said["states"][rows, places]).float(), numbers)  # the state before each word
 
     # ---- use --------------------------------------------------------------------------------------------------------
     @torch.no_grad()

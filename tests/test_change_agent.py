@@ -16,7 +16,7 @@ from repro.data import levir_boxes
 from repro.data.change_batches import PairBatches, flipped
 from repro.machine import UserError
 from repro.models.change_agent import ASK, NO_CHANGE, PRESETS, ChangeAgent, shrink
-from repro.models.change_agent_parts import TinyTower, crossed, giou, target
+from repro.models.change_agent_parts import Readers, TinyTower, crossed, giou, target
 from repro.models.prompt import small_tokenizer
 
 TINY = {"image_size": 32, "channels": 4, "hidden": 32, "heads": 2, "intermediate": 32, "layers": 1}
@@ -81,6 +81,20 @@ def test_targets_and_overlaps_are_the_data_halfs():
     found = giou(said, true).tolist()  # IoU less the share of the hull that neither covers
     assert found == pytest.approx([iou[0] - 0.01 / 0.12, iou[1], -0.10 / 0.18], abs=1e-5) and iou[:2] == pytest.approx([6 / 11, 9 / 16])
     assert crossed(torch.full((1, 2, 2), 0.25), torch.tensor([[0.0, 0.0, 0.5, 0.5]]))[0] == pytest.approx(np.log(4), abs=1e-5)
+
+
+def test_readers_say_the_square_over_which_a_map_is_even():
+    readers = Readers(8, 8, 2, (64, 64))
+    with torch.no_grad():
+        for part in (readers.ask, readers.lean):
+            part.weight.zero_(), part.bias.zero_()
+        readers.lean.weight[:, 0] = 1.0
+        cells = torch.zeros(1, 8, 64, 64)
+        cells[:, 0] = -50.0
+        cells[:, 0, 16:32, 8:40] = 50.0  # rows, columns: y 0.25 to 0.5, x 0.125 to 0.625
+        found, maps, square = readers(torch.zeros(1, 8), cells)
+    assert np.allclose(square[0], levir_boxes.encode(np.float32([0.125, 0.25, 0.625, 0.5])), atol=2e-3) and found.shape == (1, readers.out)
+    assert maps[0, 1, 16:32, 8:40].sum() == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["mse", "l1", "iou"])
@@ -148,7 +162,7 @@ def test_answers_do_not_depend_on_what_stands_beside_in_the_batch(pairs, sentenc
     assert set(together) == {"vector", "changed", "map"} and set(build("tiny_guide", sentences).answers(given, told)) == {"vector"}
 
 
-@pytest.mark.parametrize("change", [{}, {"fusion": "add"}, {"features": "pooled", "caption_weight": 0.0, "point_weight": 0.0}])
+@pytest.mark.parametrize("change", [{}, {"fusion": "add"}, {"features": "pooled", "caption_weight": 0.0, "point_weight": 0.0, "anchor": False}])
 def test_every_part_gets_a_gradient(change, pairs, sentences):
     model = build("tiny_ours", sentences, caption_dropout=0.0, **change)
     model.loss(batch(model, pairs))["loss"].backward()

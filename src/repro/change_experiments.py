@@ -73,8 +73,8 @@ def job(settings: Profile, work: Path, row: str, seed: int = 0, minutes: float |
     return launch.write_config(
         place.parent / f"{place.name}.json", name=row, folder=place, store=pairs_of(work, "train").store.folder,
         validation=pairs_of(work, "val").store.folder, model={"preset": preset, **changes, **(model or {})},
-        train={"seed": seed, "steps": steps, "warmup": warmup, "measure_every": max(4, min(1000, steps // 10)), "best": True, **clock,
-               **train})  # fmt: skip
+        train={"seed": seed, "steps": steps, "warmup": warmup, "measure_every": max(4, min(1000, steps // 10)), "best": True,
+               "cpu_bfloat16": True, **clock, **train})  # fmt: skip
 
 
 def jobs(settings: Profile, work: Path, rows: list[str], seed: int = 0, **options) -> list[Path]:

@@ -171,12 +171,14 @@ class ChangeAgent(nn.Module):
             before = self.prefix(cells)
             out["states"] = self._read(torch.cat([before, words], dim=1), [before.shape[1] + n for n in lengths])[:, before.shape[1] - 1 :]
             said = self.told(out["states"][each, at + 1].float())
-            read, out["maps"] = self.readers(said, cells)
+            read, out["maps"], square = self.readers(said, cells)
             picture = self.seen(read)
         fused = picture + said if self.fuse is None else self.fuse(torch.cat([picture, said], dim=1))
-        out["vector"] = torch.sigmoid(self.head(fused).float())
-        if self.gate is not None:
-            out["gate"] = self.gate(fused).float()[:, 0]
+        with torch.autocast(self.device.type, enabled=False):  # coordinates in 32 bits whatever the rest is
+            numbers = self.head(fused.float())
+            out["vector"] = torch.sigmoid(numbers + torch.logit(square.clamp(0.01, 0.99)) if c.anchor else numbers)
+            if self.gate is not None:
+                out["gate"] = self.gate(fused.float())[:, 0]
         return out
 
     def _read(self, embedded: Float[Tensor, "b t d"], lengths: list[int]) -> Float[Tensor, "b t d"]:

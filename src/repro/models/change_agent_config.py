@@ -43,6 +43,7 @@ class ChangeConfig:
     captions: str = "first"          # training captions: the first of five, as upstream; "any" of them
     flips: bool = False              # training pictures, boxes and words for places are flipped together (a tower that trains)
     point_weight: float = 0.0        # of the cross-entropy between where the head reads and the box (needs "grid")
+    anchor: bool = False             # the head's numbers are added to where and how wide its maps are (needs "grid")
     # sizes of new parts
     head_dropout: float = 0.1
     readers: int = 8                 # maps over the grid that the head reads with (grid)
@@ -63,10 +64,10 @@ class ChangeConfig:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"model config: unknown {name}", f"one of {allowed}", repr(getattr(self, name)))
-        if self.features == "pooled" and (self.caption_weight or self.point_weight):
+        if self.features == "pooled" and (self.caption_weight or self.point_weight or self.anchor):
             raise UserError("model config: captions and pointing need to see the grid", 'features="grid"',
-                            f"pooled, caption_weight {self.caption_weight}, point_weight {self.point_weight}",
-                            "pooled features never enter the language model: set both to 0")
+                            f"pooled, caption_weight {self.caption_weight}, point_weight {self.point_weight}, anchor {self.anchor}",
+                            "pooled features never enter the language model: leave these three out")
         if min(self.readers, self.width, self.stride, self.text_length, self.hidden, self.layers) < 1:
             raise UserError("model config: sizes must be positive", ">= 1", "0 or less")
         if self.image_size % (8 * self.stride):
@@ -75,7 +76,7 @@ class ChangeConfig:
 
 _GUIDE = ChangeConfig()
 _OURS = replace(_GUIDE, features="grid", read="last", fusion="concat", unboxed="masked", gate_weight=0.2, caption_weight=0.2,
-                caption_dropout=0.5, captions="any", point_weight=0.2, loss="iou", mixing=2, text_length=64)  # fmt: skip
+                caption_dropout=0.5, captions="any", point_weight=0.2, anchor=True, loss="iou", mixing=2, text_length=64)  # fmt: skip
 _SMALL = {"vision": "tiny", "language": "tiny", "quantise": "", "lora_rank": 0, "dtype": "float32", "text_length": 64}
 PRESETS = {
     "guide": _GUIDE,

@@ -67,15 +67,17 @@ class Readers(nn.Module):
         self.register_buffer("places", torch.stack([x, y], -1).flatten(0, 1), persistent=False)
 
     def forward(self, states: Float[Tensor, "b d"], cells: Float[Tensor, "b w rows columns"]
-                ) -> tuple[Float[Tensor, "b o"], Float[Tensor, "b k rows columns"]]:
+                ) -> tuple[Float[Tensor, "b o"], Float[Tensor, "b k rows columns"], Float[Tensor, "b 3"]]:
+        """(what is found, the maps, the [cx, cy, scale] of a square over which a map as spread as theirs would be even)."""
         rows, columns = cells.shape[2:]
         split = lambda x: x.flatten(2).unflatten(1, (self.count, self.part))  # (B, K, part, N)
         scores = (self.ask(states).unflatten(1, (self.count, self.part, 1)) * split(self.keys(cells))).sum(2) / self.part**0.5
         maps = (scores + self.lean(cells).flatten(2)).float().softmax(-1)
         found = (split(self.values(cells)) * maps[:, :, None]).sum(-1)
-        at = maps @ self.places
-        spread = ((maps @ self.places.square()) - at.square()).clamp(min=1e-6).sqrt()
-        return torch.cat([found.flatten(1), at.flatten(1), spread.flatten(1)], dim=1).to(states.dtype), maps.unflatten(2, (rows, columns))
+        at = (maps[..., None] * self.places).sum(2)  # no matrix products: autocast would round them to 16 bits
+        spread = (maps[..., None] * (self.places - at[:, :, None]).square()).sum(2).clamp(min=1e-6).sqrt()
+        square = torch.cat([at.mean(1), 12**0.5 * spread.mean(1).prod(1, keepdim=True).sqrt()], dim=1)
+        return torch.cat([found.flatten(1), at.flatten(1), spread.flatten(1)], dim=1), maps.unflatten(2, (rows, columns)), square
 
 
 def target(box: Float[Tensor, "b 4"], kind: str, unboxed: str

@@ -182,7 +182,7 @@ class ChangeAgent(nn.Module):
         return out
 
     def _read(self, embedded: Float[Tensor, "b t d"], lengths: list[int]) -> Float[Tensor, "b t d"]:
-        """The language model's last states. Later tokens than `lengths` fill up; masked, though a causal model's real ones never see them."""
+        """The language model's last states. What is after `lengths` fills up; masked, though a causal model's real tokens never see it."""
         mask = None
         if len(set(lengths)) > 1:
             mask = (torch.arange(embedded.shape[1])[None] < torch.tensor(lengths)[:, None]).long().to(self.device)

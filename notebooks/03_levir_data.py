@@ -38,7 +38,7 @@ from repro.data import levir, levir_boxes, levir_figures
 from repro.sims import aerial
 
 root = levir_root or aerial.ensure(work / "aerial", *settings.aerial_pairs, seed, settings.workers)
-layout = levir.find(root)
+layout = levir.find(root, work / "levir")  # a zip is unpacked there
 print(layout.describe())
 
 # %% [markdown]
@@ -47,7 +47,7 @@ print(layout.describe())
 # than 1 % of them stops the run.
 
 # %%
-stores = {name: levir.ensure_store(root, name, work / "store" / f"levir_{name}", difference, log=print) for name in layout.splits}
+stores = {name: levir.ensure_store(layout.root, name, work / "store" / f"levir_{name}", difference, log=print) for name in layout.splits}
 
 # %% [markdown]
 # ## Three states

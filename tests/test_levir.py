@@ -127,7 +127,7 @@ def test_a_store_is_made_once_and_again_when_the_source_changes(tmp_path):
 
 
 def test_two_processes_write_the_same_store(tmp_path):
-    root = levir_folder(tmp_path / "raw", train=20)
+    root = levir_folder(tmp_path / "raw", train=8 * levir.GROUP + 5)  # more than one process writes alone
     one, two = (levir.ensure_store(root, "train", tmp_path / f"store{n}", workers=n) for n in (1, 2))
     assert one.hash == two.hash and one.states == two.states
 
@@ -210,6 +210,8 @@ BREAK = {
         root, lambda images: images[1]["sentences"][2].update(raw=" no change has occurred .")
     ),
     "changeflag 0, but its captions say a change": lambda root, a, b, label: edit(root, lambda images: images[1].update(changeflag=0)),
+    "changeflag 'yes' is neither 0 nor 1": lambda root, a, b, label: edit(root, lambda images: images[1].update(changeflag="yes")),
+    "an empty caption": lambda root, a, b, label: edit(root, lambda images: images[1]["sentences"][0].pop("raw")),
     "4 captions, not 5": lambda root, a, b, label: edit(root, lambda images: images[1]["sentences"].pop()),
     "no caption": lambda root, a, b, label: edit(root, lambda images: images[1].update(sentences=[])),
 }

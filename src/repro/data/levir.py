@@ -26,9 +26,10 @@ import numpy as np
 import pyarrow as pa
 
 from repro.data import levir_boxes
-from repro.data.calvin import Damage, in_order
+from repro.data.calvin import DAMAGED_LIMIT, in_order
 from repro.data.episodes import PICTURE, Column, Episode, Store, StoreWriter, as_column, decode_png
 from repro.data.levir_layouts import NO_CHANGE, Entry, Layout, find, png_of, unpack
+from repro.machine import UserError
 
 __all__ = ["NO_CHANGE", "Pair", "Pairs", "ensure_store", "find", "import_levir", "pair", "read", "state_table", "unpack", "write_store"]
 
@@ -151,16 +152,25 @@ def read(raw: Path | str, split: str, difference: bool = False, log: Callable[[s
 
 
 def _sound(layout: Layout, split: str, difference: bool, say: Callable[[str], None]) -> Iterator[Pair]:
-    entries = layout.of(split)
-    damage, size = Damage(len(entries)), usual_size(entries)
+    entries, left_out = layout.of(split), {}
+    size = usual_size(entries)
     for entry in entries:
         try:
             found = load(entry, difference, size)
         except Unusable as error:
-            damage.add({entry.name: str(error)}, layout.root)
+            left_out[entry.name] = str(error)
             say(f"left out: {entry.name}: {error}")
+            few(left_out, len(entries), layout.root)
         else:
             yield found
+
+
+def few(left_out: dict[str, str], total: int, where: Path) -> None:
+    """UserError where more than 1 % of the pairs cannot be used."""
+    if len(left_out) > DAMAGED_LIMIT * total:
+        shown = "; ".join(f"{name}: {why}" for name, why in list(left_out.items())[:5])
+        raise UserError(f"{where}: too many pairs cannot be used", f"at most {DAMAGED_LIMIT:.0%} of {total}",
+                        f"{len(left_out)} so far ({shown})", "download or repair these files")  # fmt: skip
 
 
 def usual_size(entries: list[Entry]) -> str | None:
@@ -234,29 +244,31 @@ def write_store(pairs: Iterable[Pair], place: Path | str, meta: dict | None = No
 
 def import_levir(layout: Layout, split: str, place: Path | str, difference: bool = False, workers: int = 2, replace: bool = False,
                  log: Callable[[str], None] | None = None) -> dict:  # fmt: skip
-    """Write one split of a layout as a store, with `workers` processes; memory does not grow with the data.
+    """Write one split of a layout as a store, with `workers` processes where it is large; memory does not grow with the data.
 
     Returns {pairs, states: {cell: count}, left_out: {name: why}, hash}. Raises UserError for a wrong structure, or for more than 1 % of
     pairs that cannot be used; then nothing is left at `place`.
     """
     say, entries = log or (lambda line: None), layout.of(split)
     say(layout.describe())
-    damage, states, size = Damage(len(entries)), Counter(), usual_size(entries)
+    left_out, states, size = {}, Counter(), usual_size(entries)
+    workers = workers if len(entries) > 8 * GROUP else 1  # starting a process costs more than so few pairs
     groups = ((entries[i : i + GROUP], difference, size) for i in range(0, len(entries), GROUP))
     about = {"source": layout.kind, "split": split, "asked": _asked(layout, split, difference),
              "drawn": (layout.root / "aerial.json").is_file()}  # by sims/aerial.py
     with StoreWriter(place, 1, about, replace) as writer:
         for columns, counts, wrong in in_order(_group, groups, workers):
-            damage.add(wrong, layout.root)
+            left_out |= wrong
+            few(left_out, len(entries), layout.root)
             states.update(counts)
             if columns:
                 writer.add(Episode("", columns, {"split": split}))
-        writer.meta |= {"states": dict(states), "left_out": damage.frames, "known_by": layout.known_by, "remarks": list(layout.remarks)}
-    for name, why in damage.frames.items():
+        writer.meta |= {"states": dict(states), "left_out": left_out, "known_by": layout.known_by, "remarks": list(layout.remarks)}
+    for name, why in left_out.items():
         say(f"left out: {name}: {why}")
     if states["unchanged | box"]:
         say(f"{states['unchanged | box']} pairs of {split} have a mask but captions without a change: they count as unchanged, without box")
-    return {"pairs": writer.frames, "states": dict(states), "left_out": damage.frames, "hash": writer.hash.hexdigest()}
+    return {"pairs": writer.frames, "states": dict(states), "left_out": left_out, "hash": writer.hash.hexdigest()}
 
 
 def _asked(layout: Layout, split: str, difference: bool) -> str:

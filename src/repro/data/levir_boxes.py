@@ -125,8 +125,9 @@ def matched(source: np.ndarray, like: np.ndarray) -> np.ndarray:
     """`source` (H, W, 3) uint8 with each channel's histogram made that of `like`."""
     table = np.empty((256, 3), np.uint8)
     for c in range(3):
-        share = [np.cumsum(np.bincount(picture[..., c].ravel(), minlength=256)) / picture[..., c].size for picture in (source, like)]
-        table[:, c] = np.clip(np.interp(share[0], share[1], np.arange(256)), 0, 255).round()
+        ours, theirs = (np.bincount(picture[..., c].ravel(), minlength=256) / picture[..., c].size for picture in (source, like))
+        levels = np.flatnonzero(theirs)  # those that occur: the others would draw the brightest to 255
+        table[:, c] = np.interp(np.cumsum(ours), np.cumsum(theirs)[levels], levels).round()
     return cv2.LUT(np.ascontiguousarray(source), table[None])
 
 

@@ -95,7 +95,8 @@ class Layout:
 def unpack(archive: Path | str, folder: Path | str) -> Path:
     """The files of a zip in `folder`, whole or not at all; an existing folder is taken as this zip's, unpacked before.
 
-    Raises UserError, with nothing written, for a torn zip, for names that lead out of the folder, for links and for too little disk.
+    Raises UserError, with nothing written, for a torn zip, for names that lead out of the folder, for links, for too little disk and for
+    a place that cannot be written.
     """
     archive, folder = Path(archive), Path(folder)
     if folder.is_dir():
@@ -116,7 +117,7 @@ def unpack(archive: Path | str, folder: Path | str) -> Path:
         os.rename(part, folder)
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{archive} cannot be unpacked into {folder}", "a whole zip and a folder that can be written", error,
-                        "download it again, or unpack it elsewhere") from error  # fmt: skip
+                        "download it again, or give another place: levir.find(zip, place)") from error  # fmt: skip
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
@@ -157,8 +158,8 @@ def find(raw: Path | str, place: Path | str | None = None) -> Layout:
 
 
 def clean(text: str) -> str:
-    """A caption without the release's leading space and closing " ."."""
-    return str(text).strip().removesuffix(".").strip()
+    """A caption as it is scored: lower case, without the release's leading space and closing " ."."""
+    return str(text).strip().removesuffix(".").strip().lower()
 
 
 def _json(path: Path):
@@ -175,7 +176,9 @@ def _mixed(captions: tuple[str, ...], flag) -> str | None:
         return "no caption" if not captions else "an empty caption"
     if 0 < same < len(captions):
         return f"{same} of its {len(captions)} captions say that nothing has changed"
-    if flag is not None and bool(flag) != (same == 0):
+    if flag is not None and flag not in (0, 1):
+        return f"changeflag {flag!r} is neither 0 nor 1"
+    if flag is not None and flag != (same == 0):
         return f"changeflag {flag}, but its captions say {'a change' if same == 0 else 'none'}"
     return None
 
@@ -195,7 +198,7 @@ def _levir(root: Path) -> Layout:
             raise UserError(f"{path}: images[{i}] has no split or no file name", f"split: {' | '.join(SPLITS)}; filename", found,
                             "use the json of the release")  # fmt: skip
         folder, name = root / "images" / image["split"], _safe(image["filename"], path).name
-        captions = tuple(clean(sentence["raw"]) for sentence in image.get("sentences", ()))
+        captions = tuple(clean(sentence.get("raw", "")) for sentence in image.get("sentences", ()))
         problem = _mixed(captions, image.get("changeflag"))
         if len(captions) != 5 and not problem:
             problem = f"{len(captions)} captions, not 5"
@@ -211,6 +214,8 @@ def _levir(root: Path) -> Layout:
         extra = sorted({file.name for kind in "AB" for file in (root / "images" / split / kind).glob("*")} - known)
         if extra:
             remarks.append(f"{split}: {len(extra)} pictures are not in the json and are left out: {', '.join(extra[:3])}")
+    if (root / "aerial.json").is_file():
+        remarks.append(f"not LEVIR's pictures: {_json(root / 'aerial.json').get('made_by')}")
     kind = "LEVIR-MCI" if masks else "LEVIR-CC"
     return Layout(root, kind, f"{CAPTIONS}, {'with' if masks else 'no'} label folders", _unique(entries, path),
                   "mask" if masks else None, tuple(remarks))  # fmt: skip

@@ -127,7 +127,7 @@ def sentence(rng: np.random.Generator, change: Change) -> str:
 def states(count: int, rng: np.random.Generator) -> list[str]:
     """`count` states by SHARES, shuffled; one of each from three on."""
     rare = round(SHARES["not localisable"] * count) or int(count >= 3)
-    same = round(SHARES["unchanged"] * count)
+    same = int(SHARES["unchanged"] * count)
     made = ["unchanged"] * same + ["not localisable"] * rare + ["localisable"] * (count - same - rare)
     return [made[i] for i in rng.permutation(count)]
 
@@ -182,7 +182,7 @@ def write(folder: Path | str, train: int, val: int, test: int, seed: int = 0, wo
 
 def about(counts: dict[str, int], seed: int) -> dict:
     """What decides a folder, kept in its aerial.json."""
-    return {"made_by": "sims.aerial: drawn by a program, not real imagery", "version": VERSION, "seed": seed, **counts}
+    return {"made_by": "drawn by a program (repro.sims.aerial), not comparable with LEVIR-CC", "version": VERSION, "seed": seed, **counts}
 
 
 def ensure(folder: Path | str, train: int, val: int, test: int, seed: int = 0, workers: int = 1) -> Path:

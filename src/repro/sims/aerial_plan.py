@@ -85,10 +85,10 @@ def house(rng: np.random.Generator, x: float, y: float, angle: float, works: boo
     """A building at a place, of a kind, its area times `size`."""
     grow = np.sqrt(size)
     if works:
-        width, depth, height = rng.uniform(40, 62) * grow, rng.uniform(28, 42) * grow, rng.uniform(10, 18)
+        width, depth, height = rng.uniform(48, 74) * grow, rng.uniform(34, 50) * grow, rng.uniform(10, 18)
         kind, wing = "flat" if rng.random() < 0.75 else "gable", 0
     else:
-        width, depth, height = rng.uniform(24, 36) * grow, rng.uniform(18, 25) * grow, rng.uniform(6, 11)
+        width, depth, height = rng.uniform(30, 42) * grow, rng.uniform(22, 30) * grow, rng.uniform(7, 12)
         kind, wing = str(rng.choice(["gable", "hip", "hip"])), int(rng.choice([-1, 0, 0, 1]))
     colours = ROOFS["works" if works else "homes"]
     colour = np.array(colours[rng.integers(len(colours))]) * rng.uniform(0.85, 1.12)
@@ -165,10 +165,10 @@ def days(rng: np.random.Generator) -> tuple[Day, Day]:
     """Two dates years apart: season, light and camera have nothing to do with each other; the first frame is where the truth is not."""
 
     def one(later: bool) -> Day:
-        light, cast = rng.uniform(0.72, 0.98) if later else rng.uniform(0.88, 1.12), rng.normal(0, 0.035, 3)
+        light, cast = rng.uniform(0.72, 0.98) if later else rng.uniform(0.88, 1.12), rng.normal(0, 0.025, 3)
         off = tuple(rng.uniform(-1.4, 1.4, 2).tolist()) if later else (0.0, 0.0)
         return Day(rng.uniform(0, 1), float(rng.choice([1.0, 1.0, 0.75])), rng.uniform(0, 2 * np.pi), rng.uniform(0.35, 1.1),
-                   rng.uniform(0.42, 0.62), tuple((light * (1 + cast)).tolist()), rng.uniform(0.88, 1.15), rng.uniform(0.0, 0.12),
+                   rng.uniform(0.42, 0.62), tuple((light * (1 + cast)).tolist()), rng.uniform(0.88, 1.15), rng.uniform(0.0, 0.08),
                    rng.uniform(0.45, 0.85), off, rng.uniform(-0.25, 0.25) if later else 0.0, int(rng.integers(384 * 384)))  # fmt: skip
 
     return one(False), one(True)

@@ -14,6 +14,7 @@ things are, and pairs without a box are taught the whole picture. `ours` mends t
 other times. A checkpoint says what it belongs to and is refused where that is another (models/change_agent_checkpoint.py).
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -65,7 +66,7 @@ class ChangeAgent(nn.Module):
         self.gate = nn.Linear(d, 1) if c.gate_weight else None
 
     @classmethod
-    def build(cls, config: ChangeConfig, captions: list[str] = ()) -> "ChangeAgent":
+    def build(cls, config: ChangeConfig, captions: Sequence[str] = ()) -> "ChangeAgent":
         """With the parts that the config names. captions: of the training data, for the tiny language model's tokenizer."""
         return cls(config, *change_agent_checkpoint.parts(config, captions))
 

@@ -110,7 +110,7 @@ class ChangeAgent(nn.Module):
                                             for i in range(0, len(both), TOGETHER)])}  # fmt: skip
 
     def _see(self, pictures: UInt8[np.ndarray, "b 2 h w 3"]) -> Float[Tensor, "b 2 n d"]:
-        flat = np.ascontiguousarray(pictures.reshape(-1, *pictures.shape[2:]))
+        flat = np.array(pictures).reshape(-1, *pictures.shape[2:])  # a copy: memory-mapped ones are not writable
         if self.tower.frozen:
             pixels = clip_pixels(flat, self.tower.image_size)
             if not np.allclose(self.tower.image_mean, MEAN):  # DINOv2's own
@@ -125,7 +125,7 @@ class ChangeAgent(nn.Module):
     def look(self, batch: dict) -> Float[Tensor, "b 2 n d"]:
         """What the tower says of both dates: the pooled vector, then the patches row by row."""
         if "features" in batch:
-            return torch.as_tensor(np.asarray(batch["features"])).to(self.device).float()
+            return torch.from_numpy(np.array(batch["features"])).to(self.device).float()
         return self._see(np.asarray(batch["pictures"])).float()
 
     # ---- words ------------------------------------------------------------------------------------------------------
@@ -269,7 +269,11 @@ class ChangeAgent(nn.Module):
                     pad_token_id=self.tokenizer.eos_token_id, temperature=None, top_p=None, top_k=None)  # fmt: skip
         finally:
             self.train(was_training)
-        return [self.tokenizer.decode(one, skip_special_tokens=True).strip() for one in written]
+        texts = [self.tokenizer.decode(one, skip_special_tokens=True).strip() for one in written]
+        end = self.tokenizer.eos_token_id
+        for text, ids in zip(texts, written.tolist(), strict=True):  # told again, it is the tokens that were written
+            self._ids.setdefault(text, [*self.question, *(number for number in ids if number != end), end])
+        return texts
 
     def act(self, before: UInt8[np.ndarray, "n h w 3"], after: UInt8[np.ndarray, "n h w 3"], captions: list[str | None] | None = None
             ) -> dict[str, np.ndarray]:

@@ -24,7 +24,8 @@ from repro.models.prompt import small_tokenizer
 MEANING = "[cx, cy, scale] in [0, 1]: centre of the box, side of the square of its area; before, then after"
 
 
-def parts(config: ChangeConfig, captions: Sequence[str] = (), tokenizer=None, pretrained: bool = True) -> tuple[nn.Module, nn.Module, object]:
+def parts(config: ChangeConfig, captions: Sequence[str] = (), tokenizer=None, pretrained: bool = True
+          ) -> tuple[nn.Module, nn.Module, object]:
     """(vision tower, language model with its adapters, tokenizer). tokenizer: of the tiny words, where a checkpoint has it.
 
     pretrained=False: random weights of the published sizes, which no agent takes before `identity` is given to them: speed and memory.

@@ -30,6 +30,7 @@ from repro.models import change_agent_checkpoint
 from repro.models.change_agent_config import ASK, NO_CHANGE, PRESETS, TRAIN, ChangeConfig  # noqa: F401 (callers import them from here)
 from repro.models.change_agent_parts import Grid, Readers, crossed, giou, target
 from repro.models.parts import fingerprint as weights_fingerprint
+from repro.models.towers import resize
 
 TOGETHER = 32  # pairs that the tower is shown at once
 
@@ -299,13 +300,8 @@ class ChangeAgent(nn.Module):
 
 
 def shrink(pictures: UInt8[np.ndarray, "n 2 h w 3"], size: int) -> UInt8[np.ndarray, "n 2 size size 3"]:
-    """Area-averaged to size x size; by blocks where that divides."""
-    n, _, h, w, _ = pictures.shape
-    if (h, w) == (size, size):
-        return pictures
-    if h % size == 0 and w % size == 0:
-        blocks = pictures.reshape(n, 2, size, h // size, size, w // size, 3)
-        return blocks.mean((3, 5), dtype=np.float32).round().astype(np.uint8)
-    from repro.models.towers import resize
-
-    return np.stack([[resize(one, size, size) for one in pair] for pair in pictures])
+    """Area-averaged to size x size."""
+    made = np.empty((len(pictures), 2, size, size, 3), np.uint8)
+    for into, pair in zip(made, pictures, strict=True):
+        into[:] = [resize(one, size, size) for one in pair]
+    return made

@@ -93,19 +93,17 @@ print(results.markdown(*change_experiments.state_table(records, found, stores["t
 # The best, the middle and the worst by IoU of the last row, then a pair of each other state. Captions withheld.
 
 # %%
-import numpy as np
-
 from repro import change_figures
 from repro.evaluation import localisation
 
 none, test = {row: some["none"] for row, some in found.items()}, stores["test"]
-boxes = np.where((np.array(test.column("state")) == "localisable")[:, None], test.column("box_main"), np.nan)
+boxes = change_experiments.boxes_of(test)
 iou = localisation.numbers(none[chosen[-1]].vectors, boxes)["IoU of the square"]
 sheet = change_figures.sheet(test, change_figures.chosen(iou, test.column("state")), none)
 pictures.keep(sheet, work / "figures" / "change_answers.png")
 
 # %%
-guesses = localisation.floors(np.asarray(stores["train"].column("box_main")), test, boxes, seed)
+guesses = localisation.floors(change_experiments.boxes_of(stores["train"]), test, boxes, seed)
 vectors = {row: one.vectors for row, one in none.items()}
 pictures.keep(change_figures.scatter(vectors, boxes), work / "figures" / "change_scatter.png")
 
@@ -133,7 +131,7 @@ print(results.markdown(*change_experiments.published(machine.root() / "papers" /
 # Occlusion: a cell of the later picture is put back to what was before; how far does the answer move? Reading: the maps of ours' head.
 
 # %%
-count = 6 if profile == "smoke" else change_experiments.MAPS
+count = 3 if profile == "smoke" else change_experiments.MAPS
 looked, maps, at = change_experiments.look(settings, work, models, found, seed, count=count)
 pictures.keep(change_figures.maps_sheet(test, at, maps), work / "figures" / "change_maps.png")
 

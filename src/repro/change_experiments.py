@@ -41,6 +41,12 @@ def pairs_of(work: Path, split: str) -> Pairs:
     return Pairs(place)
 
 
+def boxes_of(pairs: Pairs) -> np.ndarray:
+    """(n, 4) box of the largest changed component, NaN for pairs that are not localisable; what was guessed by differencing is no truth."""
+    sure = np.array(pairs.column("state")) == "localisable"
+    return np.where(sure[:, None], np.asarray(pairs.column("box_main"), np.float32), np.float32(np.nan))
+
+
 def embedded(pairs: Pairs) -> bool:
     """Were these pairs drawn by sims/aerial.py?"""
     return bool(pairs.store.meta.get("drawn"))
@@ -162,8 +168,7 @@ def score(settings: Profile, work: Path, models: dict[str, ChangeAgent], seed: i
     Boxes are the largest changed component's, whatever a row was trained on.
     """
     pairs, training, found, given = pairs_of(work, split), pairs_of(work, "train"), [], {}
-    sure = lambda store: np.where((np.array(store.column("state")) == "localisable")[:, None], store.column("box_main"), np.float32(np.nan))
-    boxes, states, changed = sure(pairs), list(pairs.column("state")), np.asarray(pairs.column("changed"))
+    boxes, states, changed = boxes_of(pairs), list(pairs.column("state")), np.asarray(pairs.column("changed"))
     masks = pairs.masks(range(len(pairs))) if "images.mask" in pairs.store.columns else None
     references, taught = pairs.column("captions"), training.column("captions")
 
@@ -187,7 +192,7 @@ def score(settings: Profile, work: Path, models: dict[str, ChangeAgent], seed: i
         if written:
             keep(f"{row}, greedy", "captions", {**about, "meteor": captions.lacks_meteor() or "1.5"},
                  flat(captions.report(written, references, changed, seed=seed)), model.minutes + (time.monotonic() - begun) / 60)
-    for name, vectors in localisation.floors(sure(training), pairs, boxes, seed).items():
+    for name, vectors in localisation.floors(boxes_of(training), pairs, boxes, seed).items():
         keep(name, "localisation", {"floor": name}, localisation.averages(localisation.numbers(vectors, boxes, masks), seed), 0)
     for name, sentences in captions.floors(changed, taught).items():
         keep(name, "captions", {"floor": name, "meteor": captions.lacks_meteor() or "1.5"},
@@ -286,8 +291,8 @@ def look(settings: Profile, work: Path, models: dict[str, ChangeAgent], found: d
     Maps: "<row>, occlusion" of every row, and "<row>, reading" where the head reads by maps. Captions are withheld.
     """
     pairs, training = pairs_of(work, split), pairs_of(work, "train")
-    rows = np.flatnonzero(np.array(pairs.column("state")) == "localisable")[:count]
-    boxes, maps, made = np.asarray(pairs.column("box_main"))[rows], {}, []
+    rows = np.flatnonzero(~np.isnan(boxes_of(pairs)).any(1))[:count]
+    boxes, maps, made = boxes_of(pairs)[rows], {}, []
     for row, model in models.items():
         begun = time.monotonic()
         pictures = [[picture[0] for picture in pairs.pictures([i])] for i in rows]

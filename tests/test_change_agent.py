@@ -365,4 +365,4 @@ def test_presets_are_the_guides():
     assert (guide["lora_rank"], guide["lora_alpha"], guide["lora_dropout"], guide["lora_targets"]) == (8, 16, 0.05, ("q_proj", "v_proj"))
     assert guide["read"] == "first" and guide["features"] == "pooled" and guide["quantise"] == "nf4" and not guide["gate_weight"]
     assert ours["read"] == "last" and ours["features"] == "grid" and ours["unboxed"] == "masked" and ours["gate_weight"] > 0
-    assert TinyTower(128, 16).dim == 64
+    assert TinyTower(64, 16).dim == 64 and TinyTower(64, 16).grid == (8, 8)

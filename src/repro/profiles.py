@@ -88,7 +88,7 @@ CPU = replace(
     rows=("baseline", "gaze", "whole", "gaze+pretrain"), seeds=(0, 1, 2, 3, 4),
     few_rows=("blind", "baseline+pretrain", "box", "mask"), few_seeds=(0, 1, 2), corrupt=(0.08, 0.33, 1.0),
     pretrain_steps=2500, pretrain_tables=60, pretrain_episodes_per_task=2, ablation_chains=100, curve_seeds=(0, 1, 2), curve_single=8,
-    grocery_per_task=100, vla_steps=2000, vla_rollouts=5, aerial_pairs=(3000, 300, 500), agent_steps=1500,
+    grocery_per_task=100, vla_steps=2000, vla_rollouts=5, aerial_pairs=(3000, 300, 500), agent_steps=2500,
 )  # fmt: skip
 
 T4 = replace(

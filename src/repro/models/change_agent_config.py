@@ -51,7 +51,7 @@ class ChangeConfig:
     mixing: int = 0                  # residual 3x3 convolutions over the grid, the receptive field doubling (grid)
     stride: int = 1                  # cells of the grid, along each side, that are one token to the language model
     # tiny parts
-    image_size: int = 128            # px that the tiny tower sees; 8 px a cell
+    image_size: int = 64             # px that the tiny tower sees; 8 px a cell
     channels: int = 16               # of its first convolution; its cells have four times as many numbers
     hidden: int = 96                 # tiny language model
     layers: int = 2
@@ -83,13 +83,13 @@ PRESETS = {
     "ours": _OURS,
     "t4": replace(_OURS, checkpointing=False),
     "tiny_guide": replace(_GUIDE, **_SMALL),
-    "tiny_ours": replace(_OURS, **_SMALL, width=64, mixing=3, stride=2, head_dropout=0.0, flips=True),
+    "tiny_ours": replace(_OURS, **_SMALL, width=64, mixing=3, head_dropout=0.0, flips=True),
 }
 # The guide's optimiser, fields of training.loop.TrainConfig; it saves every 500 steps (here by the clock), evaluates every 1000
 _OPTIMISER = {"batch_size": 4, "learning_rate": 1e-4, "weight_decay": 0.01, "warmup": 500, "final": 0.1, "clip": 1.0, "seed": 42,
               "log_every": 100, "measure_every": 1000, "best": True}  # fmt: skip
 TRAIN = {
     "guide": _OPTIMISER, "ours": _OPTIMISER, "t4": _OPTIMISER,
-    "tiny_guide": {"batch_size": 32, "learning_rate": 2e-3, "weight_decay": 0.01, "warmup": 100, "final": 0.0, "best": True},
-    "tiny_ours": {"batch_size": 32, "learning_rate": 2e-3, "weight_decay": 0.01, "warmup": 100, "final": 0.0, "best": True},
+    "tiny_guide": {"batch_size": 16, "learning_rate": 2e-3, "weight_decay": 0.01, "warmup": 100, "final": 0.0, "best": True},
+    "tiny_ours": {"batch_size": 16, "learning_rate": 2e-3, "weight_decay": 0.01, "warmup": 100, "final": 0.0, "best": True},
 }  # fmt: skip

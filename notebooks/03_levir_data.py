@@ -66,7 +66,7 @@ pairs = stores.get("train") or next(iter(stores.values()))
 states = pairs.column("state")
 of_state = lambda state, n: [i for i, found in enumerate(states) if found == state][:n]
 picks = of_state("localisable", 6) + of_state("unchanged", 4) + of_state("not localisable", 2)
-sheet = levir_figures.contact_sheet([pairs[i] for i in picks], title=f"{pairs.store.meta['source']}, {len(pairs)} pairs of the first split")
+sheet = levir_figures.contact_sheet([pairs[i] for i in picks], title=f"{layout.root.name}: {len(pairs)} pairs of one split")
 pictures.keep(sheet, work / "figures" / "levir_pairs.png")
 
 # %% [markdown]
@@ -102,7 +102,7 @@ print(f"IoU of at least 0.25: {found['hit25']:.2f}, of at least 0.5: {found['hit
 # One of eight positions, then a window of at least three quarters of each side, for both dates alike.
 
 # %%
-pictures.keep(levir_figures.augmented_sheet(pairs[several[0]], range(6)), work / "figures" / "levir_augment.png")
+pictures.keep(levir_figures.augmented_sheet(pairs[marked[0]], range(6)), work / "figures" / "levir_augment.png")
 
 # %% [markdown]
 # ## A data set of your own
@@ -117,4 +117,4 @@ def field_survey():
 
 
 own = levir.write_store(field_survey(), work / "store" / "own_pairs", {"source": "an example"}, replace=True)
-print(len(own), "pairs;", own[0].state, own[0].box_source, own.column("box_main")[0].round(2).tolist())
+print(len(own), "pairs;", own[0].state, own[0].box_source, [round(float(side), 2) for side in own[0].box_main])

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from repro.data.episodes import encode_png
-from repro.data.levir_layouts import CAPTIONS, NO_CHANGE
+from repro.data.levir_entries import NO_CHANGE
+from repro.data.levir_layouts import CAPTIONS
 
 CHANGE = ("a house is built", "a villa appears", "a building is constructed beside the road", "one house is there now", "a house here")
 SIZE = 24

@@ -71,6 +71,8 @@ def test_captions_name_object_number_and_at_times_the_place(drawn):
         for side, low, high, axis in (("left", 0, 0.5, 1), ("right", 0.5, 1, 1), ("top", 0, 0.5, 0), ("bottom", 0.5, 1, 0)):
             if any(side in words for words in place):
                 assert low <= np.nonzero(p.mask)[axis].mean() / 256 <= high, (side, p.captions)
+        stood = {word for word in ("trees", "bareland", "grassland") if f"replaced the {word}" in words}
+        assert len(stood - {"trees"}) <= 1, "the ground is of one kind"
     lake = aerial.scene(np.random.default_rng(1), "not localisable")
     assert re.search("lake|pond|water|tree|woods|vegetation", " ".join(lake.captions))
 

@@ -3,6 +3,7 @@
 import json
 import stat
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,9 @@ def test_a_store_is_made_once_and_again_when_the_source_changes(tmp_path):
     again = levir.ensure_store(root, "train", tmp_path / "store", workers=1)
     assert again.hash != first.hash and again.column("captions")[1][0] == "a hut is built"
     assert levir.ensure_store(root, "val", tmp_path / "store", workers=1).column("name") == ["val_000001", "val_000003"]
+    layout = levir.find(root)
+    flawed = replace(layout, entries=(replace(layout.entries[0], problem="a flaw"), *layout.entries[1:]))
+    assert levir._asked(flawed, "train", False) != levir._asked(layout, "train", False)
 
 
 def test_two_processes_write_the_same_store(tmp_path):

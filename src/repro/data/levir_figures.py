@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from repro.data import levir_boxes
-from repro.data.levir import Pair
+from repro.data.levir_pairs import Pair
 
 MAIN, UNION, SQUARE = "#1f6fd6", "#e08214", "#ffffff"
+TILE, GAP, WORDS = 1.55, 0.14, 0.36  # inches: a picture with its gutter, between pairs, the two lines above
 MASK = np.array([[0, 0, 0], [255, 255, 0], [255, 0, 0]], np.uint8)  # nothing, road, building: as in LEVIR-MCI's label_rgb
 
 
@@ -33,14 +34,15 @@ def contact_sheet(pairs: Sequence[Pair], across: int = 2, square: bool = False, 
     """
     masked = any(p.mask is not None for p in pairs)
     wide, rows = (3 if masked else 2), -(-len(pairs) // across)
-    figure = Figure(figsize=(1.62 * wide * across, 2.08 * rows + 0.7), layout="constrained", dpi=100)
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.02)
-    grid = figure.subplots(rows, wide * across, squeeze=False)
-    for axis in grid.reshape(-1):
-        axis.set_axis_off()
+    width, height = (TILE * wide + GAP) * across, (TILE + WORDS) * rows + 0.7  # inches
+    figure = Figure(figsize=(width, height), dpi=100)
     for k, p in enumerate(pairs):
         row, column = divmod(k, across)
-        axes = grid[row, column * wide : (column + 1) * wide]
+        left, bottom = column * (TILE * wide + GAP) + GAP / 2, height - 0.35 - (row + 1) * (TILE + WORDS)
+        side = 0.97 * TILE
+        axes = [figure.add_axes(((left + i * TILE) / width, bottom / height, side / width, side / height)) for i in range(wide)]
+        for axis in axes:
+            axis.set_axis_off()
         tiles = [p.before, p.after] + ([MASK[p.mask]] if p.mask is not None else [])
         for axis, tile in zip(axes, tiles, strict=False):
             axis.imshow(tile, interpolation="nearest")
@@ -50,14 +52,14 @@ def contact_sheet(pairs: Sequence[Pair], across: int = 2, square: bool = False, 
         if square and p.box_main is not None:
             outline(axes[1], levir_boxes.decode(levir_boxes.encode(p.box_main)), p.after.shape[:2], SQUARE, ":")
             words += f"; square: IoU {levir_boxes.ceiling(p.box_main):.2f}"
-        axes[0].set_title("\n".join([words, *textwrap.wrap(p.captions[0], 22 * wide)[:1]]), fontsize=7, loc="left")
+        axes[0].set_title("\n".join([words, *textwrap.wrap(p.captions[0], 22 * wide)[:1]]), fontsize=7, loc="left", pad=3)
     drawn = [(MAIN, "-", "main: largest part"), (UNION, "--", "union: all parts")]
     drawn += [("0.5", ":", "square of [cx, cy, scale]")] if square else []
     lines = [Patch(fill=False, edgecolor=colour, linestyle=style, label=name) for colour, style, name in drawn]
     lines += [Patch(color=MASK[i] / 255, label=name) for i, name in ((1, "mask: road"), (2, "mask: building"))] if masked else []
-    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), fontsize=7, frameon=False)
+    figure.legend(handles=lines, loc="lower center", ncols=len(lines), fontsize=7, frameon=False)
     heads = "before | after" + (" | mask" if masked else "")
-    figure.suptitle(f"{title} ({heads})" if title else heads, fontsize=9)
+    figure.suptitle(f"{title} ({heads})" if title else heads, fontsize=9, y=1 - 0.14 / height)
     return figure
 
 

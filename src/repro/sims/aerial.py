@@ -20,11 +20,13 @@ import numpy as np
 
 from repro.data.calvin import in_order
 from repro.data.episodes import encode_png
-from repro.data.levir import GREY, Pair, pair
-from repro.data.levir_layouts import CAPTIONS, NO_CHANGE
+from repro.data.levir_entries import NO_CHANGE
+from repro.data.levir_layouts import CAPTIONS
+from repro.data.levir_pairs import GREY, Pair, pair
 from repro.machine import UserError
-from repro.sims.aerial_drawing import SIZE, Scene, draw, placed, strip
+from repro.sims.aerial_drawing import draw, placed, strip
 from repro.sims.aerial_plan import Change, days, plan
+from repro.sims.aerial_scene import SIZE, Scene
 
 VERSION = 1  # of the drawing: a folder written by another is written again
 SHARES = {"unchanged": 0.5, "localisable": 0.45, "not localisable": 0.05}
@@ -96,13 +98,15 @@ def captions(rng: np.random.Generator, change: Change, planned: Scene, mask: np.
 def sentence(rng: np.random.Generator, change: Change) -> str:
     """One way to say a change."""
     pick = lambda *words: str(rng.choice(words))
-    ground = pick("on the bareland", "on the grassland", "on the vacant land", "in the scene")
+    land = "bareland" if change.ground == "bareland" else "grassland"
+    ground = pick(f"on the {land}", "on the vacant land", "in the scene")
     if change.kind == "lake":
-        return pick(f"a lake has formed {ground}", f"a pond appears {ground}", "the grassland has been turned into a lake",
-                    "a lake replaces the bareland", "there is a lake now where there was land", "part of the land is now under water")
+        return pick(f"a lake has formed {ground}", f"a pond appears {ground}", f"the {land} has been turned into a lake",
+                    f"a lake replaces the {land}", "there is a lake now where there was land", "part of the land is now under water")
     if change.kind == "felled":
         return pick("many trees have been removed", "the trees have disappeared", "the woods have been cleared", "a grove of trees is gone",
-                    f"the trees {pick('were', 'have been')} cut down and the soil is bare", "the vegetation has been cleared away")
+                    f"the trees {pick('were', 'have been')} cut down{' and the soil is bare' if change.soil else ''}",
+                    "the vegetation has been cleared away")
     number = pick(*NUMBERS[min(4, max(1, change.buildings))])
     one = change.buildings == 1
     kind = pick("building", "hall", "factory building", "large building") if change.works else pick("house", "villa", "house", "building")
@@ -110,15 +114,15 @@ def sentence(rng: np.random.Generator, change: Change) -> str:
     is_, has = ("is", "has") if one else ("are", "have")
     if change.roads and not change.buildings:
         return pick(f"a road is built {ground}", f"a new road appears {ground}", "a road has been constructed", "a path is paved",
-                    f"a road now runs through the {pick('bareland', 'grassland')}", "a side road is connected to the main road",
+                    f"a road now runs through the {land}", "a side road is connected to the main road",
                     f"a {pick('narrow', 'new')} road is built")
-    beside = pick("beside the road", "along the road", "next to the road", ground)
+    beside = pick("beside the road", "along the road", "next to the road", ground) if change.beside_road else ground
     if change.roads:
-        return pick(f"{thing} and a road {is_ if False else 'are'} built {ground}", f"a road and {thing} appear {ground}",
+        return pick(f"{thing} and a road are built {ground}", f"a road and {thing} appear {ground}",
                     f"{thing} {has} been built along a new road", f"a road is built and {thing} appear{'s' if one else ''} beside it",
                     f"a new road leads to {thing}")
     return pick(f"{thing} {is_} built {beside}", f"{thing} appear{'s' if one else ''} {beside}", f"{thing} {has} been constructed {beside}",
-                f"there {is_} {thing} {beside} now", f"{thing} {has} replaced the {pick('trees', 'bareland', 'grass')}")
+                f"there {is_} {thing} {beside} now", f"{thing} {has} replaced the {pick(land, 'trees') if change.trees else land}")
 
 
 # --- the layout ---------------------------------------------------------------------------------------------------------------------

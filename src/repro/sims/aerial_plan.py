@@ -11,24 +11,29 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from repro.sims.aerial_drawing import SIZE, Building, Day, Plot, Road, Scene, axes, fill, oblong, strip
+from repro.sims.aerial_drawing import fill, strip
+from repro.sims.aerial_scene import SIZE, Building, Day, Plot, Road, Scene, axes, oblong
 
 ROOFS = {  # RGB of roofs by quarter
     "homes": ((122, 84, 70), (104, 96, 92), (146, 128, 112), (90, 88, 92), (134, 104, 84), (168, 160, 150)),
     "works": ((188, 190, 190), (160, 168, 176), (206, 204, 198), (118, 132, 148), (176, 166, 150)),
 }
+GROUNDS = ("grass", "bareland", "grass")  # of aerial_drawing.PALETTES
 MARGIN = 1.4  # the largest new building is this much larger than the next, in area: otherwise which one is "the" box would be a toss-up
 
 
 @dataclass(frozen=True)
 class Change:
-    """What the captions are about. kind: none | built | lake | felled; buildings, roads: how many are new; works: large flat halls."""
+    """What the captions are about. kind: none | built | lake | felled; buildings, roads: how many are new."""
 
     kind: str
+    ground: str = "grass"  # what the scene mostly lies on: grass | bareland
     buildings: int = 0
     roads: int = 0
-    works: bool = False
+    works: bool = False  # halls, not homes
     beside_road: bool = False
+    trees: bool = False  # whether trees stood where there are buildings now
+    soil: bool = False  # whether it is bare soil now
 
 
 class Ground:
@@ -254,7 +259,8 @@ def built(rng: np.random.Generator, scene: Scene, new_road: bool, works: bool, g
             scene.new_soil.append(oblong(building.x, building.y, building.width * 1.5, building.depth * 1.6, building.angle))
         elif rng.random() < 0.5:  # trees stood there
             scene.gone_trees = np.concatenate([scene.gone_trees, rng.normal((building.x, building.y, 5), (9, 8, 1), (4, 3))])
-    return Change("built", count, len(scene.new_roads), works, beside_road=bool(count))
+    beside = all(building.drive is not None for building in scene.new_buildings)
+    return Change("built", GROUNDS[scene.ground], count, len(scene.new_roads), works, beside, bool(len(scene.gone_trees)))
 
 
 def chosen(rng: np.random.Generator, stood: list[Building], count: int, ground: Ground, works: bool) -> tuple[list, list]:
@@ -278,11 +284,11 @@ def unmarked(rng: np.random.Generator, scene: Scene, ground: Ground) -> Change:
         inside = cv2.pointPolygonTest
         shore = scene.new_water[0].astype(np.float32)
         scene.trees = np.array([t for t in scene.trees if inside(shore, (float(t[0]), float(t[1])), False) < 0]).reshape(-1, 3)
-        return Change("lake")
+        return Change("lake", GROUNDS[scene.ground])
     place = place_for(rng, ground, 34) or tuple(rng.uniform(60, SIZE - 60, 2))
     scene.gone_trees = wood(rng, ground, *place, 20, 70)
     if len(scene.gone_trees) < 12:
         scene.gone_trees = np.column_stack([rng.normal(place, 16, (30, 2)), rng.uniform(4, 8, 30)])
     if rng.random() < 0.6:
         scene.new_soil.append(blob(rng, *place, 36))
-    return Change("felled")
+    return Change("felled", GROUNDS[scene.ground], soil=bool(scene.new_soil))

@@ -1,0 +1,151 @@
+"""What a source of bi-temporal pairs is, before any picture is opened: its pairs' names, captions and files, and how it prints itself."""
+
+import hashlib
+import json
+import stat
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from repro.machine import UserError
+
+SPLITS = ("train", "val", "test")
+NO_CHANGE = ("there is no difference", "the two scenes seem identical", "the scene is the same as before", "no change has occurred",
+             "almost nothing has changed")  # LEVIR-CC's five sentences for a pair without change, word by word  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One pair as its source names it. before, after: a file, or (Arrow file, column, row); box as given, x1 y1 x2 y2 in [0, 1].
+
+    `problem`: why it cannot be used, where that is known without opening its pictures.
+    """
+
+    name: str
+    split: str
+    captions: tuple[str, ...]
+    before: Path | tuple
+    after: Path | tuple
+    mask: Path | None = None
+    box: tuple[float, ...] | None = None
+    problem: str | None = None
+
+    @property
+    def changed(self) -> bool:
+        return any(caption not in NO_CHANGE for caption in self.captions)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a source is: `kind`, `known_by`, its entries, where boxes come from ("mask", "given" or None), and remarks."""
+
+    root: Path
+    kind: str
+    known_by: str
+    entries: tuple[Entry, ...]
+    boxes: str | None
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Pairs of each split, in the order train, val, test, others."""
+        count = Counter(entry.split for entry in self.entries)
+        return {name: count[name] for name in sorted(count, key=lambda n: (SPLITS.index(n) if n in SPLITS else 9, n))}
+
+    def of(self, split: str) -> list[Entry]:
+        """The entries of one split; UserError where it has none."""
+        found = [entry for entry in self.entries if entry.split == split]
+        if not found:
+            raise UserError(f"{self.root} has no split {split!r}", "one of its splits", ", ".join(self.splits))
+        return found
+
+    def describe(self) -> str:
+        """The table that is shown: a line a split, and what was decided."""
+        lines = [f"{self.root.name}: {self.kind}, known by {self.known_by}; boxes: {self.boxes or 'none'}",
+                 f"  {'split':8} {'pairs':>6} {'changed':>8} {'captions':>9} {'unusable':>9}"]  # fmt: skip
+        for name in self.splits:
+            some = self.of(name)
+            facts = (len(some), sum(e.changed for e in some), sum(len(e.captions) for e in some), sum(bool(e.problem) for e in some))
+            lines.append(f"  {name:8} {facts[0]:6} {facts[1]:8} {facts[2]:9} {facts[3]:9}")
+        return "\n".join(lines + [f"  {remark}" for remark in self.remarks])
+
+
+# --- what all layouts need ----------------------------------------------------------------------------------------------------------------
+
+
+def safe(name: str, where: Path, kind: int = 0) -> PurePosixPath:
+    """`name` as a path that stays inside its folder; UserError for any other, and for members that are neither file nor folder."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in name or "\0" in name:
+        raise UserError(f"{where} names a file outside its own folder; nothing of it was used", "names inside it", repr(name))
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise UserError(f"{where} holds a link or a device; nothing of it was used", "files and folders", repr(name))
+    return path
+
+
+def clean(text: str) -> str:
+    """A caption as it is scored: lower case, without the release's leading space and closing " ."."""
+    return str(text).strip().removesuffix(".").strip().lower()
+
+
+def read_json(path: Path):
+    """What a JSON file holds; UserError where it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read", "JSON", error, "download it again") from error
+
+
+def mixed(captions: tuple[str, ...], flag) -> str | None:
+    """What is wrong with the captions of one pair, or None."""
+    same = sum(caption in NO_CHANGE for caption in captions)
+    if not captions or not all(captions):
+        return "no caption" if not captions else "an empty caption"
+    if 0 < same < len(captions):
+        return f"{same} of its {len(captions)} captions say that nothing has changed"
+    if flag is not None and flag not in (0, 1):
+        return f"changeflag {flag!r} is neither 0 nor 1"
+    if flag is not None and flag != (same == 0):
+        return f"changeflag {flag}, but its captions say {'a change' if same == 0 else 'none'}"
+    return None
+
+
+def unique(entries: list[Entry], path: Path) -> tuple[Entry, ...]:
+    twice = [key for key, n in Counter((entry.split, entry.name) for entry in entries).items() if n > 1]
+    if twice:
+        raise UserError(f"{path} names pairs twice", "each name once in a split", ", ".join(f"{s}/{n}" for s, n in twice[:5]))
+    return tuple(entries)
+
+
+def divided(entries: list[Entry]) -> tuple[list[Entry], list[str]]:
+    """(entries with a split each, remarks): a set without splits is divided 9:1 by a hash of the names, the same on every machine."""
+    lacking = [entry for entry in entries if not entry.split]
+    if not lacking:
+        return entries, []
+    if len(lacking) < len(entries):
+        raise UserError(f"{len(lacking)} of {len(entries)} pairs have no split", "a split for each, or for none", lacking[0].name)
+    order = sorted(entries, key=lambda entry: hashlib.sha256(entry.name.encode()).digest())
+    held = {entry.name for entry in order[: max(1, len(order) // 10)]} if len(order) > 1 else set()
+    said = f"no splits in the source: divided here, by a hash of the names, into {len(entries) - len(held)} train and {len(held)} val"
+    return [replace(entry, split="val" if entry.name in held else "train") for entry in entries], [said]
+
+
+def given(entries: list[Entry], sizes: dict[str, tuple[int, int]]) -> tuple[list[Entry], list[str]]:
+    """(entries with boxes in [0, 1], remarks). sizes: width and height of a pair's picture, for boxes in pixels."""
+    boxes = [entry.box for entry in entries if entry.box is not None]
+    if not boxes:
+        return entries, []
+    pixels, made = max(max(box) for box in boxes) > 1, []
+    for entry in entries:
+        if entry.box is not None:
+            width, height = sizes[entry.name] if pixels else (1, 1)
+            x1, y1, x2, y2 = entry.box[0] / width, entry.box[1] / height, entry.box[2] / width, entry.box[3] / height
+            good = 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1
+            wrong = None if good else f"bbox {entry.box} is not x1 < x2, y1 < y2 in the picture"
+            entry = replace(entry, box=(x1, y1, x2, y2) if good else None, problem=entry.problem or wrong)
+        made.append(entry)
+    remarks = [f"bbox is in {'pixels, known by a value above 1' if pixels else 'shares of the sides: no value is above 1'}"]
+    if len(boxes) > 1 and all(entry.box in (None, (0, 0, 1, 1)) for entry in made):
+        remarks.append("every bbox is the whole picture, which localises nothing: none is used")
+        made = [replace(entry, box=None) for entry in made]
+    return made, remarks

@@ -119,9 +119,10 @@ def _meteor(truth: dict, said: dict) -> tuple[float, list[float]]:
 
 
 def _mean(value: float, each: Sequence[float], seed: int) -> dict:
-    """A corpus value with the bootstrap of its sentences. METEOR's is no mean of theirs, so the interval is made to hold it."""
-    value, (low, high) = float(value), bootstrap(np.asarray(each, float), seed=seed)
-    return {"value": value, "n": len(each), "low": min(low, value), "high": max(high, value)}
+    """A corpus value, with how far a bootstrap of the sentences' mean goes to either side: METEOR's value is no mean of its sentences."""
+    each, value = np.asarray(each, float), float(value)
+    low, high = bootstrap(each, seed=seed) - each.mean()
+    return {"value": value, "n": len(each), "low": value + min(low, 0.0), "high": value + max(high, 0.0)}
 
 
 def _rate(right: np.ndarray) -> dict:

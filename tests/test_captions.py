@@ -75,7 +75,7 @@ def test_without_java_there_is_no_meteor_and_nothing_instead(monkeypatch):
 def test_meteor_and_the_mean_of_four():
     found = captions.report([some[1] for some in REFERENCES], REFERENCES, CHANGED)["overall"]
     assert found["METEOR"]["value"] == pytest.approx(1, abs=0.05)
-    assert found["METEOR"]["high"] - found["METEOR"]["low"] < 0.5  # around the corpus' value, which is no mean of its sentences'
+    assert found["METEOR"]["high"] - found["METEOR"]["low"] < 0.5  # around the corpus' value, which is no mean of its sentences
     assert found["S*m"]["value"] == pytest.approx(np.mean([found[n]["value"] for n in ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D")]))
 
 

@@ -121,7 +121,7 @@ def _meteor(truth: dict, said: dict) -> tuple[float, list[float]]:
 def _mean(value: float, each: Sequence[float], seed: int) -> dict:
     """A corpus value, with how far a bootstrap of the sentences' mean goes to either side: METEOR's value is no mean of its sentences."""
     each, value = np.asarray(each, float), float(value)
-    low, high = bootstrap(each, seed=seed) - each.mean()
+    low, high = (bound - float(each.mean()) for bound in bootstrap(each, seed=seed))
     return {"value": value, "n": len(each), "low": value + min(low, 0.0), "high": value + max(high, 0.0)}
 
 

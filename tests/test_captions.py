@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("pycocoevalcap", reason="SKIPPED LOUDLY: pip install pycocoevalcap==1.2")
 
-from repro.data.levir_layouts import NO_CHANGE
+from repro.data.levir import NO_CHANGE
 from repro.evaluation import captions
 from repro.machine import UserError
 from repro.models.change_agent_config import NO_CHANGE as FIXED

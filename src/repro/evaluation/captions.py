@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from repro.data.levir_layouts import NO_CHANGE
+from repro.data.levir import NO_CHANGE
 from repro.intervals import bootstrap, wilson
 from repro.machine import UserError
 from repro.models.change_agent_config import NO_CHANGE as FIXED

@@ -91,4 +91,5 @@ def test_published_rows_have_sources_and_their_means_agree():
     assert len(rows) >= 10 and all(row["source"] for row in rows)
     for row in (row for row in rows if "S*m" in row):
         mean = np.mean([float(row[name]) for name in ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D")])
-        assert mean == pytest.approx(float(row["S*m"]), abs=0.011), json.dumps(row)
+        agrees = abs(mean - float(row["S*m"])) < 0.011  # what rounding allows; where it does not, the row says so
+        assert agrees != (f"is {mean:.2f}" in row["source"]), json.dumps(row)

@@ -35,6 +35,7 @@ def chosen(iou: np.ndarray, states: Sequence[str], count: int = 3) -> np.ndarray
 def _draw(axis, box: np.ndarray, style: dict, height: int, width: int) -> None:
     x0, y0, x1, y1 = np.asarray(box, float) * (width, height, width, height)
     axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, linewidth=1.8, path_effects=RIM, **style))
+    axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))  # a box on the border does not widen the picture
 
 
 def sheet(pairs, rows: Sequence[int], answers: dict, title: str = "") -> Figure:
@@ -69,7 +70,7 @@ def sheet(pairs, rows: Sequence[int], answers: dict, title: str = "") -> Figure:
             if box is not None:
                 _draw(axis, box, TRUE, height, width)
                 said.insert(0, f"IoU {float(levir_boxes.iou(square, box)):.2f}")
-            axis.set_xlabel(", ".join(said) or "points, where nothing is to point at", fontsize=8)
+            axis.set_xlabel(", ".join(said) or "no box to point at", fontsize=8)
     figure.suptitle(f"{title}\nsolid blue: truth; dashed orange and cross: answer".strip(), fontsize=10)
     return figure
 

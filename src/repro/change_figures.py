@@ -95,6 +95,7 @@ def maps_sheet(pairs, rows: Sequence[int], maps: dict[str, np.ndarray], count: i
         for axis in line:
             axis.set(xticks=[], yticks=[])
     axes[0, 0].set_title("T2 and the box", fontsize=10)
+    figure.suptitle("light: nothing; dark: the most of each map. Solid blue, or black and white: the true box", fontsize=9)
     return figure
 
 
@@ -118,7 +119,7 @@ def scatter(vectors: dict[str, np.ndarray], boxes: np.ndarray) -> Figure:
 
 def reach(vectors: dict[str, np.ndarray], boxes: np.ndarray) -> Figure:
     """Share of pairs whose IoU is at least x, a line for each model, floor and the ceiling; they differ in dash as well as in shade."""
-    figure = Figure(figsize=(7, 4), layout="constrained", dpi=110)
+    figure = Figure(figsize=(9.5, 4), layout="constrained", dpi=110)
     axis, dashes = figure.subplots(), ["-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3))]
     for i, (name, said) in enumerate(vectors.items()):
         iou = localisation.numbers(said, boxes)["IoU of the square"]
@@ -128,5 +129,5 @@ def reach(vectors: dict[str, np.ndarray], boxes: np.ndarray) -> Figure:
                   if i >= len(dashes) else f"C{i}", label=f"{name} (n = {len(iou)}, mean {iou.mean():.2f})")  # fmt: skip
     axis.set(xlabel="IoU of the square with the box, at least", ylabel="share of pairs", xlim=(0, 1), ylim=(0, 1.02))
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, frameon=False, handlelength=3.5)
+    axis.legend(fontsize=8, frameon=False, handlelength=3.5, loc="center left", bbox_to_anchor=(1.01, 0.5))  # beside the lines
     return figure

@@ -271,7 +271,9 @@ def gaze_quality(folders: tuple[Path, ...], detector: str, weights: str | None, 
 @click.option("--fresh", is_flag=True, help="Throw away outcomes of another policy under the same name.")
 @click.pass_context
 def evaluate(context, model: Path | None, store: Path | None, check: bool, **options) -> None:
-    """Closed-loop success of a checkpoint on LIBERO's suites or the grocery table, its floors beside it; or, with --check, its health."""
+    """Closed-loop success of a checkpoint on LIBERO's suites or the grocery table, its floors beside it; or, with --check, its health.
+
+    `repro evaluate change-agent` answers for two pictures of one place."""
     if context.invoked_subcommand:
         return
     if model is None or store is None:
@@ -309,6 +311,21 @@ def _suite(model: Path, store: Path, options: dict) -> None:
                            fresh=options["fresh"], log=click.echo)
     click.echo(results.markdown(*suites.table(records)))
     click.echo(f"records: {options['out'] / 'runs'}")
+
+
+@evaluate.command("change-agent")
+@click.option("--run", type=click.Path(path_type=Path), required=True, help="A training run's folder, or one checkpoint.")
+@click.option("--before", type=click.Path(path_type=Path), required=True, help="Picture of the earlier date.")
+@click.option("--after", type=click.Path(path_type=Path), required=True, help="Picture of the later date, of the same place and size.")
+@click.option("--caption", help="What is said to have changed (default: nothing is told).")
+@click.option("--write", is_flag=True, help="The model writes the caption that it is then told.")
+@click.option("--out", type=click.Path(path_type=Path), default="change.png", show_default=True, help="The later picture with the box.")
+def evaluate_change_agent(run: Path, before: Path, after: Path, caption: str | None, write: bool, out: Path) -> None:
+    """Where something changed between two pictures of one place: [cx, cy, scale] and a box, or "no change" where the gate says so."""
+    from repro.evaluation.change_answer import answer
+
+    for line in answer(run, before, after, caption, write, out):
+        click.echo(line)
 
 
 @cli.group()

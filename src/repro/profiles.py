@@ -66,6 +66,8 @@ class Profile:
     vla_seeds: tuple[int, ...]  # of its rows over seeds ...
     vla_episodes: int  # ... and episodes a task and layout in their evaluation
     aerial_pairs: tuple[int, int, int]  # bi-temporal aerial pairs that are drawn: train, val, test
+    agent_size: str  # of the change agent: tiny, or full with published weights
+    agent_steps: int  # optimizer steps of the change agent
 
 
 SMOKE = Profile(
@@ -77,7 +79,7 @@ SMOKE = Profile(
     rows=("baseline", "gaze"), seeds=(0, 1), few_rows=(), few_seeds=(), corrupt=(), pretrain_steps=60, pretrain_tables=2,
     pretrain_episodes_per_task=1, ablation_chains=4, curve_seeds=(), curve_single=1, grocery_per_task=4,
     vla_preset="vggt_tiny", vla_steps=10, vla_rollouts=1, vla_seeds=(0,), vla_episodes=1,
-    aerial_pairs=(120, 40, 40),
+    aerial_pairs=(120, 40, 40), agent_size="tiny", agent_steps=8,
 )  # fmt: skip
 
 CPU = replace(
@@ -90,7 +92,7 @@ CPU = replace(
     few_rows=("blind", "baseline+pretrain", "box", "mask"), few_seeds=(0, 1, 2), corrupt=(0.08, 0.33, 1.0),
     pretrain_steps=2500, pretrain_tables=60, pretrain_episodes_per_task=2, ablation_chains=100, curve_seeds=(0, 1, 2), curve_single=8,
     grocery_per_task=100, vla_steps=2000, vla_rollouts=5, vla_seeds=(0, 1, 2), vla_episodes=20,
-    aerial_pairs=(3000, 300, 500),
+    aerial_pairs=(3000, 300, 500), agent_steps=2500,
 )  # fmt: skip
 
 T4 = replace(
@@ -101,6 +103,7 @@ T4 = replace(
     evaluate_chains=200, evaluate_single=25, attention_frames=500, workers=4,
     preset="t4", pretrain_steps=20_000, ablation_chains=500, curve_single=5, vla_preset="vggt_qwen3", vla_steps=20_000, vla_rollouts=20,
     vla_episodes=50,
+    agent_size="full", agent_steps=17_000,  # 10 epochs of LEVIR-CC's 6,815 pairs in batches of 4
 )  # fmt: skip
 
 PAPER = replace(

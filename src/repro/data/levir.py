@@ -163,7 +163,9 @@ def import_levir(layout: Layout, split: str, place: Path | str, difference: bool
     say(f"{split}, {len(entries):,} pairs of {layout.describe().splitlines()[0]}")
     left_out, states, size = {}, Counter(), usual_size(entries)
     groups = ((entries[i : i + GROUP], difference, size) for i in range(0, len(entries), GROUP))
-    with StoreWriter(place, 1, {"source": layout.kind, "split": split, "asked": _asked(layout, split, difference)}, replace) as writer:
+    about = {"source": layout.kind, "split": split, "asked": _asked(layout, split, difference),
+             "drawn": (layout.root / "aerial.json").is_file()}  # by sims/aerial.py
+    with StoreWriter(place, 1, about, replace) as writer:
         for columns, counts, wrong in in_order(_group, groups, workers):
             left_out |= wrong
             few(left_out, len(entries), layout.root)

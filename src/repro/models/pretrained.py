@@ -56,6 +56,10 @@ PUBLISHED = {  # name: (revision, sha256, config)
     "facebook/dinov2-base": ("f9e44c814b77203eaa57a6bdbbd535f21ede1415", None, {  # 86.6 M
         "model_type": "dinov2", "hidden_size": 768, "image_size": 518, "patch_size": 14, "num_hidden_layers": 12,
         "num_attention_heads": 12, "mlp_ratio": 4}),
+    "openai/clip-vit-base-patch32": (  # vision part 87.5 M; the hub's own conversion to safetensors: main holds a pickled file only
+        "c237dc49a33fc61debc9276459120b7eac67e7ef", None, {
+            "model_type": "clip_vision_model", "hidden_size": 768, "image_size": 224, "patch_size": 32, "num_hidden_layers": 12,
+            "num_attention_heads": 12, "intermediate_size": 3072}),
     "black-forest-labs/FLUX.1-dev": ("3de623fc3c33e44ffbe2bad470d0f45bccf2eb21", _FLUX_SHA, _FLUX_VAE),  # VAE: 83.8 M
     "black-forest-labs/FLUX.1-schnell": ("741f7c3ce8b383c54771c7003378a50191e9efe9", _FLUX_SHA, _FLUX_VAE),  # VAE: the same file
 }  # fmt: skip
@@ -66,6 +70,7 @@ LICENCES = {  # name, or the beginning of names: (licence, the hub asks for cons
     "Qwen/Qwen2-0.5B": ("Apache-2.0", False),
     "Qwen/Qwen3-0.6B": ("Apache-2.0", False),
     "facebook/dinov2": ("Apache-2.0", False),
+    "openai/clip": ("MIT (of the code; the model card limits deployed uses)", False),
     "facebook/VGGT-1B": ("VGGT License, non-commercial by secondary sources (VGGT-1B-Commercial is another, gated model)", False),
     "Qwen/Qwen2.5-3B": ("Qwen Research License, non-commercial", False),
     "black-forest-labs/FLUX.1-dev": ("FLUX.1 [dev] Non-Commercial License", True),

@@ -119,14 +119,16 @@ class PatchTower(nn.Module):
     def train(self, mode: bool = True) -> "PatchTower":
         return super().train(False)
 
-    @torch.no_grad()
     def forward(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b n d"]:
+        return self.whole(pixels)[:, -(self.grid[0] * self.grid[1]):]
+
+    @torch.no_grad()
+    def whole(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b m d"]:
+        """With the class token first: what transformers calls pooler_output, not projected (CLIP B/32: 768 numbers)."""
         if pixels.shape[-1] != self.image_size:
             raise UserError("the picture has another size than the vision tower", expected=self.image_size, found=pixels.shape[-1])
         hidden = self.model(pixels.to(next(self.model.parameters()).dtype)).last_hidden_state
-        if self.model.config.model_type != "dinov2":
-            hidden = self.model.post_layernorm(hidden)
-        return hidden[:, -(self.grid[0] * self.grid[1]):]
+        return hidden if self.model.config.model_type == "dinov2" else self.model.post_layernorm(hidden)
 
 
 def frozen_vision(name: str | Path, revision: str | None = None, pretrained: bool = True, dtype: torch.dtype | None = torch.float32,

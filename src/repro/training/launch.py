@@ -26,17 +26,20 @@ from repro import machine
 from repro.data.batches import Batches, held_out_episodes
 from repro.data.episodes import EpisodeInfo, Store
 from repro.machine import UserError
-from repro.models import keypoint_policy, reconvla, vggt_vla
+from repro.models import change_agent_config, keypoint_policy, reconvla, vggt_vla
 from repro.models import parts as part
+from repro.models.change_agent_config import ChangeConfig
 from repro.models.keypoint_policy import KeypointConfig, KeypointPolicy
 from repro.models.reconvla import ReconVLA, ReconVLAConfig
 from repro.models.vggt_vla import VGGTVLA, VGGTVLAConfig
 from repro.models.words import vocabulary
-from repro.training import checkpoint
+from repro.training import change_training, checkpoint
 from repro.training.loop import Summary, TrainConfig, train
 
 HELD_OUT = 8  # batches of held-out frames, always the same; fewer where they hold all frames
-PRESETS = {**reconvla.PRESETS, **keypoint_policy.PRESETS, **vggt_vla.PRESETS}
+CHANGE = {f"change_{name}": config for name, config in change_agent_config.PRESETS.items()}
+PRESETS = {**reconvla.PRESETS, **keypoint_policy.PRESETS, **vggt_vla.PRESETS, **CHANGE}
+TRAIN = {**vggt_vla.TRAIN, **{f"change_{name}": train for name, train in change_agent_config.TRAIN.items()}}
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Job:
     store: str                                   # folder of the training episodes
     folder: str                                  # where checkpoints and metrics.jsonl go
     model: dict = field(default_factory=dict)    # {"preset": "tiny", any field of ReconVLAConfig}
-    train: dict = field(default_factory=dict)    # fields of TrainConfig; those of vggt_vla.TRAIN by preset where none is given
+    train: dict = field(default_factory=dict)    # fields of TrainConfig; those of TRAIN by preset where none is given
     validation: str = ""                         # store whose action loss is measured along the way (train.measure_every); "": none
     held_out: float = 0                          # instead of it: so many episodes of `store`, or such a share of them, are not trained on
     held_out_seed: int = 0                       # which; apart from train.seed, so that runs of several seeds hold out the same
@@ -87,10 +90,10 @@ def write_config(path: Path | str, **job) -> Path:
 
 def train_config(job: Job, path: Path) -> TrainConfig:
     """The job's training settings, over its preset's own where it has such."""
-    return _checked(TrainConfig, {**vggt_vla.TRAIN.get(job.model.get("preset"), {}), **job.train}, f"{path}, train")
+    return _checked(TrainConfig, {**TRAIN.get(job.model.get("preset"), {}), **job.train}, f"{path}, train")
 
 
-def model_config(chosen: dict, episodes: list[EpisodeInfo]) -> ReconVLAConfig | KeypointConfig | VGGTVLAConfig:
+def model_config(chosen: dict, episodes: list[EpisodeInfo]) -> ReconVLAConfig | KeypointConfig | VGGTVLAConfig | ChangeConfig:
     """The config that {"preset": .., field: value, ..} names, with the training episodes' words and tasks where it has such fields."""
     chosen = dict(chosen)
     preset = chosen.pop("preset", "tiny")
@@ -114,7 +117,10 @@ def train_from_config(path: Path | str, log: Callable[[str], None] = print) -> S
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is no JSON", found=str(error)) from error
     job = _checked(Job, values, str(path))
-    config, settings, store = model_config(job.model, []), train_config(job, path), Store(job.store)
+    config, settings = model_config(job.model, []), train_config(job, path)
+    if isinstance(config, ChangeConfig):
+        return change_training.run(job, config, settings, log)
+    store = Store(job.store)
     config = model_config(job.model, store.episodes)
     torch.manual_seed(settings.seed)  # the first weights
     model = _build(job, config, store)

@@ -42,7 +42,8 @@ class TrainConfig:
     batch_size: int = 32            # per micro-batch and process; what the batches are made with
     accumulate: int = 1             # micro-batches per step
     learning_rate: float = 3e-3     # peak
-    warmup: int = 50                # steps of linear warm-up, then a cosine down to 0
+    warmup: int = 50                # steps of linear warm-up, then a cosine down to ...
+    final: float = 0.0              # ... this share of the peak
     weight_decay: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0               # largest norm of all gradients together
@@ -65,6 +66,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulate", "keep", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"training config: {name} must be at least 1", found=getattr(self, name))
+        if not 0 <= self.final <= 1:
+            raise UserError("training config: final is a share of the peak learning rate", "in [0, 1]", self.final)
         if self.patience < 0 or self.keep_epochs < 0:
             raise UserError("training config: patience and keep_epochs count", ">= 0 (0: none)", (self.patience, self.keep_epochs))
 
@@ -107,10 +110,11 @@ class Budget:
 
 
 def rate(step: int, config: TrainConfig) -> float:
-    """Learning rate of `step` (0-based): linear warm-up, then a cosine that reaches 0 after the last step."""
+    """Learning rate of `step` (0-based): linear warm-up, then a cosine that reaches `final` of the peak after the last step."""
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(1, config.steps - config.warmup)))
+    fallen = 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(1, config.steps - config.warmup)))
+    return config.learning_rate * (config.final + (1 - config.final) * fallen)
 
 
 def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path | str, config: TrainConfig, data: dict | None = None,
@@ -281,7 +285,8 @@ def _is_best(folder: Path, step: int, losses: dict[int, float]) -> bool:
 
 
 def _deciding(config: TrainConfig) -> dict:
-    return {name: value for name, value in asdict(config).items() if name not in CLOCKWORK}
+    """Fields that decide the run. `final` came later: left out at 0, so that checkpoints from before it go on."""
+    return {name: value for name, value in asdict(config).items() if name not in CLOCKWORK and (name, value) != ("final", 0.0)}
 
 
 def _agree(accelerator: Accelerator, flags: list[bool]) -> list[bool]:

@@ -1,0 +1,308 @@
+"""The change agent's experiment of notebook 07: its rows, their jobs, and records of how well they point and write, beside their floors.
+
+Rows: "guide" is upstream's architecture with true boxes as targets; "upstream" also has its target, the whole picture for every pair,
+whose training error goes to 0 while it points at nothing; "ours" mends what the guide gets wrong. Captions are told in three modes,
+always shown together: *given* (the first of the five, an oracle: whoever has it knows that something changed), *none*, and *generated*
+(its own). A low loss is no success: what counts is the IoU of the decoded square and whether it points inside, beside the floors.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from repro import attention, machine, results
+from repro.data.change_batches import prepared
+from repro.data.levir import Pairs
+from repro.evaluation import captions, localisation
+from repro.machine import UserError
+from repro.models.change_agent import ChangeAgent
+from repro.profiles import Profile
+from repro.training import checkpoint, launch
+from repro.training.loop import read_metrics
+
+PRESETS = {"tiny": {"guide": "change_tiny_guide", "ours": "change_tiny_ours"}, "full": {"guide": "change_guide", "ours": "change_t4"}}
+ROWS = {"upstream": ("guide", {"box": "whole"}), "guide": ("guide", {}), "ours": ("ours", {})}  # preset, and what it changes
+MODES = ("given", "none", "generated")
+DEBUG = 5  # batches of the guide's debug mode
+PAPER = "change_agent"
+MAPS, CELLS = 60, 8  # pairs whose maps are measured, at most; cells of the occlusion map along each side
+
+
+def pairs_of(work: Path, split: str) -> Pairs:
+    """The store of one split that notebook 03 makes."""
+    place = work / "store" / f"levir_{split}"
+    if not (place / "meta" / "repro.json").is_file():
+        raise UserError(f"{place} is missing", "a store of LEVIR pairs, or of aerial ones", "none",
+                        "run notebook 03 first (repro run --only 03)")
+    return Pairs(place)
+
+
+def boxes_of(pairs: Pairs) -> np.ndarray:
+    """(n, 4) box of the largest changed component, NaN for pairs that are not localisable; what was guessed by differencing is no truth."""
+    sure = np.array(pairs.column("state")) == "localisable"
+    return np.where(sure[:, None], np.asarray(pairs.column("box_main"), np.float32), np.float32(np.nan))
+
+
+def embedded(pairs: Pairs) -> bool:
+    """Were these pairs drawn by sims/aerial.py?"""
+    return bool(pairs.store.meta.get("drawn"))
+
+
+def named(rows: str) -> list[str]:
+    """The rows of a comma-separated text; "" for all."""
+    chosen = [row.strip() for row in rows.split(",") if row.strip()] or list(ROWS)
+    if unknown := [row for row in chosen if row not in ROWS]:
+        raise UserError(f"there is no row {unknown[0]!r}", ", ".join(ROWS), rows)
+    return chosen
+
+
+def folder(work: Path, row: str, seed: int = 0) -> Path:
+    """Where one training run lies."""
+    return work / "train" / (f"change-{row}" + (f"-seed{seed}" if seed else ""))
+
+
+def job(settings: Profile, work: Path, row: str, seed: int = 0, minutes: float | None = None, model: dict | None = None,
+        debug: bool = False, **train) -> Path:
+    """The config file of one training run, as `repro train` takes it. model, train: fields over the preset's and profile's own.
+
+    Another vision tower, language model, fusion or loss is one entry of `model`, e.g. {"fusion": "add"}. debug: five batches.
+    """
+    preset, changes = ROWS[row]
+    place, preset = folder(work, row, seed), PRESETS[settings.agent_size][preset]
+    steps = DEBUG if debug else train.pop("steps", settings.agent_steps)
+    warmup = min(launch.TRAIN[preset]["warmup"], max(1, steps // 10))
+    clock = {"budget_minutes": settings.budget_minutes if minutes is None else minutes, "checkpoint_minutes": settings.checkpoint_minutes}
+    return launch.write_config(
+        place.parent / f"{place.name}.json", name=row, folder=place, store=pairs_of(work, "train").store.folder,
+        validation=pairs_of(work, "val").store.folder, model={"preset": preset, **changes, **(model or {})},
+        train={"seed": seed, "steps": steps, "warmup": warmup, "measure_every": max(4, min(1000, steps // 10)), "best": True,
+               "cpu_bfloat16": True, **clock, **train})  # fmt: skip
+
+
+def jobs(settings: Profile, work: Path, rows: list[str], seed: int = 0, **options) -> list[Path]:
+    """The config files of these rows. They share the session: with fewer devices than rows each gets its part of the time."""
+    turns = math.ceil(len(rows) / (len(machine.capabilities()) or machine.cores()))
+    return [job(settings, work, row, seed, settings.budget_minutes / turns, **options) for row in rows]
+
+
+def load(work: Path, rows: list[str], seed: int = 0) -> dict[str, ChangeAgent]:
+    """Trained rows, from the checkpoint of the best validation score. On each: `trained`, how far; `minutes`, how long."""
+    found = {}
+    for row in rows:
+        place = folder(work, row, seed)
+        path = checkpoint.need(place / "best")
+        model, about = ChangeAgent.load(path), checkpoint.about(path)
+        lines = read_metrics(place / "metrics.jsonl")
+        model.minutes = lines[-1]["seconds"] / 60
+        model.trained = {key: about[key] for key in ("step", "train", "data", "commit") if key in about}
+        found[row] = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return found
+
+
+def parameters(models: dict[str, ChangeAgent]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows): parameters that train, of all, of each part of each model."""
+    counts = {row: model.counts() for row, model in models.items()}
+    names = dict.fromkeys(name for found in counts.values() for name in found)
+    table = [[name, *("{:,} of {:,}".format(*found[name]) if name in found else "-" for found in counts.values())] for name in names]
+    sums = [f"{sum(t for t, _ in found.values()):,} of {sum(n for _, n in found.values()):,}" for found in counts.values()]
+    return ["part: trainable of all", *models], [*table, ["all", *sums]]
+
+
+# ---- what they answer --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Answers:
+    """Of one model in one mode on all pairs of a store. vectors (n, 3); changed (n,) or None; maps (n, rows, columns) or None; told, n."""
+
+    vectors: np.ndarray
+    changed: np.ndarray | None
+    maps: np.ndarray | None
+    told: list[str | None]
+
+
+def answers(model: ChangeAgent, pairs: Pairs, mode: str, written: list[str] | None = None, batch: int = 32) -> Answers:
+    """The model's answers. written: captions that it wrote before, for "generated"; without them it writes them now."""
+    ready = prepared(pairs, model.prepare_many, model.key, log=lambda line: None)
+    told = {"given": lambda: [some[0] for some in pairs.column("captions")], "none": lambda: [None] * len(pairs),
+            "generated": lambda: written or write(model, pairs)}[mode]()  # fmt: skip
+    found = [model.answers({name: values[i : i + batch] for name, values in ready.items()}, told[i : i + batch])
+             for i in range(0, len(pairs), batch)]
+    whole = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+    return Answers(whole["vector"], whole.get("changed"), whole.get("map"), told)
+
+
+def write(model: ChangeAgent, pairs: Pairs, batch: int = 32, beams: int = 1) -> list[str]:
+    """A caption for each pair, by the model."""
+    ready = prepared(pairs, model.prepare_many, model.key, log=lambda line: None)
+    return [text for i in range(0, len(pairs), batch)
+            for text in model.write({name: values[i : i + batch] for name, values in ready.items()}, beams)]
+
+
+def modes(model: ChangeAgent) -> tuple[str, ...]:
+    """The caption modes that this model has: one that does not see pictures through its language model cannot write."""
+    return MODES if model.config.caption_weight else MODES[:2]
+
+
+# ---- records -----------------------------------------------------------------------------------------------------------------------
+
+
+def _record(pairs: Pairs, training: Pairs, settings: Profile, variant: str, what: str, config: dict, metrics: dict, minutes: float,
+            seed: int) -> dict:
+    source = "drawn aerial pairs" if embedded(training) else str(training.store.meta.get("source", "LEVIR pairs"))
+    benchmark = f"change agent, {what}, {len(pairs)} test pairs of {source}"
+    return results.record(
+        PAPER, variant, benchmark=benchmark, data=source, data_hash=training.hash,
+        config={"profile": settings.name, "test": pairs.hash, **config}, seed=seed, metrics=metrics, minutes=minutes,
+        simulator="none (pictures)", renderer="drawn" if embedded(training) else "none", not_comparable_with=[PAPER])
+
+
+def score(settings: Profile, work: Path, models: dict[str, ChangeAgent], seed: int = 0, split: str = "test", log=print
+          ) -> tuple[list[dict], dict[str, dict[str, Answers]]]:
+    """Records of every row in every mode, of the floors and the ceiling, saved; and the answers, {row: {mode: Answers}}.
+
+    Boxes are the largest changed component's, whatever a row was trained on.
+    """
+    pairs, training, found, given = pairs_of(work, split), pairs_of(work, "train"), [], {}
+    boxes, states, changed = boxes_of(pairs), list(pairs.column("state")), np.asarray(pairs.column("changed"))
+    masks = pairs.masks(range(len(pairs))) if "images.mask" in pairs.store.columns else None
+    references, taught = pairs.column("captions"), training.column("captions")
+
+    def keep(variant: str, what: str, config: dict, metrics: dict, minutes: float) -> None:
+        record = _record(pairs, training, settings, variant, what, config, metrics, minutes, seed)
+        results.save(record, work / "runs")
+        found.append(record)
+
+    for row, model in models.items():
+        begun, given[row] = time.monotonic(), {}
+        about = {"model": vars(model.config), "trained": model.trained}
+        written = write(model, pairs) if "generated" in modes(model) else None
+        for mode in modes(model):
+            one = given[row][mode] = answers(model, pairs, mode, written)
+            metrics = localisation.averages(localisation.numbers(one.vectors, boxes, masks), seed)
+            if one.changed is not None:
+                metrics |= localisation.gate(one.changed, changed, states)
+            keep(f"{row}, caption {mode}", "localisation", {**about, "caption": mode}, metrics,
+                 model.minutes + (time.monotonic() - begun) / 60)
+            log(f"{row}, caption {mode}: mean IoU {metrics['mean IoU of the square']['value']:.3f}")
+        if written:
+            keep(f"{row}, greedy", "captions", {**about, "meteor": captions.lacks_meteor() or "1.5"},
+                 flat(captions.report(written, references, changed, seed=seed)), model.minutes + (time.monotonic() - begun) / 60)
+    for name, vectors in localisation.floors(boxes_of(training), pairs, boxes, seed).items():
+        keep(name, "localisation", {"floor": name}, localisation.averages(localisation.numbers(vectors, boxes, masks), seed), 0)
+    for name, sentences in captions.floors(changed, taught).items():
+        keep(name, "captions", {"floor": name, "meteor": captions.lacks_meteor() or "1.5"},
+             flat(captions.report(sentences, references, changed, seed=seed)), 0)
+    return found, given
+
+
+def flat(report: dict[str, dict[str, dict]]) -> dict[str, dict]:
+    """Metrics of a record: "BLEU-4, overall", "flag accuracy" ..."""
+    return {f"flag {name}" if group == "flag" else f"{name}, {group}": metric for group, some in report.items()
+            for name, metric in some.items()}  # fmt: skip
+
+
+# ---- tables ------------------------------------------------------------------------------------------------------------------------
+
+
+def _cell(metric: dict | None, percent: bool) -> str:
+    if metric is None:
+        return "-"
+    value, low, high = (metric[key] * (100 if percent else 1) for key in ("value", "low", "high"))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]" if percent else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def localisation_table(records: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) from records: rows and modes, then floors and ceiling; n of the pairs with a box; rates in percent."""
+    columns = {"mean IoU of the square": False, "hit rate at IoU 0.25": True, "hit rate at IoU 0.5": True, "pointing in the box": True,
+               "centre error (picture widths)": False, "scale error (picture widths)": False, "F1 of 3x3 cells": False,
+               "gate accuracy": True}  # fmt: skip
+    rows = [[r["variant"], str(r["seed"]), str(r["metrics"]["mean IoU of the square"]["n"]),
+             *(_cell(r["metrics"].get(name), percent) for name, percent in columns.items())]
+            for r in records if "mean IoU of the square" in r["metrics"]]  # fmt: skip
+    return ["", "seed", "n", *(name + (" %" if percent else "") for name, percent in columns.items())], rows
+
+
+def state_table(records: list[dict], found: dict[str, dict[str, Answers]], pairs: Pairs) -> tuple[list[str], list[list[str]]]:
+    """(header, rows): for each state what each row with a gate says in each mode: gate right, and what is pointed at where it must not be.
+
+    A pair without a box has nothing to point at; the mean size there says how large a place it would name if the gate let it.
+    """
+    states, rows = np.array(pairs.column("state")), []
+    for r in (r for r in records if "gate accuracy" in r["metrics"]):
+        row, mode = r["variant"].split(", caption ")
+        for state in dict.fromkeys(states.tolist()):
+            of = states == state
+            rows.append([row, mode, state, str(int(of.sum())), _cell(r["metrics"].get(f"gate accuracy, {state}"), True),
+                         _cell(r["metrics"]["mean IoU of the square"], False) if state == "localisable" else "nothing to point at",
+                         f"{found[row][mode].vectors[of, 2].mean():.2f}"])  # fmt: skip
+    return ["row", "caption", "state", "n", "gate right %", "mean IoU", "mean size it names"], rows
+
+
+def caption_table(records: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows): overall, then change only; x 100, as published; METEOR and S*m only where Java is."""
+    rows = []
+    for group in ("overall", "change only"):
+        for r in (r for r in records if f"BLEU-4, {group}" in r["metrics"]):
+            cells = [r["metrics"].get(f"{name}, {group}") for name in captions.METRICS]
+            shown = [_cell(metric, True) if metric else "n/a (no java)" if name in ("METEOR", "S*m") and captions.lacks_meteor() else "n/a"
+                     for name, metric in zip(captions.METRICS, cells, strict=True)]
+            rows.append([r["variant"], group, str(r["metrics"][f"BLEU-4, {group}"]["n"]), *shown,
+                         _cell(r["metrics"].get("flag accuracy"), True)])
+    return ["", "pairs", "n", *captions.METRICS, "flag accuracy %"], rows
+
+
+def published(path: Path) -> tuple[list[str], list[list[str]]]:
+    """(header, rows): what others print for LEVIR-CC's test split (papers/change_agent/claims.toml): a table of its own."""
+    found = results.claims(path)["caption"]
+    keys = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D", "S*m")
+    return ["system", *keys, "source"], [[row["label"], *(row.get(key, "-") for key in keys), row["source"]] for row in found]
+
+
+# ---- where they look ---------------------------------------------------------------------------------------------------------------
+
+
+def occlusion(model: ChangeAgent, before: np.ndarray, after: np.ndarray, told: str | None, cells: int = CELLS) -> np.ndarray:
+    """(cells, cells), sums to 1: how far [cx, cy, scale] moves when a cell of the later picture is put back to what was before.
+
+    before, after: (H, W, 3). It asks nothing of the model's inside, so the guide's, which has no map, can be held against ours.
+    """
+    edges = [np.linspace(0, size, cells + 1).round().astype(int) for size in after.shape[:2]]
+    healed = [after]
+    for y in range(cells):
+        for x in range(cells):
+            one = after.copy()
+            place = np.s_[edges[0][y] : edges[0][y + 1], edges[1][x] : edges[1][x + 1]]
+            one[place] = before[place]
+            healed.append(one)
+    vectors = model.act(np.stack([before] * len(healed)), np.stack(healed), [told] * len(healed))["vector"]
+    moved = np.linalg.norm(vectors[1:] - vectors[0], axis=1).reshape(cells, cells)
+    return moved / max(moved.sum(), 1e-12) if moved.sum() > 1e-12 else np.full((cells, cells), 1 / cells**2)
+
+
+def look(settings: Profile, work: Path, models: dict[str, ChangeAgent], found: dict[str, dict[str, Answers]], seed: int = 0,
+         split: str = "test", count: int = MAPS) -> tuple[list[dict], dict[str, np.ndarray], np.ndarray]:
+    """(records, {name: maps (m, rows, columns)}, the m rows of the store): where rows look, with the numbers of repro.attention. Saved.
+
+    Maps: "<row>, occlusion" of every row, and "<row>, reading" where the head reads by maps. Captions are withheld.
+    """
+    pairs, training = pairs_of(work, split), pairs_of(work, "train")
+    rows = np.flatnonzero(~np.isnan(boxes_of(pairs)).any(1))[:count]
+    boxes, maps, made = boxes_of(pairs)[rows], {}, []
+    for row, model in models.items():
+        begun = time.monotonic()
+        pictures = [[picture[0] for picture in pairs.pictures([i])] for i in rows]
+        maps[f"{row}, occlusion"] = np.stack([occlusion(model, *both, None) for both in pictures])
+        if found[row]["none"].maps is not None:
+            maps[f"{row}, reading"] = found[row]["none"].maps[rows]
+        for name in (name for name in maps if name.startswith(f"{row}, ")):
+            columns = attention.frame_numbers(maps[name], boxes, rows, seed=seed, tolerance=0, size=64)
+            record = _record(pairs, training, settings, name, "maps", {"model": vars(model.config), "trained": model.trained},
+                             attention.averages(columns, seed), (time.monotonic() - begun) / 60, seed)
+            results.save(record, work / "runs")
+            made.append(record)
+    return made, maps, rows

@@ -1,0 +1,75 @@
+"""What a trained change agent says of two pictures of a user: `repro evaluate change-agent --run RUN --before a.png --after b.png`."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+from repro.data import levir_boxes
+from repro.machine import UserError
+from repro.models.change_agent import ChangeAgent
+from repro.training import checkpoint
+
+
+def picture(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB; UserError for what is no picture, or not square."""
+    try:
+        with PIL.Image.open(path) as opened:
+            found = np.asarray(opened.convert("RGB"))
+    except (OSError, PIL.Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is no picture that can be read", "a PNG or JPEG file", f"{type(error).__name__}: {error}",
+                        "check the path, or save it again as PNG") from error
+    if found.shape[0] != found.shape[1]:
+        raise UserError(f"{path} is not square", "as wide as high: the model was trained on squares",
+                        f"{found.shape[1]} x {found.shape[0]} px", "cut both pictures to the same square")
+    return found
+
+
+def answer(run: Path, before: Path, after: Path, caption: str | None = None, write: bool = False, out: Path = Path("change.png")
+           ) -> list[str]:
+    """Lines to print; the later picture with the square drawn is written to `out`, whole or not at all, unless nothing changed.
+
+    run: a run's folder (its best checkpoint where there is one, else the last), or a checkpoint.
+    """
+    if caption is not None and write:
+        raise UserError("a caption is either given or written", "--caption or --write", "both")
+    pictures = [picture(path) for path in (before, after)]
+    if pictures[0].shape != pictures[1].shape:
+        raise UserError("the two dates have different sizes", f"{before}: {pictures[0].shape[1]} px", f"{after}: {pictures[1].shape[1]} px",
+                        "give two pictures of the same place and size")
+    if not (run / "model.json").is_file():
+        run = checkpoint.need(run / "best" if checkpoint.steps(run / "best") else run)
+    model = ChangeAgent.load(run).eval()
+    batch, lines = model.prepare_many(pictures[0][None], pictures[1][None]), [f"checkpoint {run}"]
+    if write:
+        caption = model.write(batch)[0]
+        lines.append(f'it writes: "{caption}"')
+    found = model.answers(batch, [caption])
+    vector = found["vector"][0]
+    lines.append(f"[cx, cy, scale] = [{vector[0]:.3f}, {vector[1]:.3f}, {vector[2]:.3f}], shares of the picture's side")
+    if "changed" in found:
+        lines.append(f"probability of a change: {found['changed'][0]:.2f}")
+        if found["changed"][0] < 0.5:
+            return [*lines, "no change: nothing is pointed at, no picture is written"]
+    else:
+        lines.append("this model has no gate: it always points somewhere")
+    box = levir_boxes.decode(vector)
+    side = pictures[1].shape[0]
+    lines.append("box: x {} to {}, y {} to {} px".format(*(box[[0, 2, 1, 3]] * side).round().astype(int)))
+    _draw(pictures[1], box, vector, out)
+    return [*lines, f"drawn: {out}"]
+
+
+def _draw(shown: np.ndarray, box: np.ndarray, vector: np.ndarray, out: Path) -> None:
+    """The picture with the square in black with a white rim, and a cross at its centre."""
+    from repro.attention_figures import boxed
+
+    side, arm = shown.shape[0], 0.02
+    drawn = boxed(shown, box)
+    for dx, dy in ((arm, 0.003), (0.003, arm)):
+        drawn = boxed(drawn, np.clip([vector[0] - dx, vector[1] - dy, vector[0] + dx + 1 / side, vector[1] + dy + 1 / side], 0, 1))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(out.name + ".part")
+    PIL.Image.fromarray(drawn).save(part, "PNG")
+    os.replace(part, out)

@@ -1,0 +1,164 @@
+"""The change agent's way from stores to records, tables and figures, and its command. Run: pytest tests/test_change_experiments.py"""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import PIL.Image
+import pytest
+from click.testing import CliRunner
+from fake_pairs import one, store
+
+from repro import change_experiments, change_figures, cli, profiles, results
+from repro.evaluation import change_answer, localisation
+from repro.machine import UserError
+from repro.training import checkpoint, launch, loop
+
+TINY = {"image_size": 32, "channels": 4, "hidden": 32, "heads": 2, "intermediate": 32, "layers": 1, "width": 16, "readers": 2, "mixing": 1,
+        "text_length": 24}  # fmt: skip
+SETTINGS = replace(profiles.get("smoke"), agent_steps=4, budget_minutes=0)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Stores of pairs, and rows "guide" and "ours" trained for four steps."""
+    top = tmp_path_factory.mktemp("work")
+    for i, (split, n) in enumerate((("train", 16), ("val", 8), ("test", 20))):
+        store(top / "store" / f"levir_{split}", n, split, 32, seed=i)
+    for row in ("guide", "ours"):
+        path = change_experiments.job(SETTINGS, top, row, model=TINY, batch_size=4)
+        launch.train_from_config(path, log=lambda line: None)
+    return top
+
+
+@pytest.fixture(scope="module")
+def scored(work):
+    models = change_experiments.load(work, ["guide", "ours"])
+    with pytest.MonkeyPatch.context() as patch:  # METEOR's Java takes seconds a table; tests/test_captions.py has it
+        patch.setattr(change_experiments.captions, "lacks_meteor", lambda: "no java")
+        return models, *change_experiments.score(SETTINGS, work, models, log=lambda line: None)
+
+
+def test_training_is_the_loop_of_all_models_and_goes_on_bit_for_bit(work, tmp_path, monkeypatch):
+    place = change_experiments.folder(work, "ours")
+    lines = loop.read_metrics(place / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4] and {"action", "gate", "caption", "point", "grad_norm"} <= set(lines[0])
+    assert 0 <= lines[-1]["held_out"] <= 1 and "held_out_gate" in lines[-1] and checkpoint.latest(place / "best") is not None
+    config = json.loads(place.with_suffix(".json").read_text())
+    job = launch.write_config(tmp_path / "cut.json", **{**config, "folder": str(tmp_path / "cut")})
+    asked = iter(range(100))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Budget, "over", lambda self: next(asked) >= 2)  # the session ends after two steps
+        assert launch.train_from_config(job, log=lambda line: None).step == 2
+    summary = launch.train_from_config(job, log=lambda line: None)
+    assert summary.finished and summary.resumed_from == 2
+    weights = [checkpoint.digest(checkpoint.need(folder) / "model.safetensors") for folder in (place, tmp_path / "cut")]
+    assert weights[0] == weights[1]
+
+
+def test_the_learning_rate_falls_to_a_share_and_old_checkpoints_do_not_see_the_field():
+    settings = loop.TrainConfig(steps=100, warmup=10, learning_rate=1e-4, final=0.1)
+    assert loop.rate(9, settings) == pytest.approx(1e-4) and loop.rate(100, settings) == pytest.approx(1e-5)
+    assert loop.rate(55, settings) == pytest.approx(5.5e-5) and "final" in loop._deciding(settings)
+    assert "final" not in loop._deciding(loop.TrainConfig()) and loop.rate(100, replace(settings, final=0.0)) == pytest.approx(0)
+    with pytest.raises(UserError, match="share of the peak"):
+        loop.TrainConfig(final=2.0)
+    for preset in ("change_guide", "change_t4"):
+        given = launch.TRAIN[preset]
+        assert (given["batch_size"], given["learning_rate"], given["weight_decay"], given["warmup"], given["final"], given["clip"]) == (
+            4, 1e-4, 0.01, 500, 0.1, 1.0)  # fmt: skip
+
+
+def test_debug_is_five_batches_and_wrong_jobs_are_refused(work):
+    path = change_experiments.job(SETTINGS, work, "upstream", debug=True)
+    given = json.loads(path.read_text())
+    assert given["train"]["steps"] == 5 and given["model"]["box"] == "whole" and given["model"]["preset"] == "change_tiny_guide"
+    path.unlink()
+    with pytest.raises(UserError, match="no row"):
+        change_experiments.named("ours,theirs")
+    with pytest.raises(UserError, match="notebook 03"):
+        change_experiments.pairs_of(work / "nowhere", "train")
+
+
+def test_records_hold_every_mode_floor_and_ceiling_of_the_same_pairs(work, scored):
+    models, records, found = scored
+    names = {r["variant"] for r in records if r["benchmark"].startswith("change agent, localisation")}
+    assert {"guide, caption given", "guide, caption none", "ours, caption given", "ours, caption none", "ours, caption generated",
+            "ceiling (three numbers)", "differencing", "whole frame"} <= names  # fmt: skip
+    pairs = change_experiments.pairs_of(work, "test")
+    n = sum(state == "localisable" for state in pairs.column("state"))
+    assert {r["metrics"]["mean IoU of the square"]["n"] for r in records if "mean IoU of the square" in r["metrics"]} == {n} and n < 10
+    assert {record["id"] for record in results.load_all(work / "runs")} == {record["id"] for record in records}
+    one = next(r for r in records if r["variant"] == "ours, caption none")
+    mine = localisation.numbers(models["ours"].act(*pairs.pictures(range(len(pairs))))["vector"], pairs.column("box_main"))
+    assert one["metrics"]["mean IoU of the square"]["value"] == pytest.approx(np.nanmean(mine["IoU of the square"]), abs=1e-5)
+    assert one["metrics"]["gate accuracy"]["n"] == len(pairs) and "change_agent" in one["not_comparable_with"]
+    assert found["ours"]["generated"].told == change_experiments.write(models["ours"], pairs)
+    assert found["ours"]["given"].told[1] == pairs.column("captions")[1][0]
+
+
+def test_tables_and_figures_are_made_of_records_and_answers(work, scored, tmp_path):
+    models, records, found = scored
+    header, rows = change_experiments.localisation_table(records)
+    assert len(header) == len(rows[0]) and len(rows) == 10 and all("[" in row[3] for row in rows)
+    header, rows = change_experiments.state_table(records, found, change_experiments.pairs_of(work, "test"))
+    assert {row[2] for row in rows} == {"unchanged", "localisable", "not localisable"} and len(rows) == 9
+    header, rows = change_experiments.caption_table(records)
+    assert {row[1] for row in rows} == {"overall", "change only"} and len(rows) == 6
+    header, rows = change_experiments.parameters(models)
+    assert rows[-1][0] == "all" and all(" of " in cell for cell in rows[-1][1:])
+    pairs = change_experiments.pairs_of(work, "test")
+    none = {row: some["none"] for row, some in found.items()}
+    boxes = np.asarray(pairs.column("box_main"))
+    iou = localisation.numbers(none["ours"].vectors, boxes)["IoU of the square"]
+    at = change_figures.chosen(iou, pairs.column("state"), 2)
+    assert {pairs.column("state")[i] for i in at} == {"unchanged", "localisable", "not localisable"} and at[0] == np.nanargmax(iou)
+    made, maps, rows = change_experiments.look(SETTINGS, work, models, found, count=3)
+    assert set(maps) == {"guide, occlusion", "ours, occlusion", "ours, reading"} and len(made) == 3
+    assert any("minus another episode's box" in name for name in made[0]["metrics"])
+    for name, figure in {"sheet": change_figures.sheet(pairs, at, none), "maps": change_figures.maps_sheet(pairs, rows, maps),
+                         "scatter": change_figures.scatter({row: said.vectors for row, said in none.items()}, boxes),
+                         "reach": change_figures.reach({row: said.vectors for row, said in none.items()}, boxes)}.items():  # fmt: skip
+        figure.savefig(tmp_path / f"{name}.png")
+        assert PIL.Image.open(tmp_path / f"{name}.png").size[0] > 300
+
+
+class Corner:
+    """Stands for an agent: its answer moves with the brightness of the later picture's first quarter."""
+
+    def act(self, before, after, captions):
+        light = after[:, : after.shape[1] // 2, : after.shape[2] // 2].mean((1, 2, 3)) / 255
+        return {"vector": np.stack([light, 0 * light + 0.5, 0 * light + 0.5], axis=1)}
+
+
+def test_occlusion_finds_what_the_answer_hangs_on():
+    before, after = np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32, 3), np.uint8)
+    after[4:12, 4:12], after[20:30, 20:30] = 200, 200
+    found = change_experiments.occlusion(Corner(), before, after, None, cells=4)
+    assert found[:2, :2].sum() == pytest.approx(1) and found.shape == (4, 4) and found[2:, 2:].sum() == 0
+    assert np.allclose(change_experiments.occlusion(Corner(), before, before, None, cells=4), 1 / 16)
+
+
+def test_the_command_says_vector_and_box_or_no_change(work, tmp_path, monkeypatch):
+    shown = one(1, "x", 32)
+    for name, picture in (("a", shown.before), ("b", shown.after)):
+        PIL.Image.fromarray(picture).save(tmp_path / f"{name}.png")
+    run = str(change_experiments.folder(work, "ours"))
+    base = ["evaluate", "change-agent", "--run", run, "--before", str(tmp_path / "a.png"), "--after", str(tmp_path / "b.png")]
+    for chance, said in ((0.9, "box: x 8 to 24, y 4 to 20 px"), (0.1, "no change")):
+        answers = lambda self, batch, captions, p=chance: {"vector": np.float32([[0.5, 0.375, 0.5]]), "changed": np.float32([p])}
+        with monkeypatch.context() as patch:
+            patch.setattr(change_answer.ChangeAgent, "answers", answers)
+            out = tmp_path / f"{chance}.png"
+            done = CliRunner().invoke(cli.cli, [*base, "--out", str(out)])
+        assert done.exit_code == 0 and said in done.output and "[0.500, 0.375, 0.500]" in done.output and out.exists() == (chance > 0.5)
+    drawn = np.asarray(PIL.Image.open(tmp_path / "0.9.png"))
+    assert drawn.shape == (32, 32, 3) and (drawn[4, 8:24] == 0).all() and not list(tmp_path.glob("*.part"))
+    plain = CliRunner().invoke(cli.cli, [*base, "--out", str(tmp_path / "c.png"), "--caption", "a house appears"])
+    assert plain.exit_code == 0 and "best" in plain.output and "probability of a change" in plain.output
+    PIL.Image.new("RGB", (40, 40)).save(tmp_path / "large.png")
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG")
+    for before, what in (("large.png", "different sizes"), ("torn.png", "no picture"), ("none.png", "no picture")):
+        with pytest.raises(UserError, match=what):
+            change_answer.answer(change_experiments.folder(work, "ours"), tmp_path / before, tmp_path / "b.png", out=tmp_path / "d.png")
+    assert not (tmp_path / "d.png").exists()

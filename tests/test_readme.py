@@ -22,8 +22,9 @@ def test_the_results_are_the_records():
 def test_vggt_vlas_block_and_the_check_are_the_records():
     section = README.split(results.VLA_START)[1].split(results.VLA_END)[0].strip()
     assert section == vla_ablation.readme_section(ROOT / "results" / "cpu").strip()
-    for word in ("Not comparable with LIBERO", "wide layout", "| none |", "| graph |", "| vggt |", "| blind |",
-                 "| replay of one demonstration |"):
+    measured = ("Not comparable with LIBERO", "wide layout", "| none |", "| graph |", "| vggt |", "| blind |",
+                "| replay of one demonstration |")
+    for word in measured if (ROOT / "results" / "cpu" / "runs" / "vggt_vla").is_dir() else ("Not measured yet",):
         assert word in section, word
     said = README.split(results.CHECK_START)[1].split(results.CHECK_END)[0].strip()
     assert said == f"```\n{(ROOT / 'results' / 'cpu' / 'check.txt').read_text()}```" and "closed loop" in said

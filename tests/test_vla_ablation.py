@@ -127,7 +127,7 @@ def test_published_are_clean_records_with_tables_and_figures(work, found, tmp_pa
     monkeypatch.setattr(vla_ablation, "records", lambda work: [{**clean[0], "commit": "0123456789ab+changes"}])
     with pytest.raises(UserError, match="clean commits"):
         vla_ablation.publish(work, tmp_path / "results" / "cpu", **QUIET)
-    assert vla_ablation.readme_section(tmp_path) == ""
+    assert vla_ablation.readme_section(tmp_path) == "Not measured yet.\n"
 
 
 def test_the_command_refuses_what_it_does_not_have():

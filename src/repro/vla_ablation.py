@@ -277,7 +277,7 @@ def readme_section(folder: Path | str) -> str:
     """What README says of the rows in `results/<profile>`."""
     found = load([Path(folder) / "runs" / SYSTEM])
     if not found:
-        return ""
+        return "Not measured yet.\n"
     trained, unique = [r for r in found if r["benchmark"] == ATTENTION], lambda values: ", ".join(sorted(set(values)))
     first = (f"Profile `{Path(folder).name}`: {unique(r['data'] for r in found)}; {unique(r['hardware'] for r in found)}, "
              f"{unique('torch ' + r['packages'].get('torch', '?') for r in found)}; commit {unique(r['commit'] for r in found)}; a run "

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from repro import ablation_tables, results, vla_ablation
+from repro import ablation_tables, change_ablation, results, vla_ablation
 from repro.evaluation import gaze
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +28,15 @@ def test_vggt_vlas_block_and_the_check_are_the_records():
         assert word in section, word
     said = README.split(results.CHECK_START)[1].split(results.CHECK_END)[0].strip()
     assert said == f"```\n{(ROOT / 'results' / 'cpu' / 'check.txt').read_text()}```" and "closed loop" in said
+
+
+def test_the_change_agents_block_is_the_records():
+    section = README.split(results.CHANGE_START)[1].split(results.CHANGE_END)[0].strip()
+    assert section == change_ablation.readme_section(ROOT / "results" / "cpu").strip()
+    measured = ("Not comparable with LEVIR-CC", "| upstream, caption none |", "| guide, caption none |", "| ours, caption none |", "random",
+                "differencing", "ceiling")
+    for word in measured if (ROOT / "results" / "cpu" / "runs" / "change_agent").is_dir() else ("Not measured yet",):
+        assert word in section, word
 
 
 def test_the_real_simulators_block_is_the_records():

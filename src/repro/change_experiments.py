@@ -161,9 +161,10 @@ def _record(pairs: Pairs, training: Pairs, settings: Profile, variant: str, what
         simulator="none (pictures)", renderer="drawn" if embedded(training) else "none", not_comparable_with=[PAPER])
 
 
-def score(settings: Profile, work: Path, models: dict[str, ChangeAgent], seed: int = 0, split: str = "test", log=print
-          ) -> tuple[list[dict], dict[str, dict[str, Answers]]]:
-    """Records of every row in every mode, of the floors and the ceiling, saved; and the answers, {row: {mode: Answers}}.
+def score(settings: Profile, work: Path, models: dict[str, ChangeAgent], seed: int = 0, split: str = "test", floors: bool = True,
+          folder: Path | None = None, log=print) -> tuple[list[dict], dict[str, dict[str, Answers]]]:
+    """Records of every row in every mode and, unless floors is False, of the floors and the ceiling, saved in `folder` (work/runs); and the
+    answers, {row: {mode: Answers}}.
 
     Boxes are the largest changed component's, whatever a row was trained on.
     """
@@ -174,7 +175,7 @@ def score(settings: Profile, work: Path, models: dict[str, ChangeAgent], seed: i
 
     def keep(variant: str, what: str, config: dict, metrics: dict, minutes: float) -> None:
         record = _record(pairs, training, settings, variant, what, config, metrics, minutes, seed)
-        results.save(record, work / "runs")
+        results.save(record, folder or work / "runs")
         found.append(record)
 
     for row, model in models.items():
@@ -192,9 +193,9 @@ def score(settings: Profile, work: Path, models: dict[str, ChangeAgent], seed: i
         if written:
             keep(f"{row}, greedy", "captions", {**about, "meteor": captions.lacks_meteor() or "1.5"},
                  flat(captions.report(written, references, changed, seed=seed)), model.minutes + (time.monotonic() - begun) / 60)
-    for name, vectors in localisation.floors(boxes_of(training), pairs, boxes, seed).items():
+    for name, vectors in localisation.floors(boxes_of(training), pairs, boxes, seed).items() if floors else ():
         keep(name, "localisation", {"floor": name}, localisation.averages(localisation.numbers(vectors, boxes, masks), seed), 0)
-    for name, sentences in captions.floors(changed, taught).items():
+    for name, sentences in captions.floors(changed, taught).items() if floors else ():
         keep(name, "captions", {"floor": name, "meteor": captions.lacks_meteor() or "1.5"},
              flat(captions.report(sentences, references, changed, seed=seed)), 0)
     return found, given

@@ -82,7 +82,8 @@ def train(config: Path) -> None:
 
 
 @cli.command()
-@click.option("--system", type=click.Choice(["reconvla", "vggt_vla"]), default="reconvla", show_default=True, help="Whose rows.")
+@click.option("--system", type=click.Choice(["reconvla", "vggt_vla", "change_agent"]), default="reconvla", show_default=True,
+              help="Whose rows.")
 @click.option("--profile", default="cpu", show_default=True, help="smoke | cpu | t4 | paper")
 @click.option("--rows", help="Comma-separated (default: the profile's).")
 @click.option("--seeds", help="Comma-separated.")
@@ -101,8 +102,8 @@ def ablation(system: str, profile: str, rows: str | None, seeds: str | None, cor
     from repro import ablation_tables, profiles
 
     settings, work = profiles.get(profile), machine.work(profile)
-    if system == "vggt_vla":
-        _vla_ablation(settings, work, (rows, seeds, corrupt), minutes, slots, tables, publish, one)
+    if system != "reconvla":
+        _other_ablation(system, settings, work, (rows, seeds, corrupt), minutes, slots, tables, publish, one)
         return
     if one:
         runs.one(settings, work, one, minutes, click.echo)
@@ -122,29 +123,30 @@ def ablation(system: str, profile: str, rows: str | None, seeds: str | None, cor
     click.echo(ablation_tables.markdown(records))
 
 
-def _vla_ablation(settings, work: Path, given: tuple, minutes: float, slots: int | None, tables: bool, publish: bool, one: str | None
-                  ) -> None:
+def _other_ablation(system: str, settings, work: Path, given: tuple, minutes: float, slots: int | None, tables: bool, publish: bool,
+                    one: str | None) -> None:
     from dataclasses import replace
+    from importlib import import_module
 
     from repro import ablation as runs
-    from repro import vla_ablation
 
-    rows, seeds, corrupt = given
+    name, seeds_of = {"vggt_vla": ("vla_ablation", "vla_seeds"), "change_agent": ("change_ablation", "agent_seeds")}[system]
+    of, (rows, seeds, corrupt) = import_module(f"repro.{name}"), given
     if rows or corrupt:
-        raise UserError("vggt_vla's rows are always all of them, with true boxes", "--seeds alone", "--rows or --corrupt")
+        raise UserError(f"{system}'s rows are always all of them, as they are", "--seeds alone", "--rows or --corrupt")
     if seeds:
-        settings = replace(settings, vla_seeds=tuple(map(int, seeds.split(","))))
+        settings = replace(settings, **{seeds_of: tuple(map(int, seeds.split(",")))})
     if one:
-        vla_ablation.one(settings, work, one, minutes, click.echo)
+        of.one(settings, work, one, minutes, click.echo)
     elif publish:
-        vla_ablation.publish(work, machine.root() / "results" / settings.name, vla_ablation.draw(settings, work), click.echo)
+        of.publish(work, machine.root() / "results" / settings.name, of.draw(settings, work), click.echo)
     else:
         if not tables:
-            runs.run(settings, work, minutes, slots, click.echo, of=vla_ablation)
-        found = vla_ablation.write(work, click.echo)
+            runs.run(settings, work, minutes, slots, click.echo, of=of)
+        found = of.write(work, click.echo)
         if not found:
-            raise UserError("no run of it is done", next_step=f"repro ablation --system vggt_vla --profile {settings.name}")
-        click.echo(vla_ablation.markdown(found))
+            raise UserError("no run of it is done", next_step=f"repro ablation --system {system} --profile {settings.name}")
+        click.echo(of.markdown(found))
 
 
 @cli.command()

@@ -68,6 +68,7 @@ class Profile:
     aerial_pairs: tuple[int, int, int]  # bi-temporal aerial pairs that are drawn: train, val, test
     agent_size: str  # of the change agent: tiny, or full with published weights
     agent_steps: int  # optimizer steps of the change agent
+    agent_seeds: tuple[int, ...]  # of its rows over seeds
 
 
 SMOKE = Profile(
@@ -79,7 +80,7 @@ SMOKE = Profile(
     rows=("baseline", "gaze"), seeds=(0, 1), few_rows=(), few_seeds=(), corrupt=(), pretrain_steps=60, pretrain_tables=2,
     pretrain_episodes_per_task=1, ablation_chains=4, curve_seeds=(), curve_single=1, grocery_per_task=4,
     vla_preset="vggt_tiny", vla_steps=10, vla_rollouts=1, vla_seeds=(0,), vla_episodes=1,
-    aerial_pairs=(120, 40, 40), agent_size="tiny", agent_steps=8,
+    aerial_pairs=(120, 40, 40), agent_size="tiny", agent_steps=8, agent_seeds=(0,),
 )  # fmt: skip
 
 CPU = replace(
@@ -92,7 +93,7 @@ CPU = replace(
     few_rows=("blind", "baseline+pretrain", "box", "mask"), few_seeds=(0, 1, 2), corrupt=(0.08, 0.33, 1.0),
     pretrain_steps=2500, pretrain_tables=60, pretrain_episodes_per_task=2, ablation_chains=100, curve_seeds=(0, 1, 2), curve_single=8,
     grocery_per_task=100, vla_steps=2000, vla_rollouts=5, vla_seeds=(0, 1, 2), vla_episodes=20,
-    aerial_pairs=(3000, 300, 500), agent_steps=2500,
+    aerial_pairs=(3000, 300, 500), agent_steps=2500, agent_seeds=(0, 1, 2),
 )  # fmt: skip
 
 T4 = replace(

@@ -1,0 +1,227 @@
+"""The change agent's rows over seeds: each trained, scored beside floors and ceiling, recorded. Resumable.
+
+    repro ablation --system change_agent --profile cpu            # again and again, until it says that all is done
+    repro ablation --system change_agent --profile cpu --tables
+
+A seed is first weights, an order of the pairs and what is drawn on the way; train, validation and test pairs are the same for all.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from repro import ablation, change_experiments, results
+from repro.ablation import FLOORS, Run
+from repro.intervals import t95
+from repro.machine import UserError
+from repro.profiles import Profile
+from repro.training import launch
+
+SYSTEM = "change_agent"
+POINTING = {"mean IoU of the square": False, "pointing in the box": True, "hit rate at IoU 0.5": True,
+            "centre error (picture widths)": False, "gate accuracy": True}  # metric -> in percent
+WRITING = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D")
+
+
+def runs(settings: Profile) -> list[Run]:
+    """Rows seed by seed, so that a table that is not finished is balanced; floors and ceiling, which no seed changes much, once."""
+    found = [Run(row, seed) for seed in settings.agent_seeds for row in change_experiments.ROWS]
+    return [*found[: len(change_experiments.ROWS)], Run(FLOORS, settings.agent_seeds[0]), *found[len(change_experiments.ROWS):]]
+
+
+def prepare(settings: Profile, work: Path, log=print) -> None:
+    """The stores of notebook 03, made here where they are absent."""
+    from repro.data import levir
+    from repro.sims import aerial
+
+    if not (work / "store" / "levir_train" / "meta" / "repro.json").is_file():
+        layout = levir.find(aerial.ensure(work / "aerial", *settings.aerial_pairs, 0, settings.workers), work / "levir")
+        for split in layout.splits:
+            levir.ensure_store(layout.root, split, work / "store" / f"levir_{split}", log=log)
+
+
+def digest(settings: Profile, work: Path) -> str:
+    """Of what decides the numbers of every run."""
+    asked = {name: getattr(settings, name) for name in ("agent_size", "agent_steps")}
+    asked |= {split: change_experiments.pairs_of(work, split).hash for split in ("train", "val", "test")}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def place(work: Path, run: Run) -> Path:
+    """Folder of a run's records and done.json."""
+    return work / "ablation" / SYSTEM / f"{run.row}-seed{run.seed}"
+
+
+def is_done(settings: Profile, work: Path, run: Run) -> bool:
+    """Whether its records are there, made with what is asked for now."""
+    note = place(work, run) / "done.json"
+    found = json.loads(note.read_text()) if note.is_file() else {}
+    return found.get("asked") == digest(settings, work) and all((place(work, run) / "runs" / name).is_file() for name in found["records"])
+
+
+def do(settings: Profile, work: Path, run: Run, minutes: float = 0.0, log=print) -> bool:
+    """Do or finish one run; False where the budget ended first, or another process is at it."""
+    if is_done(settings, work, run):
+        return True
+    clock, begun, folder = ablation.Clock(minutes), time.monotonic(), place(work, run)
+    with ablation.alone(folder) as free:
+        if not free:
+            log(f"{run.key}: another process is at it")
+            return False
+        models = {}
+        try:
+            if run.row != FLOORS:
+                summary = launch.train_from_config(change_experiments.job(settings, work, run.row, run.seed, clock.left()), log)
+                if not summary.finished:
+                    raise ablation.OutOfTime(summary.reason)
+                models = change_experiments.load(work, [run.row], run.seed)
+        except ablation.OutOfTime as reason:
+            log(f"{run.key}: {reason}; to be continued")
+            return False
+        found, _ = change_experiments.score(settings, work, models, run.seed, floors=run.row == FLOORS, folder=folder / "runs", log=log)
+        note = {"asked": digest(settings, work), "records": [f"{record['id']}.json" for record in found]}
+        ablation.replace_text(folder / "done.json", json.dumps(note, indent=1))
+    log(f"{run.key}: done, {(time.monotonic() - begun) / 60:.1f} min in this session")
+    return True
+
+
+def one(settings: Profile, work: Path, key: str, minutes: float, log=print) -> bool:
+    """The run called `key`, as `ablation.run` asks for it in a process of its own."""
+    row, seed, _ = key.rsplit(":", 2)
+    torch.set_num_threads(1)
+    return do(settings, work, Run(row, int(seed)), minutes, log)
+
+
+# ---- tables ------------------------------------------------------------------------------------------------------------------------
+
+Table = tuple[list[str], list[list[str]]]
+
+
+def records(work: Path) -> list[dict]:
+    """Those of the runs that are done with the same settings: the newest run's."""
+    notes = sorted((work / "ablation" / SYSTEM).glob("*/done.json"), key=lambda path: path.stat().st_mtime)
+    asked = json.loads(notes[-1].read_text())["asked"] if notes else ""
+    told = [(path, json.loads(path.read_text())) for path in notes]
+    return [results.load(path.parent / "runs" / name) for path, note in told if note["asked"] == asked for name in note["records"]]
+
+
+def over_seeds(metrics: list[dict]) -> dict:
+    """One metric of several seeds on the same test pairs: the mean; its 95 % interval adds the spread of the seeds (Student's) and, of a
+    seed, that of the pairs, as independent errors."""
+    values = np.array([metric["value"] for metric in metrics])
+    between = t95(len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    below, above = (float(np.mean([abs(metric["value"] - metric[side]) for metric in metrics])) for side in ("low", "high"))
+    mean = float(values.mean())
+    return {"value": mean, "n": metrics[0]["n"], "seeds": len(values), "low": mean - float(np.hypot(between, below)),
+            "high": mean + float(np.hypot(between, above))}
+
+
+def _rows(found: list[dict], asks: str) -> dict[str, list[dict]]:
+    """{variant: its records, a seed each} of those that have the metric: rows and their caption modes first, then floors."""
+    have = [r for r in found if asks in r["metrics"]]
+    order = list(change_experiments.ROWS)
+    rank = lambda r: (order.index(r["variant"].split(",")[0]) if r["variant"].split(",")[0] in order else len(order))
+    grouped: dict[str, list[dict]] = {}
+    for r in sorted(have, key=rank):
+        grouped.setdefault(r["variant"], []).append(r)
+    return grouped
+
+
+def _cell(found: list[dict], name: str, percent: bool) -> str:
+    metrics = [r["metrics"][name] for r in found if name in r["metrics"]]
+    if not metrics:
+        return "-"
+    metric = over_seeds(metrics)
+    value, low, high = ((100 if percent else 1) * metric[key] for key in ("value", "low", "high"))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]" if percent else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def pointing_table(found: list[dict]) -> Table:
+    """Where rows, floors and the ceiling point: pairs with a box only, but for the gate, which is asked of all."""
+    grouped = _rows(found, "mean IoU of the square")
+    n = {r["metrics"]["mean IoU of the square"]["n"] for some in grouped.values() for r in some}
+    rows = [[name, str(len(some)), *(_cell(some, metric, percent) for metric, percent in POINTING.items())]
+            for name, some in grouped.items()]
+    titles = [metric + (" %" if percent else "") for metric, percent in POINTING.items()]
+    return [f"row (n = {', '.join(map(str, sorted(n)))} pairs with a box)", "seeds", *titles], rows
+
+
+def writing_table(found: list[dict]) -> Table:
+    """Captions, x 100: over all pairs, over those that changed, and the change flag."""
+    grouped, groups = _rows(found, "BLEU-4, overall"), ("overall", "change only")
+    rows = [[name, str(len(some)), *(_cell(some, f"{metric}, {group}", True) for group in groups for metric in WRITING),
+             _cell(some, "flag accuracy", True)] for name, some in grouped.items()]
+    return ["row", "seeds", *(f"{metric}, {group}" for group in groups for metric in WRITING), "flag accuracy %"], rows
+
+
+def parts(found: list[dict]) -> list[tuple[str, Table]]:
+    """(title, table) of everything there are records for."""
+    named = [("Pointing (not comparable with LEVIR-CC)", pointing_table(found)),
+             ("Captions (not comparable with LEVIR-CC)", writing_table(found))]
+    return [(title, table) for title, table in named if table[1]]
+
+
+def markdown(found: list[dict]) -> str:
+    """All tables, one after another."""
+    return "\n\n".join(f"## {title}\n\n{results.markdown(*table)}" for title, table in parts(found)) + "\n"
+
+
+def write(work: Path, log=print) -> list[dict]:
+    """`<work>/change_agent.md` from the records; returns them."""
+    if found := records(work):
+        (work / f"{SYSTEM}.md").write_text(markdown(found))
+        log(f"{len(found)} records; tables: {SYSTEM}.md")
+    return found
+
+
+def draw(settings: Profile, work: Path) -> list[str]:
+    """change_answers.png of the first seed: best, middle and worst answers, captions withheld; its name. Nothing before all are done."""
+    from repro import change_figures, pictures
+    from repro.evaluation import localisation
+
+    seed, rows = settings.agent_seeds[0], list(change_experiments.ROWS)
+    if not all(is_done(settings, work, Run(row, seed)) for row in rows):
+        return []
+    pairs, models = change_experiments.pairs_of(work, "test"), change_experiments.load(work, rows, seed)
+    none = {row: change_experiments.answers(model, pairs, "none") for row, model in models.items()}
+    iou = localisation.numbers(none[rows[-1]].vectors, change_experiments.boxes_of(pairs))["IoU of the square"]
+    sheet = change_figures.sheet(pairs, change_figures.chosen(iou, pairs.column("state")), none)
+    pictures.keep(sheet, work / "figures" / "change_answers.png")
+    return ["change_answers.png"]
+
+
+def publish(work: Path, target: Path, drawn: list[str], log=print) -> Path:
+    """Put records, tables and figures of what is done into `results/<profile>`; those of an edited tree are refused."""
+    found = write(work, log)
+    edited = sorted({r["commit"] for r in found if "+changes" in r["commit"]})
+    if not found or edited:
+        raise UserError("this ablation cannot be published", "records of clean commits", ", ".join(edited) or "no record",
+                        f"commit, or use a fresh clone, and run it again: repro ablation --system {SYSTEM} --profile ...")
+    kept = target / "runs" / SYSTEM
+    shutil.rmtree(kept, ignore_errors=True)
+    for record in found:
+        results.save(record, kept)
+    (target / "figures").mkdir(parents=True, exist_ok=True)
+    shutil.copy2(work / f"{SYSTEM}.md", target / f"{SYSTEM}.md")
+    for name in drawn:
+        shutil.copy2(work / "figures" / name, target / "figures" / name)
+    log(f"{len(found)} records to {kept}")
+    return target
+
+
+def readme_section(folder: Path | str) -> str:
+    """What README says of the rows in `results/<profile>`."""
+    kept = Path(folder) / "runs" / SYSTEM
+    found = results.load_all(kept) if kept.is_dir() else []
+    if not found:
+        return "Not measured yet.\n"
+    unique = lambda values: ", ".join(sorted(set(values)))
+    first = (f"Profile `{Path(folder).name}`: {unique(r['data'] for r in found)}; {unique(r['hardware'] for r in found)}, "
+             f"{unique('torch ' + r['packages'].get('torch', '?') for r in found)}; commit {unique(r['commit'] for r in found)}; a run: at "
+             f"most {max(r['minutes'] for r in found):.0f} min on one core. **Not comparable with LEVIR-CC.**")
+    return "\n\n".join([first, *(f"{title}:\n\n{results.markdown(*table)}" for title, table in parts(found))]) + "\n"

@@ -1,0 +1,97 @@
+"""The change agent's rows over seeds: done once, resumed, tabulated from records. Run: pytest tests/test_change_ablation.py"""
+
+from dataclasses import replace
+
+import pytest
+from fake_pairs import store
+
+from repro import ablation, change_ablation, change_experiments, profiles, results
+from repro.ablation import FLOORS, Run
+from repro.machine import UserError
+from repro.training import launch
+
+TINY = {"image_size": 32, "channels": 4, "hidden": 32, "heads": 2, "intermediate": 32, "layers": 1, "width": 16, "readers": 2, "mixing": 1,
+        "text_length": 24}  # fmt: skip
+SETTINGS = replace(profiles.get("smoke"), agent_steps=3, budget_minutes=0, agent_seeds=(0, 1))
+QUIET = {"log": lambda line: None}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    top = tmp_path_factory.mktemp("work")
+    for i, (split, n) in enumerate((("train", 16), ("val", 8), ("test", 20))):
+        store(top / "store" / f"levir_{split}", n, split, 32, seed=i)
+    job = change_experiments.job
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(change_experiments, "job", lambda settings, work, row, seed, minutes: job(
+            settings, work, row, seed, minutes, model={**TINY, **change_experiments.ROWS[row][1]}, batch_size=4))
+        patch.setattr(change_experiments.captions, "lacks_meteor", lambda: "no java")  # it takes seconds a table
+        yield top
+
+
+@pytest.fixture(scope="module")
+def found(work):
+    for run in change_ablation.runs(SETTINGS)[:5]:  # all of seed 0, and a row of seed 1
+        assert change_ablation.do(SETTINGS, work, run, **QUIET)
+    return change_ablation.records(work)
+
+
+def test_rows_come_seed_by_seed_and_floors_once():
+    assert [run.key for run in change_ablation.runs(SETTINGS)] == [
+        "upstream:0:0", "guide:0:0", "ours:0:0", "floors:0:0", "upstream:1:0", "guide:1:0", "ours:1:0"]
+
+
+def test_every_row_is_scored_in_its_modes_and_floors_stand_beside(work, found):
+    header, rows = change_ablation.pointing_table(found)
+    assert header[1] == "seeds" and "pairs with a box" in header[0]
+    names = {row[0]: row[1] for row in rows}
+    assert [names[f"{row}, caption {mode}"] for row, mode in (("upstream", "given"), ("upstream", "none"), ("guide", "none"),
+                                                              ("ours", "given"), ("ours", "none"), ("ours", "generated"))] == list("221111")
+    assert {"whole frame", "random", "differencing"} <= {name.split(" (")[0] for name in names} and len(names) >= 10
+    assert rows[0][0].startswith("upstream") and [row[-1] != "-" for row in rows if row[0].startswith("ours")] == [True] * 3
+    _, written = change_ablation.writing_table(found)
+    assert written[0][0] == "ours, greedy" and len(written) >= 3
+    assert change_ablation.markdown(found).count("not comparable with LEVIR-CC") == 2
+    assert not list((work / "runs").glob("*")) if (work / "runs").exists() else True
+
+
+def test_done_is_done_until_something_else_is_asked(work, found, monkeypatch):
+    assert change_ablation.is_done(SETTINGS, work, Run("ours", 0)) and change_ablation.is_done(SETTINGS, work, Run(FLOORS, 0))
+    assert not change_ablation.is_done(SETTINGS, work, Run("ours", 1))
+    assert not change_ablation.is_done(replace(SETTINGS, agent_steps=4), work, Run("ours", 0))
+    monkeypatch.setattr(launch, "train_from_config", lambda *a: pytest.fail("trained again"))
+    assert change_ablation.do(SETTINGS, work, Run("ours", 0), **QUIET)
+    said = []
+    monkeypatch.setattr(launch, "side_by_side", lambda commands, slots, log: said.extend(make() for _, make in commands) or [])
+    left = ablation.run(SETTINGS, work, of=change_ablation, **QUIET)
+    assert [one.key for one in left] == ["guide:1:0", "ours:1:0"] and said[:5] == [None] * 5 and said[5][2] == "change_agent"
+
+
+def test_a_budget_that_ends_leaves_it_to_be_continued(work, found):
+    said = []
+    assert not change_ablation.do(SETTINGS, work, Run("guide", 1), minutes=1e-6, log=said.append)
+    assert "to be continued" in said[-1] and not (change_ablation.place(work, Run("guide", 1)) / "done.json").exists()
+
+
+def test_seeds_and_pairs_are_added_as_independent_errors():
+    share = lambda value: {"value": value, "n": 50, "low": value - 0.03, "high": value + 0.03}
+    one = change_ablation.over_seeds([share(0.5)])
+    assert (one["low"], one["high"], one["n"], one["seeds"]) == (pytest.approx(0.47), pytest.approx(0.53), 50, 1)
+    alike = change_ablation.over_seeds([share(0.5)] * 3)
+    assert alike["high"] == pytest.approx(0.53), "seeds that agree leave the pairs"
+    three = change_ablation.over_seeds([share(0.4), share(0.5), share(0.6)])
+    assert three["value"] == pytest.approx(0.5) and three["high"] - 0.5 == pytest.approx((0.03**2 + (4.303 * 0.1 / 3**0.5) ** 2) ** 0.5)
+
+
+def test_published_are_clean_records_with_the_tables(work, found, tmp_path, monkeypatch):
+    drawn = change_ablation.draw(SETTINGS, work)
+    assert drawn == ["change_answers.png"] and change_ablation.draw(replace(SETTINGS, agent_steps=9), work) == []
+    monkeypatch.setattr(change_ablation, "records", lambda work: [{**record, "commit": "0123456789ab"} for record in found])
+    target = change_ablation.publish(work, tmp_path / "results" / "cpu", drawn, **QUIET)
+    assert len(results.load_all(target / "runs" / "change_agent")) == len(found) and (target / "figures" / drawn[0]).stat().st_size > 10_000
+    section = change_ablation.readme_section(target)
+    assert "Not comparable with LEVIR-CC" in section and "| ours, caption none | 1 |" in section
+    assert change_ablation.readme_section(tmp_path) == "Not measured yet.\n"
+    monkeypatch.setattr(change_ablation, "records", lambda work: [{**found[0], "commit": "0123456789ab+changes"}])
+    with pytest.raises(UserError, match="clean commits"):
+        change_ablation.publish(work, target, [], **QUIET)

@@ -7,6 +7,7 @@ Only the zip's index and the frames of the chosen episodes are read; each is che
 dropped. Interrupted, the next call goes on from the last COMMIT episodes. Disk: the store, the index, the frames of one episode.
 """
 
+import hashlib
 import random
 import shutil
 from collections.abc import Callable
@@ -47,7 +48,9 @@ def fetch(url: str, out: Path | str, episodes: int, disk_gb: float = 12.0, seed:
     for split, count in counts.items():
         if not is_store(out / split):
             archive = archive or RemoteZip(url, state / "index", **connection)
-            budget = disk_gb * 1e9 - sum(path.stat().st_size for path in out.rglob("*") if path.is_file() and f"{split}.part" not in path.parts)
+            budget = disk_gb * 1e9 - sum(
+                path.stat().st_size for path in out.rglob("*") if path.is_file() and f"{split}.part" not in path.parts
+            )
             _split(archive, split, out / split, state, count, asked[split], budget, scene, commit, log)
     shutil.rmtree(state, ignore_errors=True)
     return {split: Store(out / split) for split in counts}
@@ -99,9 +102,12 @@ def _split(archive: RemoteZip, split: str, out: Path, state: Path, count: int, a
             writer.note = {"tried": tried, "damaged": damage.frames}
             if tried % commit == 0:
                 writer.commit()
-                log(f"{split}: {tried} of {len(notes)} episodes, {writer.bytes / 1e6:.0f} MB in the store, {archive.received / 1e6:.0f} MB read")
+                log(
+                    f"{split}: {tried} of {len(notes)} episodes, {writer.bytes / 1e6:.0f} MB stored, {archive.received / 1e6:.0f} MB read"
+                )
         writer.meta["partial"]["episodes"] = writer.episodes
         writer.meta["damaged"] = damage.frames
+        writer.meta["source_fingerprint"] = hashlib.sha256((meta["source_fingerprint"] + writer.hash.hexdigest()).encode()).hexdigest()
     for name, why in damage.frames.items():
         log(f"left out {name}: {why}")
 

@@ -70,7 +70,7 @@ class Remote:
                 why = f"{type(error).__name__}: {error}"
                 self._close()
         raise UserError(f"{self.url} cannot be read", f"bytes {start}..{end}, after {len(self.waits)} more tries", why,
-                        "check the connection (on Kaggle: Session options, Internet), or try again later; what was fetched is kept")  # fmt: skip
+                        "check the connection (Kaggle: Session options, Internet), or try later; what was fetched is kept")  # fmt: skip
 
     def _ask(self, start: int, end: int) -> bytes:
         for _ in range(REDIRECTS):
@@ -94,7 +94,9 @@ class Remote:
                             "check the address" if answer.status >= 400 else "download the whole file instead, and attach it")  # fmt: skip
         tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
         if self.size and (self.size, self.tag) != (int(told), tag):
-            raise UserError(f"{self.url} changed while it was read", f"{self.size} bytes, {self.tag}", f"{told} bytes, {tag}", "start again")
+            raise UserError(
+                f"{self.url} changed while it was read", f"{self.size} bytes, {self.tag}", f"{told} bytes, {tag}", "start again"
+            )
         self.size, self.tag = int(told), tag
         data = answer.read(end - start)
         self.received += len(data)
@@ -140,7 +142,9 @@ class RemoteZip:
         return self.file.received
 
     def _broken(self, expected: object, found: object) -> UserError:
-        return UserError(f"{self.file.url} is no whole zip", expected, found, "check the address; get the file from where it is distributed")
+        return UserError(
+            f"{self.file.url} is no whole zip", expected, found, "check the address; get the file from where it is distributed"
+        )
 
     def _end(self) -> tuple[int, int, int]:
         """(entries, bytes, start) of the index, from the end record or its zip64 form."""
@@ -197,7 +201,9 @@ class RemoteZip:
             name = raw.decode("utf-8" if flags & 0x800 else "cp437")
             if wanted(name):
                 if flags & 1 or method not in (0, 8):
-                    raise UserError(f"{name} in {self.file.url} cannot be read", "stored or deflated, not encrypted", f"method {method}, flags {flags}")
+                    raise UserError(
+                        f"{name} in {self.file.url} cannot be read", "stored or deflated, not encrypted", f"method {method}, flags {flags}"
+                    )
                 after = int(np.searchsorted(self.starts, start, side="right"))
                 end = int(self.starts[after]) if after < len(self.starts) else self.stop
                 found.append(Member(name, start, end, packed, size, crc, method))

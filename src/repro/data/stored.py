@@ -33,7 +33,8 @@ class Stored:
         meta, partial = self.store.meta, self.store.meta.get("partial")
         tasks, scenes = {episode.task_id for episode in self.store.episodes}, sorted({episode.scene for episode in self.store.episodes})
         part = f"; {partial['episodes']} of {partial['of']} episodes of {partial['url']}" if partial else ""
-        return (f"{meta.get('split', self.folder.name)}: a store of {len(self.store)} episodes of {len(tasks)} tasks, {self.store.frames} frames\n"
+        size = f"{len(self.store)} episodes of {len(tasks)} tasks, {self.store.frames} frames"
+        return (f"{meta.get('split', self.folder.name)}: a store of {size}\n"
                 f"made of {meta.get('name')} ({meta.get('simulator')}){part}; scene {', '.join(scenes)}")  # fmt: skip
 
     def copy(self, out: Path | str) -> Store:

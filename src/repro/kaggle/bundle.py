@@ -20,6 +20,7 @@ from pathlib import Path
 
 import repro
 from repro import notebooks
+from repro.kaggle.times import clock, read_times
 from repro.machine import UserError
 from repro.notebooks import Parameter
 
@@ -80,7 +81,9 @@ def check_names(path: Path, names: set[str]) -> None:
     """UserError where a section assigns to a parameter: later sections, in the same kernel, would read the new value."""
     for cell in notebooks.convert(path).cells:
         if cell.cell_type == "code" and "parameters" not in cell.metadata.tags:
-            set_here = {node.id for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+            set_here = {
+                node.id for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            }
             if set_here & names:
                 raise UserError(f"{path.name} assigns to the parameter {', '.join(sorted(set_here & names))}",
                                 "parameters are set in the parameters cell only", cell.source.splitlines()[0],
@@ -90,7 +93,7 @@ def check_names(path: Path, names: set[str]) -> None:
 # ------------------------------------------------------------------------------------------------------------- build
 
 
-LIBRARY = '''# The library of this kit, compressed. Nothing is downloaded here; the cell unpacks it, checks its hash and says which one it is.
+LIBRARY = '''# The library of this kit, compressed. Nothing is downloaded: the cell unpacks it, checks its hash and says which it is.
 import base64, hashlib, json, lzma, os, sys, tempfile
 from pathlib import Path
 
@@ -131,7 +134,7 @@ def build(root: Path, name: str):
         new_code_cell(LIBRARY.format(payload=_wrapped(text), digest=digest(text), version=repro.__version__),
                       metadata={"tags": ["library"], "_kg_hide-input": True, "jupyter": {"source_hidden": True}}),
         new_markdown_cell("## This machine and what is attached\nInstalls only what is missing, then looks through the inputs."),
-        new_code_cell(f"from repro.kaggle import session\n\nkit = session.begin(profile, {[path.stem for path in paths]})"),
+        new_code_cell(f'from repro.kaggle import session\n\nkit = session.begin(profile, "{" ".join(path.stem for path in paths)}")'),
     ]  # fmt: skip
     roots = [one.name for one in asked if one.name in ROOTS]
     cells += [new_code_cell("\n".join(_root(one) for one in roots))] if roots else []
@@ -161,8 +164,8 @@ def _wrapped(text: str, width: int = 1000) -> str:
 
 
 def _line(one: Parameter) -> str:
-    kind = ": float" if one.type is float else ""
-    return f"{one.name}{kind} = {json.dumps(one.default) if one.type is str else one.default!r}" + (f"  # {one.help}" if one.help else "")
+    kind, value = ": float" if one.type is float else "", json.dumps(one.default) if one.type is str else repr(one.default)
+    return f"{one.name}{kind} = {value}" + (f"  # {one.help}" if one.help else "")
 
 
 def _root(name: str) -> str:
@@ -179,48 +182,23 @@ def _title(path: Path) -> str:
 
 def _front(title: str, titles: dict[Path, str], times: dict) -> str:
     """Title, what to do, contents with measured times."""
-    profiles = list(times)
-    rows = [[f"[{text}](#s{path.stem[:2]})", *(seconds(times[one]["seconds"].get(path.stem)) for one in profiles)]
+    rows = [[f"[{text}](#s{path.stem[:2]})", *(clock(one["seconds"].get(path.stem)) for one in times.values())]
             for path, text in titles.items()]  # fmt: skip
-    heads = ["section", *(f"profile {one}, measured on {times[one]['hardware']}" for one in profiles)]
+    heads = ["section", *(f"profile {profile}, measured on {one['hardware']}" for profile, one in times.items())]
     table = ["| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows)]
     return "\n".join([
         f"# {title}", "",
-        "*Run All* works as it is: nothing attached, internet on or off. It then proves every step in minutes, with tiny models on an embedded",
-        "stand-in for the data, and says so in each result. For more, set `profile` in the next cell: `cpu` trains until it acts, `t4` is for",
-        "**two T4s** (*Session options*, *Accelerator*, *GPU T4 x2*) with data and weights attached or fetched.", "",
-        "Attached inputs are found by their content, whatever they are called: CALVIN, LIBERO, LEVIR-CC, stores made by this kit, model folders,",
+        "*Run All* works as it is: nothing attached, internet on or off. It then proves every step in minutes, with tiny models on",
+        "embedded stand-ins for the data, and says so in each result. For more, set `profile` in the next cell: `cpu` learns to act,",
+        "`t4` is for **two T4s** (*Session options*, *Accelerator*, *GPU T4 x2*) with data and weights attached or fetched.", "",
+        "Attached inputs are found by their content, whatever they are called: CALVIN, LIBERO, LEVIR-CC, our own stores, model folders,",
         "wheels for sessions without internet. All results are in the output, as `results.zip` too.", "",
         *table, "", "Then: [results](#results). A dash: not measured yet.",
     ])  # fmt: skip
 
 
-def seconds(value: float | None) -> str:
-    """"39 s", "2 min 05 s", "3 h 10 min"; a dash where there is no measurement."""
-    return "-" if value is None else notebooks._clock(value)
-
-
-def read_times(path: Path) -> dict:
-    """{profile: {"hardware", "library", "seconds": {section: seconds}}} of measured runs; {} where none was kept."""
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def keep_times(root: Path, record: Path) -> None:
-    """Take the times of a finished run (the sections.json of its results) as the estimates of the next build."""
-    try:
-        found = json.loads(record.read_text())
-        new = {found["profile"]: {key: found[key] for key in ("hardware", "library", "seconds")}}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{record} is no record of sections", "sections.json out of a run's results.zip", f"{type(error).__name__}: {error}") from error
-    target = root / "kaggle" / "times.json"
-    old = read_times(target)
-    for profile, one in new.items():  # one notebook does not run all sections: what it did not run keeps its time
-        one["seconds"] = {**old.get(profile, {}).get("seconds", {}), **one["seconds"]}
-    _write(target, json.dumps({**old, **new}, indent=1, sort_keys=True) + "\n")
-
-
 def metadata(name: str) -> str:
-    """kernel-metadata.json. The owner is put in by `repro kaggle push`; sources too, since slugs belong to the account that attaches them."""
+    """kernel-metadata.json. `repro kaggle push` puts in the owner, and the sources: slugs belong to the account that attaches them."""
     about = {
         "id": f"OWNER/{name}", "title": name.replace("-", " "), "code_file": f"{name}.ipynb", "language": "python",
         "kernel_type": "notebook", "is_private": True, "enable_gpu": True, "enable_tpu": False, "enable_internet": True,

@@ -18,10 +18,13 @@ def kaggle() -> None:
 
 @kaggle.command("build")
 @click.option("--check", is_flag=True, help="Only say what is stale (exit code 1).")
-@click.option("--times", type=click.Path(path_type=Path), help="sections.json of a finished run: its times become the estimates.")
+@click.option(
+    "--times", type=click.Path(path_type=Path), metavar="WORK", help="Work folder of a finished run: its times become the estimates."
+)
 def build_command(check: bool, times: Path | None) -> None:
     """Build kaggle/<name>/<name>.ipynb and kernel-metadata.json from the numbered notebooks."""
     from repro.kaggle import bundle
+    from repro.kaggle import times as measured
 
     root = machine.root()
     if check:
@@ -30,7 +33,7 @@ def build_command(check: bool, times: Path | None) -> None:
         click.echo("kaggle/ is as a fresh build would be")
         return
     if times:
-        bundle.keep_times(root, times)
+        measured.keep_times(root, times)
     bundle.write(root, click.echo)
 
 

@@ -1,7 +1,7 @@
 """The packages of a Kaggle session: what is missing is installed, what is there stays as it is.
 
 Everything installed is a constraint of the one pip call, so that pip either adds packages or fails: it can replace none, torch, numpy and
-transformers least of all. A package counts as there when its module can be imported: Kaggle's cv2 comes from another distribution than ours.
+transformers least of all. A package counts as there when its module can be imported: Kaggle's cv2 is of another distribution than ours.
 Imports nothing but the standard library and packaging: it runs before the rest can be imported.
 """
 
@@ -58,10 +58,10 @@ def installed() -> dict[str, str]:
     return found
 
 
-def ensure(pyproject: Path, profile: str, wheels: Sequence[Path] = (), echo=print) -> dict[str, str]:
+def ensure(pyproject: Path, profile: str, wheels: Sequence[Path] = (), online: bool = True, echo=print) -> dict[str, str]:
     """Install what is missing, once and quietly, from `wheels` (folders) where there are such; {name: version} of what was added.
 
-    Says what it did. UserError where torch, numpy or transformers are missing or of a version we cannot use, where pip fails, and where
+    Says what it did. `online`: whether an index may be asked. UserError where torch, numpy or transformers are missing or of a version we cannot use, where pip fails, and where
     something that was there changed.
     """
     wanted = needs(pyproject, profile)
@@ -69,7 +69,7 @@ def ensure(pyproject: Path, profile: str, wheels: Sequence[Path] = (), echo=prin
     wrong = [f"{one} wanted, {before.get(one.name, 'none')} found" for one in wanted if one.name in NEVER and
              (one in lacking or (one.name in before and not one.specifier.contains(before[one.name], prereleases=True)))]  # fmt: skip
     if wrong:
-        raise UserError("this image has other basic packages than the kit can use", "they are never installed or replaced", "; ".join(wrong),
+        raise UserError("this image has other basic packages than we can use", "they are never installed or replaced", "; ".join(wrong),
                         "right panel, Session options, Environment: always use the latest; then Run All again")  # fmt: skip
     for one in wanted:
         if one.name in before and not one.specifier.contains(before[one.name], prereleases=True):
@@ -77,6 +77,8 @@ def ensure(pyproject: Path, profile: str, wheels: Sequence[Path] = (), echo=prin
     if not lacking:
         echo(f"packages: all {len(wanted)} are here, nothing was installed")
         return {}
+    if not wheels and not online:
+        raise UserError(f"{', '.join(map(str, lacking))} must be installed", "internet, or attached wheels", "neither", SWITCH)
     _pip(lacking, wheels, before)
     still, after = missing(wanted), installed()
     changed = [f"{name} {version} -> {after.get(name)}" for name, version in before.items() if after.get(name) != version]
@@ -124,7 +126,9 @@ def download_wheels(out: Path, root: Path, pythons: Sequence[str] = ("3.12", "3.
     image = {one.name: one for one in _requirements(root / "constraints-kaggle.txt")}
     out.mkdir(parents=True, exist_ok=True)
     for python in pythons:
-        platforms = [part for tag in ("manylinux_2_28_x86_64", "manylinux_2_24_x86_64", "manylinux2014_x86_64") for part in ("--platform", tag)]
+        platforms = [
+            part for tag in ("manylinux_2_28_x86_64", "manylinux_2_24_x86_64", "manylinux2014_x86_64") for part in ("--platform", tag)
+        ]
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:",
                    "--dest", str(out), "--python-version", python, *platforms, *(str(pins.get(name, name)) for name in WHEELS)]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -132,7 +136,9 @@ def download_wheels(out: Path, root: Path, pythons: Sequence[str] = ("3.12", "3.
             raise UserError(f"could not download wheels for Python {python}", ", ".join(WHEELS), done.stderr.strip().splitlines()[-1:],
                             "check the connection to the package index")  # fmt: skip
     found = sorted(out.glob("*.whl"))
-    problems = [problem for path in found for problem in unmet(path, {path.name.split("-")[0].lower().replace("_", "-") for path in found}, image)]
+    problems = [
+        problem for path in found for problem in unmet(path, {path.name.split("-")[0].lower().replace("_", "-") for path in found}, image)
+    ]
     if problems:
         raise UserError("these wheels would not install on Kaggle", "what they ask for is among them or in the image", "; ".join(problems),
                         "add it to WHEELS in src/repro/kaggle/environment.py, or pin an older version")  # fmt: skip

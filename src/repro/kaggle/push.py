@@ -22,7 +22,9 @@ LOGIN = "log in once: `kaggle auth login`, or put an API token into ~/.kaggle/ac
 def call(arguments: Sequence[str], waits: Sequence[float] = WAITS, sleep=time.sleep) -> str:
     """What `kaggle ARGUMENTS` prints; a throttled call is repeated. UserError with what it said where it fails."""
     if not shutil.which("kaggle"):
-        raise UserError("the kaggle command is not installed", "Kaggle's official package", "none on the path", "python -m pip install kaggle")
+        raise UserError(
+            "the kaggle command is not installed", "Kaggle's official package", "none on the path", "python -m pip install kaggle"
+        )
     for wait in (*waits, None):
         done = subprocess.run(["kaggle", *arguments], capture_output=True, text=True, check=False)
         said = (done.stdout + done.stderr).strip()
@@ -62,7 +64,12 @@ def push(root: Path, name: str, account: str | None, datasets: Sequence[str] = (
     folder = _folder(root, name)
     about = json.loads((folder / "kernel-metadata.json").read_text())
     about["id"] = f"{owner(account)}/{folder.name}"
-    about |= {"dataset_sources": list(datasets), "model_sources": list(models), "kernel_sources": list(outputs), "enable_internet": internet}
+    about |= {
+        "dataset_sources": list(datasets),
+        "model_sources": list(models),
+        "kernel_sources": list(outputs),
+        "enable_internet": internet,
+    }
     with tempfile.TemporaryDirectory() as place:
         shutil.copy(folder / about["code_file"], place)
         Path(place, "kernel-metadata.json").write_text(json.dumps(about, indent=1))
@@ -88,9 +95,13 @@ def push_store(folder: Path, slug: str, account: str | None, message: str = "new
     """
     from repro.data.episodes import Store
 
-    stores = [folder] if (folder / "meta").is_dir() else sorted(path for path in folder.glob("*") if (path / "meta" / "repro.json").is_file())
+    stores = (
+        [folder] if (folder / "meta").is_dir() else sorted(path for path in folder.glob("*") if (path / "meta" / "repro.json").is_file())
+    )
     if not stores:
-        raise UserError(f"{folder} holds no store", "a store (meta/, data/), or a folder of stores", "none", "repro calvin import, or repro store fetch")
+        raise UserError(
+            f"{folder} holds no store", "a store (meta/, data/), or a folder of stores", "none", "repro calvin import, or repro store fetch"
+        )
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{4,48}[a-z0-9]", slug):
         raise UserError(f"{slug!r} is no name of a data set", "6 to 50 small letters, digits and dashes", slug)
     frames = sum(Store(path).frames for path in stores)  # each is opened: half a store is not uploaded
@@ -105,10 +116,14 @@ def push_store(folder: Path, slug: str, account: str | None, message: str = "new
         echo(call(["datasets", "version", *where, "-m", message] if known else ["datasets", "create", *where]))
     for _ in range(int(minutes * 6)):
         if _ready(target):
-            echo(f"{target} is ready: {len(stores)} stores, {frames} frames. Attach it by Add Input, or repro kaggle push NAME --data {target}")
+            echo(
+                f"{target} is ready: {len(stores)} stores, {frames} frames. Attach it: Add Input, or repro kaggle push NAME --data {target}"
+            )
             return target
         sleep(10)
-    raise UserError(f"{target} is not ready after {minutes:.0f} minutes", "status ready", "still being made", f"kaggle datasets status {target}")
+    raise UserError(
+        f"{target} is not ready after {minutes:.0f} minutes", "status ready", "still being made", f"kaggle datasets status {target}"
+    )
 
 
 def _ready(target: str) -> bool | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import repro
 from repro import machine, profiles
 from repro.kaggle import environment, inputs
-from repro.kaggle.bundle import read_times, seconds
+from repro.kaggle.times import clock, read_times
 from repro.machine import UserError
 
 FREE_GB = 2.0  # less free disk than this in working/ and a run is not begun
@@ -95,7 +95,7 @@ class Session:
         # belong here and in begin(): each section's own cells call the training and evaluation that must know them.
         self.began.append((name, time.monotonic()))
         known = self.times.get(self.profile, {})
-        about = seconds(known.get("seconds", {}).get(name))
+        about = clock(known.get("seconds", {}).get(name))
         measured = f", {about} when measured on {known['hardware']}" if about != "-" else ""
         print(f"section {self.sections.index(name) + 1} of {len(self.sections)}: {name}{measured}", flush=True)
 
@@ -120,7 +120,7 @@ class Session:
                 out.write(path, path.relative_to(self.work.parent))
         os.replace(part, target)
         for name, took in record["seconds"].items():
-            print(f"  {name:<24} {seconds(took)}")
+            print(f"  {name:<24} {clock(took)}")
         kinds = {"run records": ("runs", ".json"), "figures": ("figures", ".png")}
         counts = ", ".join(f"{sum(path.parent.name == folder and path.suffix == end for path in files)} {kind}"
                            for kind, (folder, end) in kinds.items())  # fmt: skip
@@ -142,11 +142,16 @@ class Session:
             count = sum(path.is_file() for path in folder.rglob("*")) if folder.is_dir() and not folder.is_symlink() else 0
             if count:
                 shutil.rmtree(folder)
-                print(f"removed {count} raw files of the embedded default, {folder.name}/: they are in the store, and drawn again when needed")
+                print(
+                    f"removed {count} raw files of the embedded default, {folder.name}/: they are in the store, and drawn again when needed"
+                )
 
 
-def begin(profile: str, sections: list[str]) -> Session:
-    """Ready this session: disk, GPUs, packages, token, what is attached. UserError, with the next click, before hours are spent."""
+def begin(profile: str, sections: str) -> Session:
+    """Ready this session: disk, GPUs, packages, token, what is attached. UserError, with the next click, before hours are spent.
+
+    `sections`: their names, with blanks between them.
+    """
     profiles.get(profile)
     working = root() / "working" if (root() / "working").is_dir() else Path.cwd()
     free = shutil.disk_usage(working).free / 1e9
@@ -156,19 +161,19 @@ def begin(profile: str, sections: list[str]) -> Session:
     print(f"{working}: {free:.0f} GB free; Kaggle run type: {machine.on_kaggle() or 'none, this is not Kaggle'}")
     check_gpus(profile, gpus())
     attached = inputs.find(root() / "input")
-    environment.ensure(machine.root() / "pyproject.toml", profile, attached.wheels)
     online = internet()
+    environment.ensure(machine.root() / "pyproject.toml", profile, attached.wheels, online)
     if not online:
         os.environ["HF_HUB_OFFLINE"] = "1"  # what is not attached fails at once, with the next step, instead of after minutes
     print(f"internet: {'on' if online else 'off'}; HF_TOKEN: {token()}")
     for line in attached.describe():
         print(f"attached: {line}")
     if attached.weightless:
-        raise UserError(f"{attached.weightless[0]} is no whole model", "weights (*.safetensors) beside its config.json", "config.json alone",
+        raise UserError(f"{attached.weightless[0]} is no whole model", "weights beside its config.json", "config.json alone",
                         f"{inputs.ATTACH}: the model itself, or remove this one")  # fmt: skip
     work = working / profile
     os.environ["REPRO_WORK"] = str(work)
-    return Session(profile, sections, work, attached, read_times(machine.root() / "kaggle" / "times.json"))
+    return Session(profile, sections.split(), work, attached, read_times(machine.root() / "kaggle" / "times.json"))
 
 
 def gpus() -> list[tuple[str, tuple[int, int]]]:

@@ -61,7 +61,8 @@ def installed() -> dict[str, str]:
 def ensure(pyproject: Path, profile: str, wheels: Sequence[Path] = (), online: bool = True, echo=print) -> dict[str, str]:
     """Install what is missing, once and quietly, from `wheels` (folders) where there are such; {name: version} of what was added.
 
-    Says what it did. `online`: whether an index may be asked. UserError where torch, numpy or transformers are missing or of a version we cannot use, where pip fails, and where
+    Says what it did. `online`: whether an index may be asked.
+    UserError where torch, numpy or transformers are missing or of a version we cannot use, where pip fails, and where
     something that was there changed.
     """
     wanted = needs(pyproject, profile)

@@ -136,7 +136,8 @@ def test_the_uploaded_file_alone_runs_to_the_end(python, tmp_path, monkeypatch):
     for split in ("training", "validation"):
         calvin_folder.make(root / "input" / "datasets" / "somebody" / "robots-42" / "unpacked", split)
     cells = [cell.source for cell in made.cells if cell.cell_type == "code"]
-    begun = subprocess.run([str(python), "-c", "\n".join(cells[:3])], env=environ(root, "Interactive"), cwd=root / "working",
+    (tmp_path / "begin.py").write_text("\n".join(cells[:3]))
+    begun = subprocess.run([str(python), str(tmp_path / "begin.py")], env=environ(root, "Interactive"), cwd=root / "working",
                            capture_output=True, text=True)  # fmt: skip
     assert begun.returncode and "jaxtyping>=0.3 must be installed" in begun.stderr and "turn on Internet" in begun.stderr
     wheelhouse(root / "input" / "wheels")

@@ -28,7 +28,8 @@ HEADLESS = ("jupytext", "papermill", "nbformat", "nbclient", "ipykernel")  # for
 PRETRAINED = ("diffusers", "peft", "bitsandbytes")  # not for the tiny models of smoke and cpu
 NEVER = ("torch", "numpy", "transformers")  # never installed: without them this is not Kaggle's image
 SWITCH = "turn on Internet (right panel, Session options), or attach the data set that `repro kaggle wheels` makes; then Run All again"
-WHEELS = ("jaxtyping", "wadler-lindig", "diffusers", "bitsandbytes")  # what Kaggle's image lacks, or may lack
+# What Kaggle's image lacks, or may lack; in requirements.txt's version, but for diffusers: 0.39 and later want safetensors 0.8, it has 0.7.
+WHEELS = ("jaxtyping", "wadler-lindig", "diffusers==0.37.1", "bitsandbytes")
 IMAGE = (  # what it has of what these ask for: Colab's freeze of May 2026, see constraints-kaggle.txt
     "torch", "numpy", "packaging", "pillow", "regex", "requests", "filelock", "huggingface-hub", "safetensors", "importlib-metadata",
     "httpx", "transformers", "accelerate", "peft", "tokenizers",

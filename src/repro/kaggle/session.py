@@ -20,7 +20,7 @@ from repro.kaggle import environment, inputs
 from repro.kaggle.times import clock, read_times
 from repro.machine import UserError
 
-FREE_GB = 2.0  # less free disk than this in working/ and a run is not begun
+FREE_GB = {"smoke": 0.5}  # less free disk than this in working/ and a run is not begun; other profiles: 2
 KEPT = (".json", ".jsonl", ".png", ".svg", ".md", ".html", ".csv", ".txt")  # what results.zip takes
 LEFT = ("store", "calvin", "libero", "levir")  # folders of data, which results.zip leaves out
 RAW = ("calvin", "libero")  # of these, raw files of the embedded default: drawn again in seconds, too many for Kaggle to save
@@ -103,7 +103,7 @@ class Session:
         """Write sections.json, the report and results.zip; say what is in the output."""
         now, record = time.monotonic(), self._record()
         ends = [start for _, start in self.began[1:]] + [now]
-        record["seconds"] = {name: round(end - start, 1) for (name, start), end in zip(self.began, ends, strict=True)}
+        record["seconds"] = {name: round(end - start, 1) for (name, start), end in zip(self.began, ends, strict=False)}
         self.work.mkdir(parents=True, exist_ok=True)
         (self.work / "sections.json").write_text(json.dumps(record, indent=1) + "\n")
         if any((self.work / "runs").glob("*.json")):
@@ -155,8 +155,8 @@ def begin(profile: str, sections: str) -> Session:
     profiles.get(profile)
     working = root() / "working" if (root() / "working").is_dir() else Path.cwd()
     free = shutil.disk_usage(working).free / 1e9
-    if free < FREE_GB:
-        raise UserError(f"{working} is full", f"{FREE_GB:.0f} GB free or more", f"{free:.1f} GB",
+    if free < (least := FREE_GB.get(profile, 2.0)):
+        raise UserError(f"{working} is full", f"{least:.1f} GB free or more", f"{free:.1f} GB",
                         "delete old outputs there (!du -sh /kaggle/working/*), or start a new session")  # fmt: skip
     print(f"{working}: {free:.0f} GB free; Kaggle run type: {machine.on_kaggle() or 'none, this is not Kaggle'}")
     check_gpus(profile, gpus())

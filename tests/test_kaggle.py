@@ -100,6 +100,19 @@ def test_a_build_is_byte_stable_and_what_is_stale_is_named(tree):
     assert bundle.problems(tree) == ["repro-reconvla: built, but its notebooks are gone", "repro-all: built, but its notebooks are gone"]
 
 
+def test_the_command_builds_and_says_what_is_stale(tree, monkeypatch):
+    from click.testing import CliRunner
+
+    from repro.kaggle import commands
+
+    monkeypatch.setenv("REPRO_ROOT", str(tree))
+    stale = CliRunner().invoke(commands.kaggle, ["build", "--check"])
+    assert isinstance(stale.exception, UserError) and "repro-all: not built" in str(stale.exception)
+    assert "written: 2 sections" in CliRunner().invoke(commands.kaggle, ["build"]).output
+    assert CliRunner().invoke(commands.kaggle, ["build", "--check"]).exit_code == 0
+    assert "fetch" in CliRunner().invoke(commands.store, ["--help"]).output
+
+
 def test_another_compressor_does_not_make_a_build_stale(tree, monkeypatch):
     bundle.write(tree, echo=lambda line: None)
     before = (tree / "kaggle/repro-all/repro-all.ipynb").read_bytes()
@@ -316,6 +329,13 @@ def test_wrong_accelerators_stop_before_hours_are_spent(profile, found, message,
     else:
         session.check_gpus(profile, found)
         assert ("about twice the time" in capsys.readouterr().out) == (len(found) == 1)
+
+
+def test_records_of_a_built_notebook_name_its_library(monkeypatch):
+    from repro.results import provenance
+
+    monkeypatch.setenv("REPRO_BUNDLE", "0123456789abcdef")
+    assert provenance()["commit"] == "library 0123456789abcdef"
 
 
 def test_gpus_are_asked_of_nvidia_smi(tmp_path, monkeypatch):

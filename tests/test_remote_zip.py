@@ -8,15 +8,17 @@ import struct
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import calvin_folder
 import pytest
 
-from repro.data import calvin, calvin_remote, remote_zip
+from repro.data import calvin, calvin_remote, remote_zip, stored
 from repro.data.calvin import ensure_store, import_calvin
 from repro.data.episodes import Store
 from repro.data.remote_zip import DamagedMember, RemoteZip
 from repro.data.resumable import ResumableWriter
+from repro.kaggle import inputs, session
 from repro.machine import UserError
 
 
@@ -84,6 +86,13 @@ def zip64(monkeypatch):
     """Make zipfile write zip64 records for anything above 1000 bytes."""
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1000)
     monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 2)
+
+
+@pytest.fixture(autouse=True)
+def a_small_disk(monkeypatch):
+    """These tests need a few MB: a machine with less than the usual reserve may run them."""
+    for module in (calvin_remote, stored):
+        monkeypatch.setattr(module, "SPARE", 0)
 
 
 QUICK = {"waits": (0.01, 0.01), "sleep": lambda seconds: None}
@@ -259,6 +268,30 @@ def test_cut_anywhere_it_goes_on_and_gives_the_same_bytes(server, raw, tmp_path,
         assert Store(tmp_path / "whole" / split).hash == Store(tmp_path / "cut" / split).hash
         assert one["meta/stats.json"] == two["meta/stats.json"]
     assert undisturbed > 10
+
+
+def test_the_next_session_goes_on_from_the_attached_output_of_the_last(server, raw, tmp_path, monkeypatch, capsys):
+    url, store = server.zip("/task_X.zip", raw), tmp_path / "kaggle" / "input" / "notebooks" / "me" / "last" / "calvin_store"
+    calvin_remote.fetch(url, tmp_path / "whole", 7, log=lambda line: None, **QUICK)
+    whole, total, server.sent, count = server.sent, len(server.asked), 0, [0]
+
+    def cut(start, end):
+        count[0] += 1
+        return 503 if count[0] > total - 3 else None
+
+    server.fail = cut
+    with pytest.raises(UserError, match="503"):
+        calvin_remote.fetch(url, store, 7, log=lambda line: None, commit=2, **QUICK)
+    first, server.sent, server.fail = server.sent, 0, lambda start, end: None
+    assert json.loads((store / "training.part" / "progress.json").read_text())["episodes"] > 0
+    (tmp_path / "kaggle" / "working").mkdir()
+    attached = inputs.find(tmp_path / "kaggle" / "input")
+    assert attached.fetching == [store] and attached.calvin_root() is None
+    kit = session.Session("smoke", [], tmp_path / "kaggle" / "working" / "smoke", attached, {})
+    got = Path(kit.calvin("", 7, url))
+    assert got == tmp_path / "kaggle" / "working" / "calvin_store" and "goes on with" in capsys.readouterr().out
+    assert Store(got / "training").hash == Store(tmp_path / "whole" / "training").hash
+    assert server.sent < 0.9 * whole and first + server.sent < 1.3 * whole and (store / "training.part").is_dir()
 
 
 def test_a_damaged_frame_is_asked_for_twice_left_out_and_counted(server, raw, tmp_path, monkeypatch):

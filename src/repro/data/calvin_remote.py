@@ -21,6 +21,7 @@ from repro.data.resumable import ResumableWriter
 from repro.data.stored import is_store
 from repro.machine import UserError
 
+FETCHING = "fetching"  # below `out` while it is not done
 COMMIT = 10  # episodes: about 50 MB that a killed session loses at most
 SPARE = 2**30  # bytes of disk that stay free
 VALIDATION = 0.1  # as many episodes of validation/ as this share of training's, but one of each of 34 tasks at least
@@ -43,7 +44,7 @@ def fetch(url: str, out: Path | str, episodes: int, disk_gb: float = 12.0, seed:
         if is_store(out / split) and {**asked[split]}.items() - (Store(out / split).meta.get("partial") or {}).items():
             raise UserError(f"{out / split} is another store", asked[split], Store(out / split).meta.get("partial", "no fetched one"),
                             "choose another folder, or remove it")  # fmt: skip
-    state = out / "fetching"
+    state = out / FETCHING
     archive = None
     for split, count in counts.items():
         if not is_store(out / split):
@@ -102,9 +103,7 @@ def _split(archive: RemoteZip, split: str, out: Path, state: Path, count: int, a
             writer.note = {"tried": tried, "damaged": damage.frames}
             if tried % commit == 0:
                 writer.commit()
-                log(
-                    f"{split}: {tried} of {len(notes)} episodes, {writer.bytes / 1e6:.0f} MB stored, {archive.received / 1e6:.0f} MB read"
-                )
+                log(f"{split}: {tried} of {len(notes)} episodes, {writer.bytes / 1e6:.0f} MB stored, {archive.received / 1e6:.0f} MB read")
         writer.meta["partial"]["episodes"] = writer.episodes
         writer.meta["damaged"] = damage.frames
         writer.meta["source_fingerprint"] = hashlib.sha256((meta["source_fingerprint"] + writer.hash.hexdigest()).encode()).hexdigest()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from repro.data.episodes import DATA_PATH, FILES_PER_CHUNK, StoreWriter
+from repro.data.episodes import DATA_PATH, EPISODES_PATH, FILES_PER_CHUNK, StoreWriter
 
 
 class ResumableWriter(StoreWriter):
@@ -35,6 +35,7 @@ class ResumableWriter(StoreWriter):
         kept = json.loads(self.progress.read_text()) if self.progress.is_file() else {}
         if kept.get("asked") != self.asked:
             return super().__enter__()
+        (self.part / EPISODES_PATH).parent.mkdir(parents=True, exist_ok=True)  # empty so far, and lost where only files were kept
         for name in ("features", "tasks", "rows", "episodes", "frames", "file", "note"):
             setattr(self, name, kept[name])
         self.stats = {name: {key: np.array(value) for key, value in stats.items()} for name, stats in kept["stats"].items()}

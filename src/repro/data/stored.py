@@ -14,6 +14,15 @@ def is_store(folder: Path | str) -> bool:
     return (Path(folder) / "meta" / "repro.json").is_file()
 
 
+def copy_files(folder: Path, out: Path) -> None:
+    """The files below `folder`, contents only: an input's files and folders are read-only, ours are not."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            target = out / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+
 class Stored:
     """What data.calvin.Split offers to those who import it: `describe`, `fingerprint`, `annotations`; and `copy`."""
 
@@ -49,10 +58,7 @@ class Stored:
         part, old = aside(out)
         for rest in (part, old):
             shutil.rmtree(rest, ignore_errors=True)
-        for path in files:  # contents only: an input's files and folders are read-only, ours are not
-            target = part / path.relative_to(self.folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+        copy_files(self.folder, part)
         if out.exists():
             os.rename(out, old)
         os.rename(part, out)

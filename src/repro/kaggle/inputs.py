@@ -19,6 +19,7 @@ DEEP = 9  # folders below the inputs; a model's lie six deep, a data set's own m
 LISTED = 5000  # entries of one folder that are looked at
 SPLITS = ("training", "validation")
 INDEX = "ep_start_end_ids.npy"
+FETCHING = "fetching"  # the folder of data.calvin_remote beside its stores, as long as they are not done
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pth", ".pt")
 ATTACH = "right panel, Add Input"
 
@@ -35,11 +36,13 @@ class Inputs:
     models: dict[Path, str] = field(default_factory=dict)
     weightless: list[Path] = field(default_factory=list)
     wheels: list[Path] = field(default_factory=list)
+    fetching: list[Path] = field(default_factory=list)  # stores that data.calvin_remote was not done with
     attached: list[str] = field(default_factory=list)  # the uppermost folders, for a message when nothing was found
 
     def describe(self) -> list[str]:
         """One line a thing that was found, or one that says that nothing was."""
-        kinds = {"CALVIN": self.calvin, "store": self.stores, "LIBERO": self.libero, "LEVIR-CC": self.levir, "wheels": self.wheels}
+        kinds = {"CALVIN": self.calvin, "store": self.stores, "LIBERO": self.libero, "LEVIR-CC": self.levir, "wheels": self.wheels,
+                 "unfinished stores (calvin_episodes goes on)": self.fetching}  # fmt: skip
         lines = [f"{kind}: {path}" for kind, paths in kinds.items() for path in paths]
         for path, architecture in self.models.items():
             lines.append(f"model: {path} ({architecture})" + (", but NO WEIGHTS beside its config.json" if path in self.weightless else ""))
@@ -104,6 +107,9 @@ def _look(folder: Path, depth: int, found: Inputs) -> None:
         return
     if any((folder / name / INDEX).is_file() for name in SPLITS):
         found.calvin.append(folder)
+        return
+    if (folder / FETCHING).is_dir():
+        found.fetching.append(folder)
         return
     if (folder / "meta" / "repro.json").is_file():
         found.stores.append(folder)

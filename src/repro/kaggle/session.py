@@ -29,11 +29,6 @@ INTERNET = ("huggingface.co", 443)
 RULE = "=" * 100
 
 
-def root() -> Path:
-    """/kaggle, or where REPRO_KAGGLE_ROOT says."""
-    return Path(os.environ.get("REPRO_KAGGLE_ROOT") or "/kaggle")
-
-
 @dataclass
 class Session:
     """One run of an uploaded notebook: what is attached, which sections there are, how long each took."""
@@ -61,8 +56,12 @@ class Session:
             return str(found)
         if episodes:
             from repro.data import calvin_remote
+            from repro.data.stored import copy_files
 
             target = self.work.parent / "calvin_store"
+            if self.attached.fetching and not target.exists():  # of the last session: its frames are not fetched again
+                print(f"goes on with {self.attached.fetching[0]}")
+                copy_files(self.attached.fetching[0], target)
             calvin_remote.fetch(url, target, episodes, disk_gb, log=print)
             return str(target)
         self._stand_in("CALVIN", "the embedded play table", "attach CALVIN or a store of it, or set calvin_episodes")
@@ -153,14 +152,15 @@ def begin(profile: str, sections: str) -> Session:
     `sections`: their names, with blanks between them.
     """
     profiles.get(profile)
-    working = root() / "working" if (root() / "working").is_dir() else Path.cwd()
+    kaggle = machine.kaggle_root()
+    working = kaggle / "working" if (kaggle / "working").is_dir() else Path.cwd()
     free = shutil.disk_usage(working).free / 1e9
     if free < (least := FREE_GB.get(profile, 2.0)):
         raise UserError(f"{working} is full", f"{least:.1f} GB free or more", f"{free:.1f} GB",
                         "delete old outputs there (!du -sh /kaggle/working/*), or start a new session")  # fmt: skip
     print(f"{working}: {free:.0f} GB free; Kaggle run type: {machine.on_kaggle() or 'none, this is not Kaggle'}")
     check_gpus(profile, gpus())
-    attached = inputs.find(root() / "input")
+    attached = inputs.find(kaggle / "input")
     online = internet()
     environment.ensure(machine.root() / "pyproject.toml", profile, attached.wheels, online)
     if not online:

@@ -267,6 +267,11 @@ def test_cut_anywhere_it_goes_on_and_gives_the_same_bytes(server, raw, tmp_path,
             assert one == two
         assert Store(tmp_path / "whole" / split).hash == Store(tmp_path / "cut" / split).hash
         assert one["meta/stats.json"] == two["meta/stats.json"]
+        import_calvin(raw, split, tmp_path / "import" / split, workers=1)
+        every, cut = Store(tmp_path / "import" / split), Store(tmp_path / "cut" / split)
+        for episode in cut.episodes:  # the rows themselves, out of several data files
+            theirs, ours = every.table(episode.info["annotation"]), cut.table(episode.index)
+            assert ours.equals(theirs.select(ours.column_names)), episode
     assert undisturbed > 10
 
 

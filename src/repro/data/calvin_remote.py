@@ -82,7 +82,7 @@ def _split(archive: RemoteZip, split: str, out: Path, state: Path, count: int, a
     meta = calvin.store_meta(state / "data", source)
     meta |= {"name": prefix.strip("/") or meta["name"], "partial": {**asked, "of": len(source.annotations)}}
     every = calvin.frames_a_picture(state / "data", split)
-    with ResumableWriter(out, FPS, meta, asked) as writer:
+    with ResumableWriter(out, FPS, meta, {**asked, "scene": scene, "file": [archive.file.size, archive.file.tag]}) as writer:
         log(f"{split}: {len(notes)} of {len(source.annotations)} annotated episodes, {len(members)} frames, {size / 1e6:.0f} MB to read"
             + (f"; {writer.episodes} episodes are here already" if writer.episodes else ""))  # fmt: skip
         damage = Damage(len(wanted), writer.note.get("damaged", {}))

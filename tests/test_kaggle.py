@@ -535,6 +535,9 @@ def test_throttling_is_waited_for_and_other_failures_are_told(command, monkeypat
     (command / "answers").write_text("kernels status: 1 404 Not Found")
     with pytest.raises(UserError, match="404 Not Found"):
         push.call(["kernels", "status", "x"], sleep=waited.append)
+    (command / "answers").write_text("kernels push: 0 Kernel push error: Maximum batch GPU session count of 2 reached.")
+    with pytest.raises(UserError, match="session count of 2 reached"):
+        push.call(["kernels", "push"], sleep=waited.append)
     (command / "answers").write_text("kernels status: 1 401 Unauthorized")
     with pytest.raises(UserError, match="kaggle auth login"):
         push.call(["kernels", "status", "x"], sleep=waited.append)
@@ -561,13 +564,16 @@ def test_a_store_becomes_a_data_set_and_then_a_new_version_of_it(command, tmp_pa
     )
     waited = []
     assert push.push_store(tmp_path / "stores", "my-calvin", None, sleep=waited.append, echo=lambda line: None) == "ada/my-calvin"
-    assert waited == [10] and "datasets create" in calls(command)[1] and "--dir-mode zip" in calls(command)[1]
+    assert waited == [10, 10] and "datasets create" in calls(command)[1] and "--dir-mode zip" in calls(command)[1]
     sent = command / "sent-1"
     assert json.loads((sent / "dataset-metadata.json").read_text())["id"] == "ada/my-calvin"
     assert inputs.find(sent).calvin_root() == sent  # what the next session attaches is found
     (command / "answers").write_text("datasets status: 0 ready\ndatasets version: 0 made\ndatasets status: 0 ready")
-    push.push_store(tmp_path / "stores" / "training", "my-calvin", None, message="more", echo=lambda line: None)
+    push.push_store(tmp_path / "stores" / "training", "my-calvin", None, message="more", sleep=waited.append, echo=lambda line: None)
     assert "datasets version" in calls(command)[5] and "-m more" in calls(command)[5]
+    (command / "answers").write_text("datasets status: 0 ready\ndatasets version: 0 made\ndatasets status: 0 failed")
+    with pytest.raises(UserError, match="could not make ada/my-calvin"):
+        push.push_store(tmp_path / "stores" / "training", "my-calvin", None, sleep=waited.append, echo=lambda line: None)
     with pytest.raises(UserError, match="holds no store"):
         push.push_store(tmp_path / "raw", "my-calvin", None)
     with pytest.raises(UserError, match="no name of a data set"):

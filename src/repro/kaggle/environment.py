@@ -9,6 +9,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -98,7 +99,7 @@ def _pip(lacking: Sequence[Requirement], wheels: Sequence[Path], before: dict[st
     """One quiet `pip install` under the constraint that everything stays as it is."""
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "constraints.txt"
-        constraints.write_text("".join(f"{name}=={version}\n" for name, version in sorted(before.items()) if _valid(version)))
+        constraints.write_text("".join(f"{name}=={version}\n" for name, version in sorted(before.items()) if _valid(name, version)))
         source = ["--no-index", *(part for folder in wheels for part in ("--find-links", str(folder)))] if wheels else []
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--constraint",
                    str(constraints), *source, *map(str, lacking)]  # fmt: skip
@@ -109,9 +110,10 @@ def _pip(lacking: Sequence[Requirement], wheels: Sequence[Path], before: dict[st
                         " | ".join(errors[:3]) or f"pip ended with {done.returncode}", SWITCH)  # fmt: skip
 
 
-def _valid(version: str) -> bool:
+def _valid(name: str, version: str) -> bool:
+    """Whether pip takes the line: rests of broken installations have names such as ~orch."""
     try:
-        return bool(Version(version))
+        return bool(Version(version)) and re.match(r"[A-Za-z0-9]", name) is not None
     except InvalidVersion:
         return False
 

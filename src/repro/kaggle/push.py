@@ -14,6 +14,7 @@ from repro.kaggle.bundle import SYSTEMS
 from repro.machine import UserError
 
 THROTTLED = re.compile(r"\b(429|503)\b|Too Many Requests|Expecting value: line 1 column 1|<!DOCTYPE html", re.IGNORECASE)
+REFUSED = re.compile(r"^(Kernel push|Dataset( version)? creation) error:", re.MULTILINE)  # said with exit code 0
 WAITS = (5, 20, 60)  # seconds before a throttled call is tried again
 READY_MINUTES = 30
 LOGIN = "log in once: `kaggle auth login`, or put an API token into ~/.kaggle/access_token (kaggle.com, Settings, API)"
@@ -28,13 +29,15 @@ def call(arguments: Sequence[str], waits: Sequence[float] = WAITS, sleep=time.sl
     for wait in (*waits, None):
         done = subprocess.run(["kaggle", *arguments], capture_output=True, text=True, check=False)
         said = (done.stdout + done.stderr).strip()
-        if done.returncode == 0:
+        if done.returncode == 0 and not REFUSED.search(said):
             return said
         if wait is None or not THROTTLED.search(said):
             break
         sleep(wait)
     step = LOGIN if re.search(r"\b401\b|\b403\b|authenticate|credential|Unauthorized|kaggle\.json", said, re.IGNORECASE) else None
-    raise UserError(f"kaggle {' '.join(arguments[:2])} failed", "exit code 0", said.splitlines()[-1] if said else done.returncode, step)
+    raise UserError(
+        f"kaggle {' '.join(arguments[:2])} failed", "exit code 0, no error", said.splitlines()[-1] if said else done.returncode, step
+    )
 
 
 def owner(given: str | None) -> str:
@@ -115,12 +118,12 @@ def push_store(folder: Path, slug: str, account: str | None, message: str = "new
         known = _ready(target) is not None
         echo(call(["datasets", "version", *where, "-m", message] if known else ["datasets", "create", *where]))
     for _ in range(int(minutes * 6)):
+        sleep(10)  # at once, a new version would be taken for ready because the old one is
         if _ready(target):
             echo(
                 f"{target} is ready: {len(stores)} stores, {frames} frames. Attach it: Add Input, or repro kaggle push NAME --data {target}"
             )
             return target
-        sleep(10)
     raise UserError(
         f"{target} is not ready after {minutes:.0f} minutes", "status ready", "still being made", f"kaggle datasets status {target}"
     )
@@ -129,11 +132,14 @@ def push_store(folder: Path, slug: str, account: str | None, message: str = "new
 def _ready(target: str) -> bool | None:
     """Whether a data set can be attached; None where there is none of that name."""
     try:
-        return "ready" in call(["datasets", "status", target]).lower()
+        word = call(["datasets", "status", target]).split()[-1].lower()
     except UserError as error:
         if re.search(r"\b404\b|not found|\b403\b", str(error), re.IGNORECASE):
             return None
         raise
+    if word == "failed":
+        raise UserError(f"Kaggle could not make {target} of what was sent", "status ready", "failed", "push it again")
+    return word == "ready"
 
 
 def _link(source: str, target: str) -> None:

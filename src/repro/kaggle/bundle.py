@@ -127,7 +127,6 @@ def build(root: Path, name: str):
     times = read_times(root / "kaggle" / "times.json")
     text = pack(root)
     titles = {path: _title(path) for path in paths}
-    # Two T4s, the session's clock, out-of-memory and progress are asked for in session.section, before each section's own cells.
     cells = [
         new_markdown_cell(_front(SYSTEMS[name][0], titles, times)),
         new_code_cell("\n".join(_line(one) for one in asked), metadata={"tags": ["parameters"]}),
@@ -188,11 +187,11 @@ def _front(title: str, titles: dict[Path, str], times: dict) -> str:
     table = ["| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows)]
     return "\n".join([
         f"# {title}", "",
-        "*Run All* works as it is: nothing attached, internet on or off. It then proves every step in minutes, with tiny models on",
+        "*Run All* works as it is, with nothing attached and internet on. It then proves every step in minutes, with tiny models on",
         "embedded stand-ins for the data, and says so in each result. For more, set `profile` in the next cell: `cpu` learns to act,",
         "`t4` is for **two T4s** (*Session options*, *Accelerator*, *GPU T4 x2*) with data and weights attached or fetched.", "",
         "Attached inputs are found by their content, whatever they are called: CALVIN, LIBERO, LEVIR-CC, our own stores, model folders,",
-        "wheels for sessions without internet. All results are in the output, as `results.zip` too.", "",
+        "wheels (what a session without internet needs). All results are in the output, as `results.zip` too.", "",
         *table, "", "Then: [results](#results). A dash: not measured yet.",
     ])  # fmt: skip
 

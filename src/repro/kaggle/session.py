@@ -90,8 +90,9 @@ class Session:
 
     def section(self, name: str) -> None:
         """Called before each section's own cells: where we are, and how long this took when it was measured."""
-        # The session's clock (budget left, stop before the end), resuming from an attached output, and the choice of one or two GPUs
-        # belong here and in begin(): each section's own cells call the training and evaluation that must know them.
+        # NOT HERE YET, and to be called from here and from begin(): the session's clock (what is left, when a section must stop), going on
+        # from an attached output, one job on two GPUs or two side by side, out of memory, the line every 30 s. Sections' own cells call
+        # the training and evaluation that must know them.
         self.began.append((name, time.monotonic()))
         known = self.times.get(self.profile, {})
         about = clock(known.get("seconds", {}).get(name))

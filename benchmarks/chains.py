@@ -21,10 +21,11 @@ from repro.sims.tabletop.tasks import chains
 def policy(folder: str | None, threads: int):
     import torch  # here: the simulator processes import this file too, and need none of it
 
+    from repro.evaluation.policies import load_policy
     from repro.models.reconvla import PRESETS, ReconVLA
     torch.set_num_threads(threads)
     if folder:
-        return ReconVLA.load(folder)
+        return load_policy(folder)
     torch.manual_seed(0)
     words = [sentence for sentences in TRAIN.values() for sentence in sentences]
     trains = replace(PRESETS["tiny"], freeze_vision=False, cache_features=False, vae="pixels")  # nothing random is frozen
@@ -43,7 +44,7 @@ def timed(model, plan, simulators: int, workers: int, max_steps: int):
 
 def main():
     parser = benchmark.options(__doc__)
-    parser.add_argument("--model", help="folder of a trained ReconVLA")
+    parser.add_argument("--model", help="folder of a trained policy")
     parser.add_argument("--chains", type=int, default=32)
     parser.add_argument("--length", type=int, default=5)
     parser.add_argument("--max-steps", type=int, default=360)

@@ -102,3 +102,19 @@ pictures.keep(attention_figures.curve(series, boxes, steps, strips[at[0]]["task"
 for name, floor in records[0]["metrics"].items():
     if ", uniform" in name or name.startswith("jump rate of the gaze box"):
         print(f"{name}: {floor['value']:.4f}, n = {floor['n']} episodes")
+
+# %% [markdown]
+# ## VGGT-VLA
+# The same numbers for notebook 06's rows that see: where do the action queries look, on held-out episodes of the grocery table? They read
+# features *after* the backbone, where a patch's feature also holds what it took from others: read the map with that in mind.
+
+# %%
+from repro import vla_ablation, vla_experiments
+
+rows = vla_experiments.there(work, ["none", "graph", "vggt"], seed, settings.vla_preset)
+if rows:
+    policies = vla_experiments.load(work, rows, seed, settings.vla_preset)
+    figure = vla_experiments.attention_figure(policies, vla_experiments.data(work), settings.attention_frames, vla_ablation.REDUCED)
+    display(pictures.keep(figure, work / "figures" / "vla_attention.png"))
+else:
+    print("no VGGT-VLA is trained here yet: run notebook 06 first")

@@ -77,3 +77,18 @@ from repro import pictures
 if closed_loop:
     figure = experiments.film(models["gaze"], settings, work, seed, simulator)
     display(pictures.keep(figure, work / "figures" / "rollout.png"))
+
+# %% [markdown]
+# ## VGGT-VLA on LIBERO's rules
+# Notebook 06's rows on the suite of their data (the grocery table, or LIBERO's own), single tasks, at most 280 steps, layout *wide*: target
+# and basket are moved, from starts that no demonstration had. On official init states, which hardly differ, a replay of one demonstration
+# solves most: a score there proves little alone. `repro evaluate --model RUN --store STORE` gives other suites, layouts and films.
+
+# %%
+from repro import vla_experiments
+from repro.evaluation import suites
+
+rows = vla_experiments.there(work, list(vla_experiments.ROWS), seed, settings.vla_preset)
+policies = vla_experiments.load(work, rows, seed, settings.vla_preset)
+acted = vla_experiments.roll_out(settings, work, policies, seed) if rows else []
+print(results.markdown(*suites.table(acted)) if acted else "no VGGT-VLA is trained here yet: run notebook 06 first")

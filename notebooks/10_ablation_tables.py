@@ -71,6 +71,20 @@ for name, figure in ablation_figures.everything(found).items():
     display(pictures.keep(figure, work / "figures" / f"ablation_{name}.png"))
 
 # %% [markdown]
+# ## VGGT-VLA over seeds
+# No backbone, graph, VGGT's blocks, and a blind policy, on the grocery table; what is done of `repro ablation --system vggt_vla`.
+
+# %%
+from repro import vla_ablation
+
+found = vla_ablation.write(work, log=lambda line: None)
+print(vla_ablation.markdown(found) if found else f"No records yet: repro ablation --system vggt_vla --profile {profile}")
+
+# %%
+if found:
+    display(pictures.keep(vla_ablation.figure(found), work / "figures" / "vla_ablation.png"))
+
+# %% [markdown]
 # ## Where they look
 
 # %%

@@ -23,6 +23,7 @@ from repro.data.calvin import ensure_store
 from repro.data.episodes import Episode, Store, StoreWriter
 from repro.evaluation import chains
 from repro.gaze.annotate import annotate
+from repro.intervals import t95, wilson
 from repro.machine import UserError
 from repro.models.reconvla import ReconVLAConfig
 from repro.sims import calvin_layout
@@ -90,11 +91,11 @@ def test_a_killed_ablation_goes_on_where_it_was_and_repeats_nothing(work):
     assert ablation.run(SETTINGS, work, slots=0, log=log.append) == []
     assert {name: (work / "runs" / "ablation" / name).stat().st_mtime_ns for name in done} == done
     assert {path: path.stat().st_mtime_ns for path in trained} == trained
-    assert any("gaze: 1 of 3 chains are done already" in line or "gaze: 3/3" in line for line in log) and "5 of 5 runs are done" in log[-1]
+    assert any("gaze: 1 of 3 chains are done already" in line or "gaze: 3/3" in line for line in log) and "6 of 6 runs are done" in log[-1]
     assert [json.loads((work / "ablation" / name / "done.json").read_text())["asked"] for name in ("baseline-seed1", "floors")]
     again = []
     ablation.run(SETTINGS, work, slots=0, log=again.append)
-    assert "5 of 5" in again[-1] and not any("step" in line for line in again)
+    assert "6 of 6" in again[-1] and not any("step" in line for line in again)
     check_tables(work)
 
 
@@ -113,6 +114,22 @@ def check_tables(work):
     assert "not comparable with the paper" in (work / "ablation.md").read_text() and str(work) not in json.dumps(records)
 
 
+def test_a_seed_has_start_states_and_a_language_model_of_its_own(work):
+    first, second, again = (ablation.benchmarks(SETTINGS, work, seed) for seed in (0, 1, 0))
+    flat = lambda found: [json.dumps({k: np.asarray(v).tolist() for k, v in state.items()}) for places in found.values()
+                          for _, starts in places for state, _ in starts]
+    assert flat(first) == flat(again) and not set(flat(first)) & set(flat(second)) and first.keys() == second.keys()
+    settings = replace(SETTINGS, preset="tiny", tower_steps=1, vae_steps=1, language_steps=2, part_pictures=24)
+    jobs = [json.loads(experiments.job(settings, work, "gaze", seed).read_text()) for seed in (0, 1)]
+    assert [Path(job["parts"]).name for job in jobs] == ["parts", "parts-seed1"]
+    weights = lambda part: [load_file(next((Path(job["parts"]) / part).glob("*.safetensors"))) for job in jobs]
+    same = lambda one, other: all(torch.equal(one[name], other[name]) for name in one)
+    assert same(*weights("tower")) and same(*weights("vae")) and not same(*weights("language"))
+    before = ablation.asked(settings, work)
+    (work / "parts" / "vae" / "vae.safetensors").write_bytes(b"another")
+    assert ablation.asked(settings, work) != before, "what other parts made is asked for anew"
+
+
 def test_minutes_stop_a_run_cleanly_and_unknown_rows_are_refused(work, monkeypatch):
     said = []
     assert ablation.run(replace(SETTINGS, seeds=(0,), rows=("baseline",)), work, minutes=0.05, slots=0, log=said.append)
@@ -120,7 +137,7 @@ def test_minutes_stop_a_run_cleanly_and_unknown_rows_are_refused(work, monkeypat
     with pytest.raises(UserError, match="no such rows"):
         ablation.runs(replace(SETTINGS, rows=("gazing",)))
     order = [run.key for run in ablation.runs(replace(SETTINGS, few_rows=("box",), few_seeds=(1,), corrupt=(0.33,)))]
-    assert order == ["baseline:0:0", "gaze:0:0", "floors:0:0", "baseline:1:0", "gaze:1:0", "box:1:0", "gaze:1:0.33"]
+    assert order == ["baseline:0:0", "gaze:0:0", "floors:0:0", "baseline:1:0", "gaze:1:0", "floors:1:0", "box:1:0", "gaze:1:0.33"]
     monkeypatch.setenv("REPRO_WORK", str(work))
     assert "no run of the ablation is done" in str(CliRunner().invoke(cli, ["ablation", "--tables"]).exception)
 
@@ -216,32 +233,58 @@ def test_a_wrong_box_changes_what_is_made_of_the_box_and_nothing_else(tmp_path):
         Batches(Store(folder), 24, 5, corrupt=1.5, **common)
 
 
+JUMPS = "jump rate of the map (over 0.2 of the width, frames 5 apart)"
+
+
 # ---- statistics ----------------------------------------------------------------------------------------------------------------
 
 
-def test_intervals_cover_over_seeds_and_start_states():
-    """200 made-up tables with 6 seeds and 60 chains: the interval of the mean must hold the truth about 95 times in 100."""
+@pytest.mark.parametrize("seeds, spread", [(3, 0.3), (5, 0.3), (5, 0.0), (3, 1.0)])
+def test_intervals_cover_over_seeds_and_their_own_start_states(seeds, spread):
+    """400 made-up tables of a few seeds and 100 chains each: the interval of the mean must hold the truth about 95 times in 100."""
     rng, hits, naive = np.random.default_rng(0), 0, 0
-    for i in range(200):
-        values = 2 + rng.normal(0, 0.3, (6, 1)) + rng.normal(0, 0.5, (1, 60)) + rng.normal(0, 1, (6, 60))
-        found = ablation_tables.crossed(values, (-9, 9), draws=800, seed=i)
+    for _ in range(400):
+        values = 2 + rng.normal(0, spread, (seeds, 1)) + rng.normal(0, 1.4, (seeds, 100))
+        found = ablation_tables.nested(values, (-9, 9))
         hits += found["low"] <= 2 <= found["high"]
-        error = values.std() / 360**0.5
-        naive += abs(values.mean() - 2) <= 1.96 * error
-    assert 0.88 <= hits / 200 <= 0.99 and naive / 200 < 0.7  # forgetting the seeds claims far too much
-    assert ablation_tables.crossed(np.zeros((2, 50)), (0, 5))["high"] == pytest.approx(5 * ablation_tables.wilson(0, 50)[1])
+        naive += abs(values.mean() - 2) <= 1.96 * values.std() / values.size**0.5
+    assert 0.93 <= hits / 400 <= 1.0
+    assert naive / 400 < 0.75 or spread == 0, "forgetting the seeds claims far too much"
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_intervals_cover_over_seeds_and_tasks_that_they_share(seeds):
+    rng, hits = np.random.default_rng(0), 0
+    for i in range(200):
+        values = 0.1 + rng.normal(0, 0.01, (seeds, 1)) + rng.normal(0, 0.02, (1, 13)) + rng.normal(0, 0.01, (seeds, 13))
+        found = ablation_tables.crossed(values, (-1, 1), draws=800, seed=i)
+        hits += found["low"] <= 0.1 <= found["high"]
+    assert 0.9 <= hits / 200 <= 1.0
+
+
+def test_nothing_is_certain_and_one_seed_says_nothing_of_differences():
+    zeros = np.zeros((2, 50))
+    assert ablation_tables.nested(zeros, (0, 5))["high"] == pytest.approx(5 * wilson(0, 100)[1])
+    assert ablation_tables.crossed(zeros, (0, 5))["high"] == pytest.approx(5 * wilson(0, 50)[1])
+    alike = ablation_tables.nested(np.tile([0.0, 1.0], (3, 50)), (0, 1))
+    assert alike["low"] < 0.45 and alike["high"] > 0.55, "seeds that happen to agree do not make the start states certain"
+    one = ablation_tables.difference({0: np.ones(9)}, {0: np.zeros(9), 1: np.zeros(9)}, (-5, 5))
+    assert ablation_tables.signed(one) == "+1 (one seed)"
+    assert t95(1) == 12.706 and t95(4) == 2.776 and 1.96 < t95(60) < 2.01 < t95(20) < t95(10)
+    with pytest.raises(ValueError, match="no spread"):
+        t95(0)
 
 
 def test_differences_are_paired_over_seeds_and_chains():
     rng = np.random.default_rng(0)
     hard = rng.normal(0, 2, 300)
-    base = {seed: 3 + hard + rng.normal(0, 0.1, 300) for seed in range(3)}
-    ours = {seed: values + 0.2 for seed, values in base.items() if seed < 2}
+    base = {seed: 3 + hard + rng.normal(0, 0.1, 300) for seed in range(4)}
+    ours = {seed: values + 0.2 + 0.001 * seed for seed, values in base.items() if seed < 3}
     found = ablation_tables.difference(ours, base, (-5, 5))
-    assert found["value"] == pytest.approx(0.2) and found["seeds"] == 2 == found["positive"] and found["high"] - found["low"] < 0.1
+    assert found["value"] == pytest.approx(0.201) and found["seeds"] == 3 == found["positive"] and found["high"] - found["low"] < 0.1
     assert ablation_tables.difference({7: hard}, base, (-5, 5)) is None
     alone = ablation_tables.mean(base, (-9, 9))
-    assert alone["high"] - alone["low"] > 0.3
+    assert alone["high"] - alone["low"] > 0.2
 
 
 def test_tables_come_from_the_latest_settings_only_and_figures_from_wrong_boxes(tmp_path):
@@ -253,8 +296,9 @@ def test_tables_come_from_the_latest_settings_only_and_figures_from_wrong_boxes(
         one = results.record("reconvla ablation", variant, benchmark="play table A->D, 5 tasks, chains of 5",
                              metrics=chains.summarise(ended), **common)  # fmt: skip
         results.save({**one, "outcomes": outcomes, "created": created}, tmp_path)
-        frames = {"episode": [0, 0, 1], **{n: [0.1, 0.2, 0.4] for n in (ablation_tables.MASS, ablation_tables.GAIN)},
-                  ablation_tables.TASK_GAIN: [0.1, None, None]}  # fmt: skip
+        frames = {"episode": [0, 1, 2], "task": ["a", "a", "b"], ablation_tables.TASK_GAIN: [0.1, None, None],
+                  **{n: [0.1, 0.2, 0.4 + 0.1 * (variant == "gaze")] for n in (ablation_tables.MASS, ablation_tables.GAIN)},
+                  "jumps": {"episode": [3], "task": ["b"], JUMPS: [0.5]}}  # fmt: skip
         two = results.record("reconvla ablation", variant, benchmark=ablation_tables.ATTENTION, metrics={}, **common)
         results.save({**two, "frames": frames, "created": created}, tmp_path)
 
@@ -267,7 +311,11 @@ def test_tables_come_from_the_latest_settings_only_and_figures_from_wrong_boxes(
     assert ablation_tables.variants(records) == ["baseline", "gaze", "gaze, 33 % wrong boxes"]
     rows = ablation_tables.chain_table(records, records[-1]["benchmark"])[1]
     assert rows[1][-2].startswith("+1 [") and rows[1][-1] == "2 of 2" and rows[0][3].startswith("75.0 [")
-    assert ablation_tables.frames(records)["gaze"][0].tolist() == pytest.approx([0.15, 0.4])
+    assert ablation_tables.frames(records)["gaze"][0].tolist() == pytest.approx([0.15, 0.5]), "tasks are counted"
+    values, apart = ablation_tables.attention_tables(records)
+    assert values[0][:3] == ["row", "seeds", "attention mass in the gaze box (n = 2 tasks)"] and len(values[0]) == 6, values[0]
+    assert values[0][-1] == "jump rate of the map (n = 1 tasks)" and values[1][1][-1].startswith("0.5 [")
+    assert [row[0] for row in apart[1]] == ["gaze", "gaze, 33 % wrong boxes"] and apart[1][0][1].startswith("+0.05 [")
     assert ablation_tables.frames(records, ablation_tables.TASK_GAIN)["gaze"][0].tolist() == pytest.approx([0.1])
     assert set(ablation_figures.everything(records)) == {"rows", "wrong_boxes"}
 

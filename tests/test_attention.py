@@ -190,7 +190,6 @@ def test_reduce_by_hand():
     assert np.allclose(A.reduce(attention, layers=0), [0, 1, 0])
     assert np.allclose(A.reduce(attention, layers="mean"), np.array([0.1, 0.1, 0.1]) / 0.3)
     assert np.allclose(A.reduce(attention[None])[0], A.reduce(attention))
-    assert A.image_share(attention) == pytest.approx(0.2)
     assert "last layer" in A.caption() and "layer 0" in A.caption(0) and "head 1" in A.caption(heads=1)
 
 
@@ -289,36 +288,49 @@ def looking(seed=0, episodes=8, frames=3):
     return np.stack([drawn(box, 10) for box in boxes]), boxes, np.repeat(np.arange(episodes), frames)
 
 
+def measured(*args, seed=0):
+    return A.averages(A.frame_numbers(*args, seed=seed), seed)
+
+
 GAIN = "attention mass, gaze box minus another episode's box"
+ELSEWHERE = "the same task's box elsewhere"
 
 
 def test_another_episodes_box_tells_looking_from_staring():
     looks, boxes, episodes = looking()
     stares = np.broadcast_to(looks[0], looks.shape)
-    good, bad = A.measure_all(looks, boxes, episodes), A.measure_all(stares, boxes, episodes)
+    good, bad = measured(looks, boxes, episodes), measured(stares, boxes, episodes)
     assert good[GAIN]["low"] > 0.2 and bad[GAIN]["low"] < 0.1
     assert good["attention mass in the gaze box"]["n"] == 8, "episodes are counted, not frames"
     assert all(m["low"] <= m["value"] <= m["high"] for m in good.values())
-    assert A.measure_all(looks, boxes, episodes) == good  # seeded
+    assert measured(looks, boxes, episodes) == good  # seeded
     own, itself = good["attention mass in the gaze box"], good["attention mass, the box itself on this grid"]
     assert own["value"] == pytest.approx(itself["value"]), "these maps are the boxes drawn on the grid"
-    alone = A.measure_all(looks[:3], boxes[:3], episodes[:3])
+    alone = measured(looks[:3], boxes[:3], episodes[:3])
     assert GAIN not in alone, "one episode has no other box"
 
 
-def test_the_same_tasks_box_unmasks_a_map_that_knows_where_things_usually_are():
-    usual = {"drawer": [0.1, 0.6, 0.4, 0.9], "lamp": [0.7, 0.1, 0.8, 0.2]}
+def test_the_same_tasks_box_elsewhere_unmasks_a_map_that_knows_where_things_usually_are():
+    usual = {"drawer": ([0.1, 0.6, 0.4, 0.9], [0.5, 0.6, 0.8, 0.9]), "block": ([0.1, 0.1, 0.3, 0.3], [0.6, 0.2, 0.8, 0.4])}
     tasks = [task for task in usual for _ in range(4)]
-    boxes, episodes = np.array([usual[task] for task in tasks]), np.arange(8)
-    maps = np.stack([drawn(box) for box in boxes])
-    found = A.measure_all(maps, boxes, episodes, tasks)
-    assert found[GAIN]["value"] > 0.4, "another task's box is somewhere else"
+    boxes, episodes = np.array([usual[task][i % 2] for task in usual for i in range(4)]), np.arange(8)
+    known = {task: (drawn(one) + drawn(other)) / 2 for task, (one, other) in usual.items()}
+    found = measured(np.stack([known[task] for task in tasks]), boxes, episodes, tasks)
+    seen = measured(np.stack([drawn(box) for box in boxes]), boxes, episodes, tasks)
+    assert found[GAIN]["value"] > 0.2, "another task's box is somewhere else"
+    assert found[f"attention mass, gaze box minus {ELSEWHERE}"]["value"] == pytest.approx(0, abs=0.02)
     for name in ("attention mass", "pointing game (5 of 200 px)", "equal-area IoU"):
-        assert found[f"{name}, gaze box minus the same task's box in another episode"]["value"] == pytest.approx(0)
-    lonely = A.frame_numbers(maps, boxes, episodes, [*tasks[:7], "once"])
-    column = lonely["attention mass in the same task's box in another episode"]
-    assert np.isnan(column[7]) and not np.isnan(column[:7]).any()
-    assert A.averages(lonely)["attention mass in the same task's box in another episode"]["n"] == 7
+        assert seen[f"{name}, gaze box minus {ELSEWHERE}"]["value"] > 0.3, "one that sees where this one is"
+
+
+def test_a_box_that_is_always_there_is_no_control_and_neither_is_a_task_seen_once():
+    button, spots = [0.2, 0.2, 0.4, 0.4], ([0.1, 0.6, 0.3, 0.8], [0.6, 0.6, 0.8, 0.8])
+    boxes = np.array([button, [0.22, 0.2, 0.42, 0.4], button, *spots, spots[0]])  # the button's moves by a pixel or two
+    columns = A.frame_numbers(np.stack([drawn(box) for box in boxes]), boxes, np.arange(6), ["button"] * 3 + ["block"] * 2 + ["once"])
+    column = columns[f"attention mass in {ELSEWHERE}"]
+    assert np.isnan(column).tolist() == [True] * 3 + [False] * 2 + [True]
+    assert A.averages(columns)[f"attention mass in {ELSEWHERE}"]["n"] == 2, "and n says so"
+    assert not np.isnan(columns["attention mass in another episode's box"]).any()
 
 
 def test_controls_are_frames_of_other_episodes():
@@ -379,7 +391,7 @@ def test_jumps_counted_by_hand():
 def test_metrics_fit_a_run_record():
     from repro import results
     looks, boxes, episodes = looking()
-    metrics = {**A.measure_all(looks, boxes, episodes, ["t"] * 24),
+    metrics = {**measured(looks, boxes, episodes, ["t"] * 24),
                **A.averages(A.frame_jumps(looks, boxes, episodes, np.tile([0, 1, 2], 8)))}
     record = results.record("reconvla", "gaze", benchmark="attention", data="d", data_hash="0", config={}, seed=0, metrics=metrics,
                             minutes=0, simulator="none", renderer="none")
@@ -435,7 +447,7 @@ def test_compare_shares_one_scale_and_names_the_numbers(tmp_path):
     figure.savefig(tmp_path / "compare.png")
     assert (tmp_path / "compare.png").stat().st_size > 5000
     looks, boxes, episodes = looking()
-    metrics = A.measure_all(looks, boxes, episodes, ["t"] * 24)
+    metrics = measured(looks, boxes, episodes, ["t"] * 24)
     figure = figures.compare([row, row], A.caption("rollout"), {name: metrics for name in row[2]})
     below = figure.axes[7].get_xlabel()
     m = metrics["attention mass in the gaze box"]
@@ -467,12 +479,12 @@ def test_curve_shows_every_model_and_the_uniform_level():
 
 def test_dots_show_controls_beside_each_number():
     looks, boxes, episodes = looking()
-    metrics = A.measure_all(looks, boxes, episodes, ["t"] * 24)
+    metrics = measured(looks, boxes, episodes, ["t"] * 24)
     figure = figures.dots({"baseline": metrics, "gaze": metrics})
     assert [axis.get_title() for axis in figure.axes] == ["attention mass", "pointing game (5 of 200 px)", "equal-area IoU"]
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["baseline\nn = 8", "gaze\nn = 8"]
     said = words(figure)
-    kinds = ("the gaze box", "another episode's box", "the same task's box in another episode", "uniform attention")
+    kinds = ("the gaze box", "another episode's box", "the same task's box elsewhere", "uniform attention")
     assert all(part in said for part in (*kinds, "n counts episodes"))
     assert figure.axes[0].get_ylabel() == "mean over episodes, 95 % interval"
 

@@ -35,7 +35,7 @@ def test_help_is_quick_and_names_the_commands():
         began = time.monotonic()
         answer = subprocess.run([sys.executable, "-m", "repro", "--help"], capture_output=True, text=True, check=True).stdout
         best = min(best, time.monotonic() - began)
-    assert {"doctor", "run", "train", "table", "publish", "calvin"} <= set(answer.split())
+    assert {"doctor", "run", "train", "evaluate", "table", "publish", "calvin"} <= set(answer.split())
     assert best < 1.0
     heavy = "import sys, repro.cli; print([m for m in ('torch', 'numpy', 'papermill', 'pyarrow') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True).stdout.strip() == "[]"
@@ -49,6 +49,10 @@ def test_a_user_error_has_no_traceback_and_exit_code_2(repro):
     assert code == 2 and "repro run --profile smoke" in err
     assert "use --profile" in repro("run", "-p", "profile", "cpu")[2]
     assert repro("publish")[0] == 2
+    code, _, err = repro("evaluate", "--check")
+    assert code == 2 and "--model FOLDER --store STORE" in err
+    code, out, _ = repro("evaluate", "--check", "--model", "nothing", "--store", "nowhere")
+    assert code == 1 and out.startswith("[FAIL] loads") and "next step: make it with" in out
 
 
 def test_run_only_executes_one_notebook_and_fails_with_exit_code_1(repro, tmp_path):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
+from repro.evaluation.policies import mended
 from repro.machine import UserError
 from repro.models import adapters
 from repro.models.action_tokens import ActionTokens, normalise_state
@@ -351,6 +352,9 @@ def test_an_answer_that_is_no_chunk_is_counted_and_read_again():
     net._read = lambda *_: torch.stack([next(good) for _ in range(15)], dim=1)
     net.act(observations, INSTRUCTIONS[:2])
     assert net.malformed == 2
+    told, = mended(net).values()
+    assert (told["value"], told["n"]) == (0.5, 4) and told["low"] < 0.5 < told["high"], "and a record says so"
+    assert mended(net) == {} == mended(constrained), "what was told is told once; who cannot err has nothing to tell"
 
 
 def test_greedy_gives_grouped_heads_and_adapters_the_same_tokens():

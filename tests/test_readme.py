@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from repro import ablation_tables, results
+from repro import ablation_tables, results, vla_ablation
 from repro.evaluation import gaze
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,6 +17,16 @@ def test_the_results_are_the_records():
     for word in ("Not comparable with the paper", "| baseline |", "| gaze |", "| gaze, shuffled instruction |", "| random actions |",
                  "| scripted expert (ceiling) |"):
         assert word in section, word
+
+
+def test_vggt_vlas_block_and_the_check_are_the_records():
+    section = README.split(results.VLA_START)[1].split(results.VLA_END)[0].strip()
+    assert section == vla_ablation.readme_section(ROOT / "results" / "cpu").strip()
+    for word in ("Not comparable with LIBERO", "wide layout", "| none |", "| graph |", "| vggt |", "| blind |",
+                 "| replay of one demonstration |"):
+        assert word in section, word
+    said = README.split(results.CHECK_START)[1].split(results.CHECK_END)[0].strip()
+    assert said == f"```\n{(ROOT / 'results' / 'cpu' / 'check.txt').read_text()}```" and "closed loop" in said
 
 
 def test_the_real_simulators_block_is_the_records():

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from repro.machine import UserError
+from repro.models.action_tokens import normalise_state
 from repro.models.denoiser import Denoiser
 from repro.models.official import load_official
 from repro.models.prompt import IGNORE, IMAGE, Prompt, small_tokenizer
@@ -91,7 +92,7 @@ def test_prompt_and_labels_are_the_official_ids():
     prompt = Prompt(Recorded(about), "official")
     assert prompt.answer == [35560, 3846, 2821, 25] and prompt.end == 151645 and prompt.tokens.first == 151387
     for sample in about["samples"]:
-        state = np.clip((np.array(sample["state"]) - about["mean"]) / (np.array(about["std"]) + 1e-5) / 3, -1, 1)
+        state = normalise_state(np.array(sample["state"]), np.array(about["mean"]), np.array(about["std"]))
         ids, labels = prompt.sample(sample["instruction"], state, np.array(sample["action"]))
         assert ids == sample["ids"] and ids.count(IMAGE) == 1
         assert labels == [IGNORE] * sample["first_label"] + sample["labels"] and len(sample["labels"]) == 36
@@ -127,7 +128,7 @@ ABOUT = json.loads((VECTORS / "model.json").read_text())
 FIELDS = dict(chunk=1, action_dim=6, height=42, width=42)
 
 
-def folder_of(path: Path, drop=(), add=(), shards: int = 2) -> Path:
+def folder_of(path: Path, drop=(), add=(), shards: int = 2, **config) -> Path:
     """A checkpoint folder in the official layout, with the weights that the numbers were made with."""
     tensors = {name: weight(name, shape) for name, shape in ABOUT["shapes"].items() if not name.endswith("pos_embed")}
     net = Denoiser(48, 16, (3, 3), 64, 2, 16).net
@@ -143,7 +144,8 @@ def folder_of(path: Path, drop=(), add=(), shards: int = 2) -> Path:
             save_file({name: tensors[name] for name in names[i::shards]}, path / file)
             index |= dict.fromkeys(names[i::shards], file)
         (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    (path / "config.json").write_text(json.dumps({"model_type": "recon_qwen2", **ABOUT["language"], **ABOUT["config_keys"]}))
+    (path / "config.json").write_text(json.dumps({"model_type": "recon_qwen2", **ABOUT["language"], **ABOUT["config_keys"],
+                                                  "mm_inv_projector_type": "denoiser_vit2x", **config}))  # the vectors' has a depth of 2
     return path
 
 
@@ -208,6 +210,15 @@ def test_all_that_does_not_fit_is_listed_in_one_error(tmp_path):
     for said in ("missing: decoder.model.norm.weight", "missing: mm_projector.0.bias", "unexpected: model.image_newline",
                  "misshapen: model.mm_projector.2.weight (3, 3), expected (48, 48)"):
         assert said in str(error.value)
+    net = [name for name in ABOUT["shapes"] if name.startswith("model.mm_inv_projector.")]
+    for gone in (net, [name for name in net if ".blocks.1." in name]):  # config.json says that there is a denoiser of two blocks
+        with pytest.raises(UserError) as error:
+            load_official(folder_of(tmp_path / f"without {len(gone)}", drop=gone), STATS, **small_parts(), **FIELDS)
+        assert str(error.value).count("missing: denoiser.net.") >= len(gone) - 1 and "blocks.1.attn" in str(error.value)
+    with pytest.raises(UserError, match="unexpected: model.mm_inv_projector.net"):
+        load_official(folder_of(tmp_path / "off", recon_enable=False), STATS, **small_parts(), **FIELDS)
+    with pytest.raises(UserError, match="does not say with what denoiser"):
+        load_official(folder_of(tmp_path / "other", mm_inv_projector_type="mlp"), STATS, **small_parts(), **FIELDS)
     positions = "model.mm_inv_projector.net.pos_embed"
     with pytest.raises(UserError, match="positions"):
         load_official(folder_of(tmp_path / "moved", add={positions: torch.zeros(1, 9, 64)}.items()), STATS, **small_parts(), **FIELDS)

@@ -13,7 +13,7 @@ from repro.data.calvin import ensure_store
 from repro.data.episodes import Store
 from repro.gaze.annotate import annotate
 from repro.machine import UserError
-from repro.training import launch
+from repro.training import checkpoint, launch
 
 QUIET = {"log": lambda line: None}
 
@@ -62,7 +62,7 @@ def test_real_simulator_frames_from_import_to_table(test_data, short, tmp_path):
 def test_a_checkpoint_says_what_it_was_trained_on(test_data, short, tmp_path):
     store = ensure_store(test_data("calvin_sim"), "validation", tmp_path / "store" / "training", workers=1, **QUIET)
     summary = launch.train_from_config(experiments.job(replace(short, train_steps=2), tmp_path, "baseline", seed=3), **QUIET)
-    about = experiments.checkpoint.about(summary.checkpoint)
+    about = checkpoint.about(summary.checkpoint)
     assert about["data"]["hash"] == store.hash and about["train"]["seed"] == 3 and about["model"]["recon"] is False
 
 

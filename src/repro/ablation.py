@@ -7,7 +7,8 @@
 A run is one row with one seed (and one share of wrong gaze boxes): train -> chains of five in the evaluation scene and, from held-out
 start states, in the training scenes -> attention on held-out frames -> offline action error -> records in work/<profile>/runs/ablation.
 What is done is never repeated; a run that was killed goes on from its checkpoint and its finished chains. Runs come seed by seed, so that
-a table that is not finished is balanced. All seeds are evaluated from the same start states: differences are paired.
+a table that is not finished is balanced. A seed is a first language model, an order of the data and start states of its own; the rows of a
+seed share them: differences are paired.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +31,7 @@ import torch
 from repro import ablation_tables, attention, experiments, results
 from repro.data.episodes import Store
 from repro.evaluation import chains, offline, protocols
+from repro.evaluation.policies import mended
 from repro.machine import UserError
 from repro.profiles import Profile
 from repro.sims.base import tabletop
@@ -36,8 +39,9 @@ from repro.sims.tabletop import language, tasks
 from repro.training import checkpoint, launch
 from repro.training.loop import Budget, read_metrics
 
-FLOORS = "floors"  # not a row that is trained: random, constant, replay, ... of the first seed
+FLOORS = "floors"  # not a row that is trained: random, constant, replay, ..., blanked and shuffled "gaze"
 SCENES, CURVE = 9_000, 2_027  # seeds of start states: chains of the first scene and those after, single tasks on the way
+APART = 100  # from those of a seed to the next one's
 MAX_STEPS = protocols.CALVIN.max_steps
 SYSTEM = "reconvla ablation"
 
@@ -65,14 +69,14 @@ class Run:
 
 
 def runs(settings: Profile) -> list[Run]:
-    """Everything the profile asks for: the main rows seed by seed, then those of fewer seeds and wrong boxes."""
+    """Everything the profile asks for: the main rows and floors seed by seed, then those of fewer seeds and wrong boxes."""
     unknown = sorted({*settings.rows, *settings.few_rows} - set(experiments.ROWS))
     if unknown or not settings.rows or not settings.seeds:
         raise UserError("the ablation has no such rows", " | ".join(experiments.ROWS), ", ".join(unknown) or "no row or no seed")
     found = []
     for seed in settings.seeds:
         found += [Run(row, seed) for row in settings.rows]
-        found += [Run(FLOORS, seed)] if seed == settings.seeds[0] and "gaze" in settings.rows else []
+        found += [Run(FLOORS, seed)] if "gaze" in settings.rows else []
     for seed in settings.few_seeds:
         found += [Run(row, seed) for row in settings.few_rows]
         found += [Run("gaze", seed, share) for share in settings.corrupt] if "gaze" in settings.rows else []
@@ -80,13 +84,15 @@ def runs(settings: Profile) -> list[Run]:
 
 
 def asked(settings: Profile, work: Path) -> dict:
-    """What decides the numbers of every run: a run with other ones is another run, and no table mixes the two."""
+    """What is asked of every run, the data and the tiny parts: a run with other ones is another run, and no table mixes the two. (Of the
+    code, each record holds the commit.)"""
     names = ("preset", "tower_steps", "vae_steps", "language_steps", "part_pictures", "train_steps",
              "batch_size", "accumulate", "learning_rate",
              "evaluation_scene", "attention_frames", "pretrain_steps", "pretrain_tables", "pretrain_episodes_per_task",
-             "ablation_chains")
+             "ablation_chains", "curve_single")
     return {name: value for name, value in dataclasses.asdict(settings).items() if name in names} | {
-        split: Store(work / "store" / split).hash for split in ("training", "validation")}
+        split: Store(work / "store" / split).hash for split in ("training", "validation")} | {
+        "parts": [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in sorted((work / "parts").glob("*/*.safetensors"))]}
 
 
 def _digest(settings: Profile, work: Path) -> str:
@@ -107,7 +113,7 @@ def is_done(settings: Profile, work: Path, run: Run) -> bool:
 
 # ---- one run -------------------------------------------------------------------------------------------------------------------
 
-class _Timed:
+class Timed:
     """A policy that gives up when the time is over. Chains that are finished are on disk, the others begin again."""
 
     def __init__(self, policy, check: Callable[[], None]):
@@ -121,7 +127,7 @@ class _Timed:
         return self.policy.act(observations, instructions)
 
 
-class _Clock:
+class Clock:
     """Budget of one process; without minutes, no limit."""
 
     def __init__(self, minutes: float):
@@ -142,9 +148,9 @@ def do(settings: Profile, work: Path, run: Run, minutes: float = 0.0, log=print)
     """Do or finish one run; False where the budget ended first, or another process is at it."""
     if is_done(settings, work, run):
         return True
-    clock, begun = _Clock(minutes), time.monotonic()
-    with _alone(_place(work, run)) as alone:
-        if not alone:
+    clock, begun = Clock(minutes), time.monotonic()
+    with alone(_place(work, run)) as free:
+        if not free:
             log(f"{run.key}: another process is at it")
             return False
         try:
@@ -153,21 +159,23 @@ def do(settings: Profile, work: Path, run: Run, minutes: float = 0.0, log=print)
             log(f"{run.key}: {reason}; to be continued")
             return False
         names = [results.save(record, work / "runs" / "ablation").name for record in found]
-        _replace(_place(work, run) / "done.json", json.dumps({"asked": _digest(settings, work), "records": names}, indent=1))
+        replace_text(_place(work, run) / "done.json", json.dumps({"asked": _digest(settings, work), "records": names}, indent=1))
     log(f"{run.key}: done, {(time.monotonic() - begun) / 60:.1f} min in this session")
     return True
 
 
-def _trained(settings: Profile, work: Path, run: Run, clock: _Clock, log) -> list[dict]:
+def _trained(settings: Profile, work: Path, run: Run, clock: Clock, log) -> list[dict]:
+    with alone(work / "ablation" / f"parts-seed{run.seed}", wait=True):
+        experiments.parts(settings, work, log, run.seed)
     if run.row in experiments.PRETRAINED:
-        with _alone(work / "ablation" / f"pretraining-{experiments.PRETRAINED[run.row][0]}-seed{run.seed}", wait=True):
+        with alone(work / "ablation" / f"pretraining-{experiments.PRETRAINED[run.row][0]}-seed{run.seed}", wait=True):
             _train(experiments.job_before(settings, work, run.row, run.seed, clock.left()), log)
     _train(experiments.job(settings, work, run.row, run.seed, run.corrupt, clock.left()), log)
     place = experiments.folder(work, run.row, run.seed, run.corrupt)
-    model, begun = experiments.load_run(place), time.monotonic()
+    model = experiments.load_run(place)
     found = _evaluate(settings, work, run, {run.variant: model}, clock, log)
     clock.check()
-    found += [_look(settings, work, run, model, begun), _offline(settings, work, run, model, place, begun)]
+    found += [_look(settings, work, run, model), _offline(settings, work, run, model, place)]
     kept = checkpoint.steps(place / "kept") if run.row in ("baseline", "gaze") and not run.corrupt else []
     return found + [_mark(settings, work, run, experiments.load_run(place, path), clock, log) for path in kept]
 
@@ -178,38 +186,38 @@ def _train(config: Path, log) -> None:
         raise OutOfTime(summary.reason)
 
 
-def benchmarks(settings: Profile, work: Path) -> dict[str, list[tuple[str, list]]]:
-    """{benchmark: [(scene, chains)]}: the evaluation scene, then the training scenes in turn, as many chains in all."""
+def benchmarks(settings: Profile, work: Path, seed: int = 0) -> dict[str, list[tuple[str, list]]]:
+    """{benchmark: [(scene, chains)]}: the evaluation scene, then the training scenes in turn, as many chains in all; a seed's own."""
     trained = "".join(sorted({info.scene for info in Store(work / "store" / "training").episodes}))
     names, n = tasks.check_tasks(settings.tasks), settings.ablation_chains
     places = {settings.evaluation_scene: [settings.evaluation_scene]}
     if trained != settings.evaluation_scene:
         places[trained] = list(trained)
-    starts = iter(range(SCENES, SCENES + 99))
+    starts = iter(range(SCENES + APART * seed, SCENES + APART * (seed + 1)))
     return {f"play table {trained}->{where}, {len(names)} tasks, chains of 5": [
         (scene, tasks.chains(len(part), 5, next(starts), names)) for scene, part in zip(scenes, np.array_split(np.arange(n), len(scenes)),
                                                                                        strict=True) if len(part)]
             for where, scenes in places.items()}
 
 
-def _evaluate(settings: Profile, work: Path, run: Run, policies: dict[str, object], clock: _Clock, log) -> list[dict]:
+def _evaluate(settings: Profile, work: Path, run: Run, policies: dict[str, object], clock: Clock, log) -> list[dict]:
     """One record per policy and benchmark; each with the lengths of all chains, a digit each, as `outcomes`."""
     found = []
-    for benchmark, places in benchmarks(settings, work).items():
+    for benchmark, places in benchmarks(settings, work, run.seed).items():
         for name, policy in policies.items():
             begun, outcomes = time.monotonic(), []
             for scene, starts in places:
                 outcomes += _roll_out(policy, name, scene, starts, _place(work, run) / _slug(name) / f"{_slug(benchmark)}-{scene}",
                                       settings, clock, log)
-            record = _record(settings, work, run, name, policy, benchmark, chains.summarise(outcomes), begun)
+            record = _record(settings, work, run, name, policy, benchmark, chains.summarise(outcomes) | mended(policy), begun)
             found.append({**record, "outcomes": "".join(str(outcome.length) for outcome in outcomes)})
     return found
 
 
-def _roll_out(policy, name: str, scene: str, starts: list, folder: Path, settings: Profile, clock: _Clock, log) -> list[chains.Outcome]:
+def _roll_out(policy, name: str, scene: str, starts: list, folder: Path, settings: Profile, clock: Clock, log) -> list[chains.Outcome]:
     """Chains in this process; those that are done are read. Of another policy's outcomes there (trained anew) nothing is kept."""
     told, what = {task for _, chain in starts for task in chain}, folder / "evaluation.json"
-    timed = policy if getattr(policy, "privileged", False) else _Timed(policy, clock.check)
+    timed = policy if getattr(policy, "privileged", False) else Timed(policy, clock.check)
     fresh = what.is_file() and json.loads(what.read_text()).get("identity") != chains.identity(timed)
     return chains.evaluate(timed, tabletop(scene), starts, folder, MAX_STEPS, settings.simulators,
                            {task: language.VALIDATION[task] for task in sorted(told)}, name=name, fresh=fresh, log=log)
@@ -220,31 +228,43 @@ def _record(settings: Profile, work: Path, run: Run, name: str, policy, benchmar
     training = Store(work / "store" / "training")
     about = {"profile": settings.name, "asked": _digest(settings, work), "row": run.row, "corrupt": run.corrupt,
              "policy": experiments.about(policy), **config}
-    return results.record(SYSTEM, name, benchmark=benchmark, data=training.meta["name"], data_hash=training.hash, config=about,
-                          seed=run.seed, metrics=metrics, minutes=experiments.minutes(policy, begun), simulator=simulator,
-                          renderer="play table (OpenCV)" if simulator == "tabletop" else "none", not_comparable_with=["reconvla"])
+    record = results.record(SYSTEM, name, benchmark=benchmark, data=training.meta["name"], data_hash=training.hash, config=about,
+                            seed=run.seed, metrics=metrics, minutes=experiments.minutes(policy, begun), simulator=simulator,
+                            renderer="play table (OpenCV)" if simulator == "tabletop" else "none", not_comparable_with=["reconvla"])
+    return record | ({"training_minutes": round(policy.minutes, 2)} if hasattr(policy, "minutes") else {})
 
 
-def _looked(settings: Profile, work: Path, model) -> tuple[dict, dict]:
-    """(metrics, columns by frame) of attention on held-out frames."""
-    frames = experiments.attention_frames(Store(work / "store" / "validation"), settings.attention_frames)
-    boxes, episodes = np.stack([frame["gaze.box"] for frame in frames]), np.array([frame["episode"] for frame in frames])
-    columns = attention.frame_numbers(experiments.attention_of(model, frames), boxes, episodes, [frame["task_id"] for frame in frames])
-    kept = {name: columns[name] for name in (ablation_tables.MASS, ablation_tables.GAIN, ablation_tables.TASK_GAIN)}
-    return attention.averages(columns), {"episode": episodes.tolist()} | {
-        name: [None if np.isnan(x) else round(float(x), 5) for x in values] for name, values in kept.items()}
+def _looked(settings: Profile, work: Path, model, jumps: bool = False) -> tuple[dict, dict]:
+    """(metrics, columns by frame) of attention on held-out frames; jumps: also how often the maximum jumps along whole episodes."""
+    store = Store(work / "store" / "validation")
+    frames = experiments.attention_frames(store, settings.attention_frames)
+    columns = experiments.attention_columns(experiments.attention_of(model, frames), frames)
+    metrics, shown = attention.averages(columns), kept(columns, [frame["task_id"] for frame in frames])
+    if jumps and (strips := experiments.attention_strips(store)):
+        moved = experiments.attention_jumps(experiments.attention_of(model, strips), strips)
+        metrics |= attention.averages(moved)
+        shown |= {"jumps": kept(moved, [frame["task_id"] for frame in strips])}
+    return metrics, shown
 
 
-def _look(settings: Profile, work: Path, run: Run, model, begun: float) -> dict:
-    metrics, frames = _looked(settings, work, model)
+def kept(columns: dict[str, np.ndarray], tasks: list[str]) -> dict:
+    """What `ablation_tables` takes differences of, frame by frame, None where a frame has none."""
+    names = [name for name in columns if name.startswith(ablation_tables.LOOKED)]
+    return {"episode": columns["episode"].tolist(), "task": tasks} | {
+        name: [None if np.isnan(x) else round(float(x), 5) for x in columns[name]] for name in names}
+
+
+def _look(settings: Profile, work: Path, run: Run, model) -> dict:
+    begun, (metrics, frames) = time.monotonic(), _looked(settings, work, model, jumps=True)
     record = _record(settings, work, run, run.variant, model, ablation_tables.ATTENTION, metrics, begun, "none (recorded frames)",
                      reduced=attention.caption())
     return {**record, "frames": frames}
 
 
-def _offline(settings: Profile, work: Path, run: Run, model, place: Path, begun: float) -> dict:
+def _offline(settings: Profile, work: Path, run: Run, model, place: Path) -> dict:
     """Action error on held-out episodes; beside it the learning curve, as `learning`."""
-    metrics = offline.action_error(model, Store(work / "store" / "validation"), every=10)
+    begun = time.monotonic()
+    metrics = offline.action_error(model, Store(work / "store" / "validation"), every=10) | mended(model)
     record = _record(settings, work, run, run.variant, model, ablation_tables.OFFLINE, metrics, begun, "none (offline)", every=10)
     return {**record, "learning": learning(place)}
 
@@ -260,7 +280,7 @@ def learning(place: Path, bins: int = 50) -> dict[str, list]:
     return found | {"held_out_step": [line["step"] for line in held], "held_out": [round(line["held_out"], 5) for line in held]}
 
 
-def _mark(settings: Profile, work: Path, run: Run, model, clock: _Clock, log) -> dict:
+def _mark(settings: Profile, work: Path, run: Run, model, clock: Clock, log) -> dict:
     """A run on its way: single tasks from a small fixed set of start states, and attention."""
     begun, step = time.monotonic(), model.trained["step"]
     scene, store = settings.evaluation_scene, Store(work / "store" / "training")
@@ -278,7 +298,7 @@ def _samples(store: Store) -> int:
     return int(np.sum(store.column("info.drawn"))) if "info.drawn" in store.columns else store.frames
 
 
-def _floors(settings: Profile, work: Path, run: Run, clock: _Clock, log) -> list[dict]:
+def _floors(settings: Profile, work: Path, run: Run, clock: Clock, log) -> list[dict]:
     place = experiments.folder(work, "gaze", run.seed)
     last = checkpoint.latest(place, log) if place.is_dir() else None
     if last is None or checkpoint.about(last)["step"] < settings.train_steps:
@@ -289,26 +309,31 @@ def _floors(settings: Profile, work: Path, run: Run, clock: _Clock, log) -> list
 
 # ---- all runs ------------------------------------------------------------------------------------------------------------------
 
-def run(settings: Profile, work: Path, minutes: float = 0.0, slots: int | None = None, log=print) -> list[Run]:
-    """Do all runs of the profile, `slots` at a time in processes of a core each (0: one after another in this one); those left over."""
-    clock, wanted = _Clock(minutes), runs(settings)
-    prepare(settings, work, log)
+def run(settings: Profile, work: Path, minutes: float = 0.0, slots: int | None = None, log=print, of=None) -> list[Run]:
+    """Do all runs of the profile, `slots` at a time in processes of a core each (0: one after another in this one); those left over.
+
+    of: the module whose runs these are, this one or `vla_ablation`: it has runs, prepare, is_done and do.
+    """
+    of = of or sys.modules[__name__]
+    clock, wanted = Clock(minutes), of.runs(settings)
+    of.prepare(settings, work, log)
 
     def left(run: Run) -> list[str] | None:
         try:
-            return None if is_done(settings, work, run) else [
-                "ablation", "--profile", settings.name, "--one", run.key, "--minutes", f"{clock.left():.3f}"]
+            return None if of.is_done(settings, work, run) else [
+                "ablation", "--system", of.SYSTEM.split()[0], "--profile", settings.name, "--one", run.key,
+                "--minutes", f"{clock.left():.3f}"]
         except OutOfTime:
             return None
 
     if slots == 0:
         for one in wanted:
             if left(one):
-                do(settings, work, one, clock.left(), log)
+                of.do(settings, work, one, clock.left(), log)
         failed = []
     else:
         failed = launch.side_by_side([(one.key, lambda one=one: left(one)) for one in wanted], slots, log)
-    open_ = [one for one in wanted if not is_done(settings, work, one)]
+    open_ = [one for one in wanted if not of.is_done(settings, work, one)]
     said = f", left: {', '.join(run.key for run in open_)}" if open_ else ""
     log(f"ablation: {len(wanted) - len(open_)} of {len(wanted)} runs are done{said}")
     if failed:
@@ -350,7 +375,7 @@ def _annotate(store: Path, log) -> None:
 
 
 @contextmanager
-def _alone(folder: Path, wait: bool = False) -> Iterator[bool]:
+def alone(folder: Path, wait: bool = False) -> Iterator[bool]:
     """True where no other process holds this folder; the kernel frees it when a process ends, however it ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
@@ -362,7 +387,7 @@ def _alone(folder: Path, wait: bool = False) -> Iterator[bool]:
         yield free
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
     part = path.with_suffix(".part")
     part.write_text(text + "\n")
     os.replace(part, path)

@@ -75,7 +75,8 @@ def _floors(axis, floors: dict[str, float]) -> None:
 
 
 def wrong_boxes(records: list[dict]) -> Figure | None:
-    """Average length and attention gain of "gaze" against the share of wrong boxes it was trained with, the baseline as a band."""
+    """Average length and attention gain of "gaze" against the share of wrong boxes it was trained with, the baseline as a band; over the
+    seeds that all of these have."""
     benchmarks = tables.chain_benchmarks(records)
     shares = {r["variant"]: r["config"]["corrupt"] for r in records if r["config"]["row"] == "gaze" and "step" not in r["config"]}
     if len(shares) < 2 or not benchmarks:
@@ -87,11 +88,18 @@ def wrong_boxes(records: list[dict]) -> Figure | None:
     for axis, names, get, bounds in panels:
         for k, name in enumerate(names):
             found, (shade, dash, mark) = get(name), STYLES[k]
-            mine = sorted((share, tables.mean(found[variant], bounds)) for variant, share in shares.items() if variant in found)
+            found = {variant: seeds for variant, seeds in found.items() if variant in shares or variant == BASELINE}
+            common = set.intersection(*(set(seeds) for seeds in found.values()))
+            if not common:
+                continue
+            found = {variant: {seed: seeds[seed] for seed in sorted(common)} for variant, seeds in found.items()}
+            shared = axis is right
+            mine = sorted(((share, tables.mean(found[variant], bounds, shared)) for variant, share in shares.items() if variant in found),
+                          key=lambda pair: pair[0])
             label = f"gaze, {name.split('->')[1].split(',')[0]}" if "->" in name else "gaze"
             _line(axis, [100 * share + k for share, _ in mine], [metric for _, metric in mine], shade, dash, mark, f"{label} ({_n(mine)})")
             if BASELINE in found:
-                base = tables.mean(found[BASELINE], bounds)
+                base = tables.mean(found[BASELINE], bounds, shared)
                 axis.axhspan(base["low"], base["high"], color=shade, alpha=0.13, linewidth=0)
                 axis.axhline(base["value"], color=shade, linestyle=(0, (1, 1)), linewidth=1,
                              label=label.replace("gaze", "baseline, band: interval"))
@@ -100,7 +108,7 @@ def wrong_boxes(records: list[dict]) -> Figure | None:
         _plain(axis)
     left.set_ylabel("average length (tasks in a row)")
     right.set_ylabel("attention mass in the gaze box\nminus in another episode's box")
-    figure.suptitle(NOTE.format(what="start states, or episodes"), fontsize=8)
+    figure.suptitle(NOTE.format(what="start states, or tasks"), fontsize=8)
     return figure
 
 
@@ -133,7 +141,8 @@ def on_the_way(records: list[dict]) -> Figure | None:
         if mine:
             _line(panels[2], [x * (1 + 0.01 * k) for x, _ in mine], [m for _, m in mine], *STYLES[k], f"{label}, {_n(mine)}")
     for name, stop in _stops(records, at[-1] / marks[-1]["step"]).items():
-        panels[2].axvline(stop, color="0.5", linestyle="-." if name == "gaze" else ":", linewidth=1.2, label=f"held-out loss least: {name}")
+        panels[2].axvline(stop, color="0.5", linestyle="-." if name == "gaze" else ":", linewidth=1.2,
+                          label=f"held-out loss least, in hindsight: {name}")
     panels[2].axhline(0, color="0.7", linewidth=0.8)
     panels[2].margins(y=0.35)
     for axis, label in zip(panels, ("single tasks solved (share)", "attention mass in the gaze box\nminus in another episode's box",
@@ -141,7 +150,7 @@ def on_the_way(records: list[dict]) -> Figure | None:
         axis.set(xlabel="epochs of training", ylabel=label, xlim=(0, at[-1] * 1.05))
         axis.legend(frameon=False, fontsize=7)
         _plain(axis)
-    figure.suptitle(NOTE.format(what="start states, or episodes"), fontsize=8)
+    figure.suptitle(NOTE.format(what="start states, or tasks") + "; marks of one run, whose learning rate ends at 0", fontsize=8)
     return figure
 
 

@@ -3,10 +3,13 @@
     records = load("work/cpu/runs/ablation")
     print(results.markdown(*chain_table(records, benchmark)))
 
-Seeds and start states are crossed: each seed of each row saw the same ones. So an interval draws seeds and, independently of them, start
-states (or episodes), both with replacement, and averages over all pairs drawn; a difference is taken pair by pair first, with the
-same draw for both rows. Drawing from S seeds makes their spread too small by the factor sqrt((S - 1) / S), which is put back. With one
-seed an interval speaks of start states only. It cannot know what other seeds would have given: read it together with the dots.
+Chains: each seed has start states of its own, the same for all rows. So the means (or paired differences) of the seeds are independent, and
+their interval is Student's, S - 1 degrees of freedom; never narrower than what the start states alone leave open. With one seed there is an
+interval of start states, and none of a difference: what other seeds would have given is not known.
+Attention, and tasks on the way: frames and start states are the same for all seeds. There an interval draws seeds and, independently of
+them, tasks (or start states), both with replacement, and averages over all pairs drawn; the spread of the seeds is widened to Student's.
+The one comparison that was named before the numbers came: gaze minus baseline, average length, evaluation scene. The others are a look
+around, each with an interval of its own that knows nothing of how many there are.
 """
 
 import shutil
@@ -17,13 +20,15 @@ import numpy as np
 
 from repro import results
 from repro.experiments import ROWS
-from repro.intervals import wilson
+from repro.intervals import bootstrap, t95
 from repro.machine import UserError
 
 ATTENTION, OFFLINE, ON_THE_WAY = "attention on held-out frames", "offline action error on held-out episodes", "single tasks on the way"
 MASS = "attention mass in the gaze box"
 GAIN = "attention mass, gaze box minus another episode's box"
-TASK_GAIN = "attention mass, gaze box minus the same task's box in another episode"
+TASK_GAIN = "attention mass, gaze box minus the same task's box elsewhere"
+LOOKED = (MASS, "attention mass, gaze box minus", "pointing game (5 of 200 px), gaze box minus", "equal-area IoU, gaze box minus",
+          "attention entropy", "jump rate of the map (over", "jump rate, map minus random order")  # beginnings of what is kept by frame
 BASELINE = "baseline"
 
 
@@ -55,13 +60,14 @@ def lengths(records: Iterable[dict], benchmark: str, step: int | None = None) ->
 
 def frames(records: Iterable[dict], name: str = GAIN, benchmark: str = ATTENTION, step: int | None = None
            ) -> dict[str, dict[int, np.ndarray]]:
-    """{variant: {seed: the number's mean in each held-out episode}}."""
-    def by_episode(record: dict) -> np.ndarray:
-        episodes = np.array(record["frames"]["episode"])
-        values = np.array([np.nan if x is None else x for x in record["frames"][name]])
-        means = [values[episodes == e] for e in np.unique(episodes)]
+    """{variant: {seed: the number's mean in each task}}. Episodes of a task show the same thing, often at the same place, so tasks are
+    counted, not episodes."""
+    def by_task(record: dict) -> np.ndarray:
+        kept = record["frames"]["jumps"] if name.startswith("jump rate") else record["frames"]
+        tasks, values = np.array(kept["task"]), np.array([np.nan if x is None else x for x in kept[name]])
+        means = [values[tasks == task] for task in np.unique(tasks)]
         return np.array([part[~np.isnan(part)].mean() for part in means if not np.isnan(part).all()])
-    return _by_seed((r for r in records if r["benchmark"] == benchmark and r["config"].get("step") == step), by_episode)
+    return _by_seed((r for r in records if r["benchmark"] == benchmark and r["config"].get("step") == step), by_task)
 
 
 def _by_seed(records: Iterable[dict], values) -> dict[str, dict[int, np.ndarray]]:
@@ -73,32 +79,49 @@ def _by_seed(records: Iterable[dict], values) -> dict[str, dict[int, np.ndarray]
 
 # ---- intervals -----------------------------------------------------------------------------------------------------------------
 
+def nested(values: np.ndarray, bounds: tuple[float, float]) -> dict:
+    """Metric of (seeds, start states of each seed's own): the mean over all and its 95 % interval; n counts all start states."""
+    values = np.atleast_2d(np.asarray(values, float))
+    S, mean = len(values), float(values.mean())
+    low, high = bootstrap(values.ravel(), bounds)
+    if S > 1:
+        half = t95(S - 1) * values.mean(1).std(ddof=1) / S**0.5
+        low, high = min(low, mean - half), max(high, mean + half)
+    return _metric(mean, low, high, bounds, values.size, S)
+
+
 def crossed(values: np.ndarray, bounds: tuple[float, float], draws: int = 4000, seed: int = 0) -> dict:
-    """Metric of (seeds, start states): the mean, and the 95 % interval of a bootstrap over both; n counts start states."""
+    """Metric of (seeds, start states or tasks that all seeds share): the mean, and the 95 % interval over both; n counts the latter."""
     values = np.atleast_2d(np.asarray(values, float))
     (S, n), mean = values.shape, float(values.mean())
-    if np.ptp(values) == 0:  # a bootstrap would claim certainty: see intervals.bootstrap
-        share = wilson(0, n)[1]
-        low, high = mean - share * (mean - bounds[0]), mean + share * (bounds[1] - mean)
+    if np.ptp(values) == 0:
+        low, high = bootstrap(values[0], bounds)
     else:
         rng = np.random.default_rng(seed)
         rows, columns = (rng.multinomial(size, np.full(size, 1 / size), draws) / size for size in (S, n))
-        rows = 1 / S + (rows - 1 / S) * (S / max(1, S - 1)) ** 0.5
-        low, high = np.percentile(((rows @ values) * columns).sum(1), [2.5, 97.5]).clip(*bounds)
-    return {"value": mean, "n": n, "low": min(float(low), mean), "high": max(float(high), mean), "seeds": S}
+        rows = 1 / S + (rows - 1 / S) * ((S / (S - 1)) ** 0.5 * t95(S - 1) / 1.96 if S > 1 else 1)
+        low, high = np.percentile(((rows @ values) * columns).sum(1), [2.5, 97.5])
+    return _metric(mean, low, high, bounds, n, S)
 
 
-def mean(by_seed: dict[int, np.ndarray], bounds: tuple[float, float]) -> dict:
-    return crossed(np.stack(list(by_seed.values())), bounds)
+def _metric(mean: float, low: float, high: float, bounds: tuple[float, float], n: int, seeds: int) -> dict:
+    low, high = np.clip([low, high], *bounds)
+    return {"value": mean, "n": n, "low": min(float(low), mean), "high": max(float(high), mean), "seeds": seeds}
 
 
-def difference(ours: dict[int, np.ndarray], theirs: dict[int, np.ndarray], bounds: tuple[float, float]) -> dict | None:
+def mean(by_seed: dict[int, np.ndarray], bounds: tuple[float, float], shared: bool = False) -> dict:
+    """Over seeds; shared: they saw the same start states or frames."""
+    return (crossed if shared else nested)(np.stack(list(by_seed.values())), bounds)
+
+
+def difference(ours: dict[int, np.ndarray], theirs: dict[int, np.ndarray], bounds: tuple[float, float], shared: bool = False
+               ) -> dict | None:
     """Ours minus theirs over the seeds that both have, paired, or None; `positive`: the number of seeds in which it is."""
     both = sorted(ours.keys() & theirs.keys())
     if not both:
         return None
     apart = np.stack([ours[seed] - theirs[seed] for seed in both])
-    return {**crossed(apart, bounds), "positive": int((apart.mean(1) > 0).sum())}
+    return {**(crossed if shared else nested)(apart, bounds), "positive": int((apart.mean(1) > 0).sum())}
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------------------
@@ -113,15 +136,18 @@ def chain_benchmarks(records: Iterable[dict]) -> list[str]:
     return sorted(names, key=lambda name: (trained_in(name), name))
 
 
-def _against(found: dict, variant: str, bounds: tuple[float, float]) -> list[str]:
+def _against(found: dict, variant: str, bounds: tuple[float, float], shared: bool = False, baseline: str = BASELINE) -> list[str]:
     """Cells "difference" and "seeds in which it is positive"."""
-    if variant == BASELINE or BASELINE not in found:
+    if variant == baseline or baseline not in found:
         return ["", ""]
-    apart = difference(found[variant], found[BASELINE], bounds)
+    apart = difference(found[variant], found[baseline], bounds, shared)
     return ["-", "-"] if apart is None else [signed(apart), f"{apart['positive']} of {apart['seeds']}"]
 
 
 def signed(metric: dict) -> str:
+    """A difference with its interval; of one seed there is none."""
+    if metric["seeds"] == 1:
+        return f"{metric['value']:+.3g} (one seed)"
     return f"{metric['value']:+.3g} [{metric['low']:+.3g}, {metric['high']:+.3g}]"
 
 
@@ -137,19 +163,27 @@ def chain_table(records: list[dict], benchmark: str) -> Table:
     return ["row", "seeds", "chains", *(f"{k}/5 %" for k in range(1, 6)), "average length", "minus baseline", "seeds above baseline"], rows
 
 
-def attention_table(records: list[dict]) -> Table:
-    """Attention inside the gaze box and what of it is owed to the episode, over seeds, with paired differences to the baseline."""
-    found = {name: frames(records, name) for name in (MASS, GAIN, TASK_GAIN)}
-    rows = []
-    for variant in variants(r for r in records if r["benchmark"] == ATTENTION):
-        cells = []
-        for name, by_row in found.items():
-            there = all(len(values) for values in by_row[variant].values())  # a task seen in one episode has no other one
-            cells.append(results.shown(name, mean(by_row[variant], (0, 1) if name == MASS else (-1, 1))) if there else "-")
-            cells += [] if name == MASS else _against(by_row, variant, (-1, 1))[:1] if there else ["-"]
-        rows.append([variant, str(len(found[GAIN][variant])), str(len(next(iter(found[GAIN][variant].values())))), *cells])
-    return ["row", "seeds", "episodes", "mass in the gaze box", "minus another episode's box", "... minus baseline",
-            "minus the same task's box in another episode", "... minus baseline"], rows
+def attention_tables(records: list[dict], benchmark: str = ATTENTION, order: list[str] | None = None, baseline: str = BASELINE
+                     ) -> list[Table]:
+    """Where the rows look: each number over seeds and tasks, and its paired difference to the baseline's."""
+    looked = [r for r in records if r["benchmark"] == benchmark]
+    has = lambda r: [*r["frames"], *r["frames"].get("jumps", ())]
+    names = [name for start in LOOKED for name in (has(looked[0]) if looked else ())
+             if name.startswith(start) and all(name in has(r) for r in looked)]
+    found = {name: frames(looked, name, benchmark) for name in names}
+    found = {name: rows for name, rows in found.items() if all(len(v) for by_seed in rows.values() for v in by_seed.values())}
+    short = lambda name: name.replace("attention mass, gaze box minus", "mass, minus").replace(" (5 of 200 px)", "").replace(
+        ", gaze box minus", ", minus").replace(" (over 0.2 of the width, frames 5 apart)", "")
+    n = lambda rows: len(next(iter(next(iter(rows.values())).values())))
+    header = [f"{short(name)} (n = {n(rows)} tasks)" for name, rows in found.items()]
+    limits = lambda name: (-1, 1) if " minus " in name else (0, 1)
+    order = variants(looked) if order is None else order
+    values = [[variant, str(len(found[MASS][variant])), *(results.shown(name, mean(rows[variant], limits(name), True))
+                                                          for name, rows in found.items())] for variant in order] if found else []
+    wider = lambda name: (-2, 2) if " minus " in name else (-1, 1)
+    apart = [[variant, *(_against(rows, variant, wider(name), True, baseline)[0] for name, rows in found.items())]
+             for variant in order if variant != baseline] if any(baseline in rows for rows in found.values()) else []
+    return [(["row", "seeds", *header], values), ([f"row, minus {baseline}", *header], apart)]
 
 
 def offline_table(records: list[dict]) -> Table:
@@ -163,7 +197,8 @@ def offline_table(records: list[dict]) -> Table:
         span = lambda values: f"{np.mean(values):.3g} [{min(values):.3g}, {max(values):.3g}]" if values else "-"
         rows.append([variant, str(len(mine)), span(errors), span(ends),
                      ", ".join(f"{100 * stop['share']:.0f} %" if stop else "-" for stop in stops)])
-    return ["row", "seeds", "motion error [least, most]", "held-out action loss at the end", "where it is least (share of the steps)"], rows
+    return ["row", "seeds", "motion error [least, most]", "action loss at the end, held-out episodes of the evaluation scene",
+            "where it is least, in hindsight (share of the steps)"], rows
 
 
 def early_stop(learning: dict) -> dict | None:
@@ -182,9 +217,9 @@ def on_the_way(records: list[dict]) -> list[dict]:
     found = []
     for step, epochs, benchmark in marks:
         success, seen = lengths(records, benchmark, step), frames(records, GAIN, benchmark, step)
-        gain = lambda by_row: difference(by_row["gaze"], by_row[BASELINE], (-1, 1)) if {"gaze", BASELINE} <= by_row.keys() else None
-        found.append({"step": step, "epochs": epochs, "success": {name: mean(seeds, (0, 1)) for name, seeds in success.items()},
-                      "attention": {name: mean(seeds, (-1, 1)) for name, seeds in seen.items()},
+        gain = lambda by_row: difference(by_row["gaze"], by_row[BASELINE], (-1, 1), True) if {"gaze", BASELINE} <= by_row.keys() else None
+        found.append({"step": step, "epochs": epochs, "success": {name: mean(seeds, (0, 1), True) for name, seeds in success.items()},
+                      "attention": {name: mean(seeds, (-1, 1), True) for name, seeds in seen.items()},
                       "success gain": gain(success), "attention gain": gain(seen)})
     return found
 
@@ -201,11 +236,14 @@ def way_table(records: list[dict]) -> Table:
             "attention gain, gaze minus baseline"], rows
 
 
+WAY = "On the way: does the gain level off? (Looks into one run, whose learning rate ends at 0: it levels off for that reason too)"
+
+
 def markdown(records: list[dict]) -> str:
     """All tables, one after another."""
     parts = [(f"Chains of five: {name} (not comparable with the paper)", chain_table(records, name)) for name in chain_benchmarks(records)]
-    parts += [("Attention on held-out frames", attention_table(records)), ("Offline, held-out episodes", offline_table(records)),
-              ("On the way: does the gain level off?", way_table(records))]
+    parts += [("Attention on held-out frames", table) for table in attention_tables(records)]
+    parts += [("Offline, held-out episodes", offline_table(records)), (WAY, way_table(records))]
     return "\n\n".join(f"## {title}\n\n{results.markdown(*table)}" for title, table in parts if table[1]) + "\n"
 
 
@@ -216,11 +254,21 @@ def readme_section(folder: Path | str) -> str:
     trained = [r for r in records if r["benchmark"] == OFFLINE]
     lines = [f"Profile `{Path(folder).name}`: {unique(r['data'] for r in records)}; {len(trained)} trained runs; "
              f"{unique(r['hardware'] for r in records)}, {unique('torch ' + r['packages'].get('torch', '?') for r in records)}; commit "
-             f"{unique(r['commit'] for r in records)}; one run, trained and evaluated offline: at most "
-             f"{max(r['minutes'] for r in trained):.0f} min on one core. **Not comparable with the paper.**"]
-    parts = [(name, chain_table(records, name)) for name in chain_benchmarks(records)] + [
-        ("Attention on held-out frames", attention_table(records)), ("On the way", way_table(records))]
+             f"{unique(r['commit'] for r in records)}; one run, training and chains: at most {longest(records):.0f} min on one core. "
+             "**Not comparable with the paper.**"]
+    parts = [(name, chain_table(records, name)) for name in chain_benchmarks(records)]
+    parts += [("Attention on held-out frames", table) for table in attention_tables(records)] + [(WAY, way_table(records))]
     return "\n\n".join(lines + [f"{title}:\n\n{results.markdown(*table)}" for title, table in parts if table[1]]) + "\n"
+
+
+def longest(records: list[dict]) -> float:
+    """Minutes of the longest run: training, and the chains of both benchmarks (of the session that finished them)."""
+    spent: dict[tuple, float] = {}
+    for r in records:
+        if "average length" in r["metrics"] and "training_minutes" in r:
+            key = r["variant"], r["seed"]
+            spent[key] = spent.get(key, r["training_minutes"]) + r["minutes"] - r["training_minutes"]
+    return max(spent.values(), default=0.0)
 
 
 def publish(work: Path, target: Path, drawn: Iterable[str] = (), log=print) -> Path:

@@ -13,7 +13,7 @@ attention *from the positions that predict actions to image tokens*. It is not p
 
 - uniform: what attention spread evenly over the picture would score with the same box;
 - another episode's box: the same map scored on boxes of frames of other episodes. What a map gains over it, it owes to this episode;
-- the same task's box in another episode: a map that has learned where such things usually are gains nothing over this one;
+- the same task's box elsewhere: a map that has learned where such things usually are gains nothing over this one;
 - the box itself on this grid: the map whose tokens have as much as of them lies in the box. Boxes smaller than a token score below 1.
 """
 
@@ -23,6 +23,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from repro.gaze.candidates import iou
 from repro.intervals import bootstrap
 from repro.machine import UserError
 
@@ -172,12 +173,6 @@ def reduce(attention: np.ndarray, layers: Which = -1, heads: Which = "mean") -> 
     return tokens / np.maximum(tokens.sum(-1, keepdims=True), 1e-12)
 
 
-def image_share(attention: np.ndarray, layers: Which = -1) -> float:
-    """How much of all attention of these layers goes to image tokens at all, before `reduce` renormalises."""
-    chosen = attention if layers == "mean" else np.take(attention, np.atleast_1d(layers), -4)
-    return float(chosen.sum(-1).mean())
-
-
 def caption(layers: Which = -1, heads: Which = "mean") -> str:
     """The sentence that belongs under every map."""
     if layers == "rollout":
@@ -302,6 +297,7 @@ def _need_area(box: np.ndarray) -> None:
 
 UNIFORM = {"mass": "uniform (box area)", "pointing": "uniform (any token)", "iou": "uniform (random mask)"}
 ITSELF = "the box itself on this grid"
+APART = 0.5  # IoU with the gaze box, from which a box of another episode is no control
 
 
 def quantities(tolerance: float = 5, size: int = 200) -> dict[str, tuple[str, str]]:
@@ -325,15 +321,18 @@ def frame_numbers(statics: np.ndarray, boxes: np.ndarray, episodes: np.ndarray, 
                   tolerance: float = 5, size: int = 200, seed: int = 0) -> dict[str, np.ndarray]:
     """Columns of maps (M, rows, columns) against boxes (M, 4): the numbers of `measure`, and their controls.
 
-    `tasks` (M,), one name per episode, adds the control "same task". A control is the mean over `draws` boxes; the draw depends on
-    `seed` and the episodes only, so two models are held against the same boxes.
+    `tasks` (M,), one name per episode, adds the control "the same task's box elsewhere": of another episode of the task, and with an IoU of
+    less than 0.5 with the frame's own. (A button is at the same place in every episode of a scene; its box there would be no control, and
+    such frames have none.) A control is the mean over up to `draws` boxes; the draw depends on `seed`, episodes and boxes only, so two
+    models are held against the same ones.
     """
     episodes, boxes, named = np.asarray(episodes), np.asarray(boxes, float), quantities(tolerance, size)
     for box in boxes:
         _need_area(box)
     controls = {"another episode's box": other_frames(episodes, None, draws, np.random.default_rng([seed, 0]))}
     if tasks is not None:
-        controls["the same task's box in another episode"] = other_frames(episodes, tasks, draws, np.random.default_rng([seed, 1]))
+        same = other_frames(episodes, tasks, 4 * draws, np.random.default_rng([seed, 1]))
+        controls["the same task's box elsewhere"] = [others[iou(boxes[i], boxes[others]) < APART][:draws] for i, others in enumerate(same)]
     rows = []
     for i, (static, box) in enumerate(zip(statics, boxes, strict=True)):
         picture = smooth(static, size)
@@ -407,8 +406,3 @@ def differences(a: dict[str, np.ndarray], b: dict[str, np.ndarray], seed: int = 
     return {f"{name}, difference": _metric(a[name] - b[name], a["episode"], (-2, 2) if " minus " in name else (-1, 1), seed)
             for name in a if name != "episode" and not any(part in name for part in fixed) and not np.isnan(a[name]).all()}
 
-
-def measure_all(statics: np.ndarray, boxes: np.ndarray, episodes: np.ndarray, tasks: Sequence[str] | None = None, seed: int = 0,
-                **options) -> dict[str, dict]:
-    """`averages` of `frame_numbers`: the metrics of one model."""
-    return averages(frame_numbers(statics, boxes, episodes, tasks, seed=seed, **options), seed)

@@ -79,7 +79,7 @@ def compare(rows: list[tuple[str, np.ndarray, dict[str, np.ndarray], np.ndarray]
     """One row per frame, the picture and then one map per model (or per reduction) on one colour scale, its mass in the box below.
 
     rows: (label, static image uint8 (H, W, 3), {model name: static map (rows, columns)}, gaze box xyxy in [0, 1]); every row names the
-    same models in the same order. numbers: {model name: metrics of attention.measure_all}, written under the columns with n and interval.
+    same models in the same order. numbers: {model name: metrics of attention.averages}, written under the columns with n and interval.
     """
     names = list(rows[0][2])
     top = max(LEAST, max(float(relative(static).max()) for _, _, maps, _ in rows for static in maps.values()))
@@ -113,7 +113,7 @@ def compare(rows: list[tuple[str, np.ndarray, dict[str, np.ndarray], np.ndarray]
 def _numbers(metrics: dict[str, dict]) -> list[str]:
     """Lines under a column: attention mass with n and interval, its controls, and the pointing game."""
     wanted = [("mass in the box", "attention mass in the gaze box"), ("another episode's box", "attention mass in another episode's box"),
-              ("same task's box", "attention mass in the same task's box in another episode"),
+              ("same task's box", "attention mass in the same task's box elsewhere"),
               ("uniform", f"attention mass, {UNIFORM['mass']}")]
     wanted += [("pointing game", name) for name in metrics if name.startswith("pointing") and name.endswith("in the gaze box")]
     lines = [f"{label} {m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]" for label, name in wanted if (m := metrics.get(name))]
@@ -173,7 +173,7 @@ def dots(numbers: dict[str, dict[str, dict]], tolerance: float = 5, size: int = 
     figure = Figure(figsize=(3.1 * len(found), 3.4), layout="constrained", dpi=130)
     axes = figure.subplots(1, len(found), squeeze=False)[0]
     kinds = (("the gaze box", "o", "black"), ("another episode's box", "s", "white"),
-             ("the same task's box in another episode", "^", "0.75"))
+             ("the same task's box elsewhere", "^", "0.75"))
     for axis, (key, (name, at)) in zip(axes, found.items(), strict=True):
         for x, metrics in enumerate(numbers.values()):
             for shift, (where, marker, fill) in zip((-0.2, 0, 0.2), kinds, strict=True):

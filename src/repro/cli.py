@@ -1,4 +1,4 @@
-"""The `repro` command: doctor | run | train | ablation | table | publish | calvin. `repro COMMAND --help` explains each.
+"""The `repro` command: doctor | run | train | evaluate | ablation | table | publish | calvin. `repro COMMAND --help` explains each.
 
 Starts in a fraction of a second: what is heavy is imported by the command that needs it.
 """
@@ -82,6 +82,7 @@ def train(config: Path) -> None:
 
 
 @cli.command()
+@click.option("--system", type=click.Choice(["reconvla", "vggt_vla"]), default="reconvla", show_default=True, help="Whose rows.")
 @click.option("--profile", default="cpu", show_default=True, help="smoke | cpu | t4 | paper")
 @click.option("--rows", help="Comma-separated (default: the profile's).")
 @click.option("--seeds", help="Comma-separated.")
@@ -91,8 +92,8 @@ def train(config: Path) -> None:
 @click.option("--tables", is_flag=True, help="Only tables and figures of what is done.")
 @click.option("--publish", is_flag=True, help="Only these, with the records, into results/<profile>.")
 @click.option("--one", hidden=True)
-def ablation(profile: str, rows: str | None, seeds: str | None, corrupt: str | None, minutes: float, slots: int | None, tables: bool,
-             publish: bool, one: str | None) -> None:
+def ablation(system: str, profile: str, rows: str | None, seeds: str | None, corrupt: str | None, minutes: float, slots: int | None,
+             tables: bool, publish: bool, one: str | None) -> None:
     """Every row over seeds: train, evaluate, look, record. Call it again until all is done; what is done is kept."""
     from dataclasses import replace
 
@@ -100,6 +101,9 @@ def ablation(profile: str, rows: str | None, seeds: str | None, corrupt: str | N
     from repro import ablation_tables, profiles
 
     settings, work = profiles.get(profile), machine.work(profile)
+    if system == "vggt_vla":
+        _vla_ablation(settings, work, (rows, seeds, corrupt), minutes, slots, tables, publish, one)
+        return
     if one:
         runs.one(settings, work, one, minutes, click.echo)
         return
@@ -116,6 +120,31 @@ def ablation(profile: str, rows: str | None, seeds: str | None, corrupt: str | N
     if not records:
         raise UserError("no run of the ablation is done", next_step=f"repro ablation --profile {profile}")
     click.echo(ablation_tables.markdown(records))
+
+
+def _vla_ablation(settings, work: Path, given: tuple, minutes: float, slots: int | None, tables: bool, publish: bool, one: str | None
+                  ) -> None:
+    from dataclasses import replace
+
+    from repro import ablation as runs
+    from repro import vla_ablation
+
+    rows, seeds, corrupt = given
+    if rows or corrupt:
+        raise UserError("vggt_vla's rows are always all of them, with true boxes", "--seeds alone", "--rows or --corrupt")
+    if seeds:
+        settings = replace(settings, vla_seeds=tuple(map(int, seeds.split(","))))
+    if one:
+        vla_ablation.one(settings, work, one, minutes, click.echo)
+    elif publish:
+        vla_ablation.publish(work, machine.root() / "results" / settings.name, vla_ablation.draw(settings, work), click.echo)
+    else:
+        if not tables:
+            runs.run(settings, work, minutes, slots, click.echo, of=vla_ablation)
+        found = vla_ablation.write(work, click.echo)
+        if not found:
+            raise UserError("no run of it is done", next_step=f"repro ablation --system vggt_vla --profile {settings.name}")
+        click.echo(vla_ablation.markdown(found))
 
 
 @cli.command()
@@ -222,6 +251,66 @@ def gaze_quality(folders: tuple[Path, ...], detector: str, weights: str | None, 
     click.echo((work / "report.md").read_text())
 
 
+@cli.group(invoke_without_command=True)
+@click.option("--model", type=click.Path(path_type=Path), help="A run's folder or one checkpoint.")
+@click.option("--store", type=click.Path(path_type=Path), help="Its training data; with --check any data of the same kind.")
+@click.option("--check", is_flag=True, help="Examine it: [OK] or [FAIL] lines with the next step each. Exit code 1 on a FAIL.")
+@click.option("--simulator", metavar="NAME", help="With --check: tabletop | grocery | calvin | libero | none (default: the data's own).")
+@click.option("--no-overfit", is_flag=True, help="With --check: do not train on one demonstration.")
+@click.option("--minutes", default=3.0, show_default=True, help="With --check: of that training.")
+@click.option("--suite", default="grocery", show_default=True, help="grocery | libero_spatial | _object | _goal | _10 | _90")
+@click.option("--layout", default="official", show_default=True, help="official | wide (grocery, libero_object)")
+@click.option("--protocol", default="openvla-oft", show_default=True, help="openvla | openvla-oft | openpi | lerobot")
+@click.option("--episodes", type=int, help="Of each task (default: the convention's).")
+@click.option("--tasks", help="Names, comma-separated (default: all).")
+@click.option("--execute", type=int, help="Actions of each chunk (default: the convention's; 0: all).")
+@click.option("--videos", default=0, show_default=True, help="Films of so many successes and as many failures.")
+@click.option("--floors/--no-floors", default=True, show_default=True, help="Blanked, shuffled, replay, random, constant, and the expert.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default="work/evaluation", show_default=True, help="Outcomes, films, records.")
+@click.option("--fresh", is_flag=True, help="Throw away outcomes of another policy under the same name.")
+@click.pass_context
+def evaluate(context, model: Path | None, store: Path | None, check: bool, **options) -> None:
+    """Closed-loop success of a checkpoint on LIBERO's suites or the grocery table, its floors beside it; or, with --check, its health."""
+    if context.invoked_subcommand:
+        return
+    if model is None or store is None:
+        raise UserError("which checkpoint, and which data?", "--model FOLDER --store STORE", f"--model {model} --store {store}")
+    if check:
+        _check(model, store, options)
+    else:
+        _suite(model, store, options)
+
+
+def _check(model: Path, store: Path, options: dict) -> None:
+    from repro import doctor
+    from repro.evaluation import check
+
+    found = []
+    for line in check.checks(model, store, options["simulator"], not options["no_overfit"], options["minutes"]):
+        doctor.show([line], click.echo)
+        found.append(line)
+    sys.exit(any(line.status == doctor.FAIL for line in found))
+
+
+def _suite(model: Path, store: Path, options: dict) -> None:
+    from repro import results
+    from repro.data.episodes import Store
+    from repro.evaluation import suites
+    from repro.evaluation.policies import load_policy
+
+    data, seed = Store(store), options["seed"]
+    policy = load_policy(model, data)
+    tasks = options["tasks"].split(",") if options["tasks"] else None
+    plan = suites.plan_of(options["suite"], options["layout"], options["episodes"], tasks, options["protocol"], seed, options["execute"],
+                          orientation=getattr(policy.config, "orientation", "upright"), **suites.sizes_of(data))
+    floors = suites.beside(policy, suites.recorded(data), plan, seed) if options["floors"] else {}
+    records = suites.score({type(policy).__name__: policy, **floors}, plan, options["out"], data, seed=seed, videos=options["videos"],
+                           fresh=options["fresh"], log=click.echo)
+    click.echo(results.markdown(*suites.table(records)))
+    click.echo(f"records: {options['out'] / 'runs'}")
+
+
 @cli.group()
 def demos() -> None:
     """Write demonstrations of the scripted experts in the official formats. Scripted, not human: the data say so."""
@@ -279,15 +368,18 @@ def demos_libero(folder: Path, suite: str, tasks: str | None, per_task: int, lay
 @click.argument("name", metavar="calvin|libero")
 @click.option("--profile", default="cpu", show_default=True, help="How much: smoke | cpu | t4")
 @click.option("--seed", default=0, show_default=True)
+@click.option("--parts", type=click.Path(path_type=Path), help="calvin: ReconVLA's tiny parts, e.g. work/cpu/parts (default: made here).")
 @click.option("--publish", is_flag=True, help="Only copy records and films of both simulators to results/sims, ready to commit.")
-def simulate(name: str, profile: str, seed: int, publish: bool) -> None:
-    """Scripted demonstrations, a small policy, its floors and its score in CALVIN's or LIBERO's own simulator."""
+def simulate(name: str, profile: str, seed: int, parts: Path | None, publish: bool) -> None:
+    """Scripted demonstrations, small policies, their floors and scores in CALVIN's or LIBERO's own simulator."""
     from repro import machine, real, results
 
     if publish:
         real.publish(profile, click.echo)
         return
-    records = real.run(name, profile, seed, click.echo)
+    if parts and name != "calvin":
+        raise UserError("only ReconVLA has tiny parts", "simulate calvin --parts FOLDER", name)
+    records = real.run(name, profile, seed, click.echo, **({"parts": parts} if parts else {}))
     click.echo(results.markdown(*results.real_table(records)))
     click.echo(f"records, films: {machine.work(profile) / 'sims' / name}")
 

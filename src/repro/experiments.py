@@ -6,6 +6,7 @@ is trained blind, as the floor of a policy that cannot see. `repro ablation` run
 """
 
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import torch
 
 from repro import attention, machine, pictures, results
 from repro.data.episodes import Store
-from repro.evaluation import chains, floors, offline, protocols
+from repro.evaluation import chains, floors, offline, protocols, suites
+from repro.evaluation.policies import about, load_policy, mended, minutes  # noqa: F401 (callers know them from here)
 from repro.machine import UserError
 from repro.models.reconvla import ReconVLA
 from repro.profiles import Profile
@@ -22,8 +24,7 @@ from repro.sims import environments
 from repro.sims.base import Launch, tabletop
 from repro.sims.tabletop import language, tasks
 from repro.sims.worker import Worker
-from repro.training import checkpoint, launch
-from repro.training.loop import read_metrics
+from repro.training import launch
 
 ROWS = {  # name -> what it changes in the preset
     "baseline": {"recon": False},
@@ -51,18 +52,28 @@ def folder(work: Path, row: str, seed: int = 0, corrupt: float = 0.0) -> Path:
     return work / "train" / name
 
 
-def parts(settings: Profile, work: Path, log=print) -> str:
-    """The folder of tiny tower and VAE, trained before all else (once); "" where the preset has its own."""
+def parts(settings: Profile, work: Path, log=print, seed: int = 0) -> str:
+    """The folder of the tiny parts, trained before all else (once); "" where the preset has its own.
+
+    Tower and VAE are the same for all seeds, frozen in every row. The language model, in which most of a policy's weights begin, learns
+    anew for each seed, from pictures of its own: else the seeds of "baseline" would differ in the order of the frames alone.
+    """
     config = launch.PRESETS[settings.preset]
     if not (config.vae == "tiny" or (config.vision == "tiny" and getattr(config, "freeze_vision", False))):
         return ""
-    from repro.models import tiny_pictures, tiny_training
+    from repro.models import pointing, tiny_pictures, tiny_training
 
     training = Store(work / "store" / "training")
     states = tiny_pictures.recorded(training) if training.meta.get("simulator") == "tabletop" else None
     tiny_training.pretrain(work / "parts", tower_steps=settings.tower_steps, vae_steps=settings.vae_steps,
                   language_steps=settings.language_steps, states=states, pictures=settings.part_pictures, log=log)
-    return str(work / "parts")
+    if seed == 0 or not settings.language_steps:
+        return str(work / "parts")
+    place = work / f"parts-seed{seed}"
+    for name in ("tower", "vae"):
+        shutil.copytree(work / "parts" / name, place / name, dirs_exist_ok=True)
+    pointing.pretrain_language(place, settings.language_steps, seed, states, settings.part_pictures, log=log)
+    return str(place)
 
 
 def _write_job(settings: Profile, work: Path, place: Path, row: str, seed: int, minutes: float | None, train: dict, **more) -> Path:
@@ -70,7 +81,7 @@ def _write_job(settings: Profile, work: Path, place: Path, row: str, seed: int, 
     clock = {"budget_minutes": settings.budget_minutes if minutes is None else minutes, "checkpoint_minutes": settings.checkpoint_minutes}
     steps = train.get("steps", settings.train_steps)
     return launch.write_config(
-        place.parent / f"{place.name}.json", folder=place, parts=parts(settings, work),
+        place.parent / f"{place.name}.json", folder=place, parts=parts(settings, work, seed=seed),
         validation=str(validation) if validation.is_dir() else "",
         model={"preset": settings.preset, **ROWS[row]},
         train={"seed": seed, "steps": steps, "batch_size": settings.batch_size, "accumulate": settings.accumulate,
@@ -102,13 +113,9 @@ def load(work: Path, seed: int = 0, rows=tuple(VARIANTS)) -> dict[str, ReconVLA]
     return {row: load_run(folder(work, row, seed)) for row in rows}
 
 
-def load_run(place: Path, path: Path | None = None) -> ReconVLA:
-    """The model of a run's last checkpoint, or of `path`, one kept on the way."""
-    path = path or checkpoint.need(place)
-    model, about = ReconVLA.load(path), checkpoint.about(path)
-    model.minutes = next(line["seconds"] for line in read_metrics(place / "metrics.jsonl") if line["step"] == about["step"]) / 60
-    model.trained = {key: about[key] for key in ("step", "train", "clockwork", "data", "commit") if key in about}
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+def load_run(place: Path, path: Path | None = None):
+    """The policy of a run's last checkpoint, or of `path`, one kept on the way."""
+    return load_policy(path or place, run=place)
 
 
 def parameters(models: dict[str, ReconVLA]) -> list[tuple[str, str, int]]:
@@ -118,14 +125,15 @@ def parameters(models: dict[str, ReconVLA]) -> list[tuple[str, str, int]]:
 
 
 def can_roll_out(work: Path, simulator: str) -> bool:
-    """True where `simulator` can show the policies what they were trained on; LIBERO has a proprioception of its own."""
+    """True where `simulator` can show the policies what they were trained on; LIBERO has a proprioception of its own, which the grocery
+    table shares, but neither looks like the other."""
     made_in = Store(work / "store" / "training").meta.get("simulator", "calvin_env")
-    if simulator == "tabletop":
-        return made_in == "tabletop"
-    if (simulator == "libero") != (made_in == "libero"):
-        raise UserError(f"policies trained on data of {made_in} cannot act in {simulator}: their proprioception differs",
-                        "libero with LIBERO data, tabletop or calvin with the others", f"{simulator} with {made_in}",
-                        "another `simulator`, or prepare other data first (repro demos)")
+    if simulator in ("tabletop", "grocery"):
+        return made_in == {"tabletop": "tabletop", "grocery": suites.TABLE}[simulator]
+    if made_in == suites.TABLE or (simulator == "libero") != (made_in == "libero"):
+        raise UserError(f"policies trained on data of {made_in} cannot act in {simulator}: their proprioception or pictures differ",
+                        "libero with LIBERO data, grocery with the grocery table's, tabletop or calvin with the others",
+                        f"{simulator} with {made_in}", "another `simulator`, or prepare other data first (repro demos)")
     return True
 
 
@@ -139,6 +147,10 @@ def where(simulator: str, settings: Profile, work: Path, seed: int) -> tuple[Lau
         table = f"play table {trained_on}->{settings.evaluation_scene}"
         return (tabletop(settings.evaluation_scene), {f"{table}, {count[name]} tasks, {name}": found for name, found in starts.items()},
                 language.VALIDATION)
+    if simulator == "grocery":
+        plans = [suites.plan_of("grocery", layout, settings.evaluate_single, seed=seed, **suites.sizes_of(training))
+                 for layout in ("wide", "official")]
+        return plans[0].launch, {plan.name: plan.chains for plan in plans}, plans[0].sentences
     if simulator == "calvin":
         found = protocols.calvin_chains(settings.evaluate_chains)
         named = {f"CALVIN {settings.evaluation_scene}, official sequences, chains of 5": found}
@@ -188,20 +200,20 @@ def roll_out(settings: Profile, work: Path, models: dict[str, object], seed: int
     training, found = Store(work / "store" / "training"), []
     with Worker(launch) as worker:
         about_it = worker.about
-    limit = protocols.libero_protocol("openpi").max_steps[about_it["suite"]] if simulator == "libero" else protocols.CALVIN.max_steps
+    limit = suites.limit(about_it["suite"]) if simulator in ("libero", "grocery") else protocols.CALVIN.max_steps
     for benchmark, starts in benchmarks.items():
         told = {task: sentences[task] for task in sorted({task for _, chain in starts for task in chain})}
         for name, policy in policies(models, work, told, seed).items():
             begun = time.monotonic()
             folder = work / "outcomes" / re.sub(r"[^A-Za-z0-9]+", "_", benchmark) / name.replace(" ", "_").replace(",", "")
             outcomes = chains.evaluate(policy, launch, starts, folder, limit, settings.simulators, told, name=name, fresh=True, log=log,
-                                       workers=2 if simulator != "tabletop" else 2 * (settings.workers > 1))
+                                       workers=2 if simulator not in ("tabletop", "grocery") else 2 * (settings.workers > 1))
             config = {"profile": settings.name, "policy": about(policy), "max_steps": limit}
             if simulator != "tabletop":
                 config["simulator"] = about_it
             record = results.record(
                 "reconvla", name, benchmark=benchmark, data=training.meta["name"], data_hash=training.hash, config=config, seed=seed,
-                metrics=chains.summarise(outcomes, seed), minutes=minutes(policy, begun), simulator=simulator,
+                metrics=chains.summarise(outcomes, seed) | mended(policy), minutes=minutes(policy, begun), simulator=simulator,
                 renderer=", ".join([about_it["renderer"], *([about_it["assets"]] if simulator == "libero" else [])]),
                 not_comparable_with=["reconvla"])
             results.save(record, work / "runs")
@@ -216,7 +228,7 @@ def score_offline(settings: Profile, work: Path, models: dict[str, object], seed
     found = []
     for name, policy in [*scored.items(), ("gaze, shuffled instruction", models["gaze"])]:
         begun = time.monotonic()
-        metrics = offline.action_error(policy, validation, every, shuffle_instructions="shuffled" in name)
+        metrics = offline.action_error(policy, validation, every, shuffle_instructions="shuffled" in name) | mended(policy)
         record = results.record(
             "reconvla", name, benchmark=f"offline action error, {validation.meta['name']}", data=training.meta["name"],
             data_hash=training.hash, config={"profile": settings.name, "policy": about(policy), "every": every}, seed=seed,
@@ -227,28 +239,14 @@ def score_offline(settings: Profile, work: Path, models: dict[str, object], seed
     return found
 
 
-def minutes(policy, begun: float) -> float:
-    """Wall clock of a record: training, where the policy was trained, and evaluation since `begun`."""
-    return getattr(policy, "minutes", 0.0) + (time.monotonic() - begun) / 60
-
-
-def about(policy) -> dict:
-    """What identifies a policy in a record: a model's config and the step of its checkpoint, or a floor's name."""
-    if hasattr(policy, "config"):
-        config = {key: value for key, value in policy.config.__dict__.items() if key != "words"}
-        return {"model": config, "trained": getattr(policy, "trained", {})}
-    inner = getattr(policy, "policy", None)
-    return {"floor": getattr(policy, "name", type(policy).__name__), **({"of": about(inner)} if inner is not None else {})}
-
-
-
-
 # ---- pictures and attention --------------------------------------------------------------------------------------------------------
 
-def attention_frames(store: Store, count: int) -> list[dict]:
-    """About `count` frames with a true gaze box, spread evenly over the episodes: the step's columns, `task`, `episode` and `step`."""
-    each, found = max(1, count // max(1, len(store))), []
-    for info in store.episodes[:: max(1, len(store) // count)]:
+def attention_frames(store: Store, count: int, episodes: list | None = None) -> list[dict]:
+    """About `count` frames with a true gaze box, spread evenly over the episodes (all of the store): the step's columns, `task`, `episode`
+    and `step`."""
+    episodes = store.episodes if episodes is None else episodes
+    each, found = max(1, count // max(1, len(episodes))), []
+    for info in episodes[:: max(1, len(episodes) // count)]:
         columns = store.read(info.index).columns
         sure = [t for t in range(info.length) if columns["gaze.source"][t] != "fallback"]
         for t in [sure[int(i)] for i in np.linspace(0, len(sure) - 1, min(each, len(sure))).round()] if sure else []:

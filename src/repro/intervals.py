@@ -34,3 +34,11 @@ def bootstrap(values, bounds: tuple[float, float] | None = None, seed: int = 0, 
     means = values[np.random.default_rng(seed).integers(0, n, (draws, n))].mean(1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
+
+
+def t95(freedom: int) -> float:
+    """The 97.5 % point of Student's t: what 1.96 must be where a spread is estimated from `freedom` + 1 values."""
+    points = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+    if freedom < 1:
+        raise ValueError(f"no spread can be estimated from {freedom + 1} values")
+    return points[freedom - 1] if freedom <= len(points) else 1.96 + 2.6 / freedom

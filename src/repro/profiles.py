@@ -60,6 +60,11 @@ class Profile:
     curve_seeds: tuple[int, ...]  # seeds whose baseline and gaze runs are evaluated on the way too ...
     curve_single: int  # ... by so many single-task rollouts a task
     grocery_per_task: int  # scripted demonstrations of each of the grocery table's six tasks
+    vla_preset: str  # model size: a preset of VGGTVLAConfig
+    vla_steps: int  # optimizer steps of VGGT-VLA
+    vla_rollouts: int  # a task, of the first look at them on the grocery table
+    vla_seeds: tuple[int, ...]  # of its rows over seeds ...
+    vla_episodes: int  # ... and episodes a task and layout in their evaluation
 
 
 SMOKE = Profile(
@@ -70,6 +75,7 @@ SMOKE = Profile(
     variation=0.05, noise=0.4, draw_every=1, tower_steps=120, vae_steps=200, language_steps=60, part_pictures=600,
     rows=("baseline", "gaze"), seeds=(0, 1), few_rows=(), few_seeds=(), corrupt=(), pretrain_steps=60, pretrain_tables=2,
     pretrain_episodes_per_task=1, ablation_chains=4, curve_seeds=(), curve_single=1, grocery_per_task=4,
+    vla_preset="vggt_tiny", vla_steps=10, vla_rollouts=1, vla_seeds=(0,), vla_episodes=1,
 )  # fmt: skip
 
 CPU = replace(
@@ -81,7 +87,7 @@ CPU = replace(
     rows=("baseline", "gaze", "whole", "gaze+pretrain"), seeds=(0, 1, 2, 3, 4),
     few_rows=("blind", "baseline+pretrain", "box", "mask"), few_seeds=(0, 1, 2), corrupt=(0.08, 0.33, 1.0),
     pretrain_steps=2500, pretrain_tables=60, pretrain_episodes_per_task=2, ablation_chains=100, curve_seeds=(0, 1, 2), curve_single=8,
-    grocery_per_task=100,
+    grocery_per_task=100, vla_steps=2000, vla_rollouts=5, vla_seeds=(0, 1, 2), vla_episodes=20,
 )  # fmt: skip
 
 T4 = replace(
@@ -90,7 +96,8 @@ T4 = replace(
     train_steps=20_000, batch_size=2, accumulate=8, learning_rate=2e-4, budget_minutes=660,
     checkpoint_minutes=120, draw_every=1, seeds=(0, 1, 2), few_rows=("blind", "baseline+pretrain"), few_seeds=(0,), corrupt=(),
     evaluate_chains=200, evaluate_single=25, attention_frames=500, workers=4,
-    preset="t4", pretrain_steps=20_000, ablation_chains=500, curve_single=5,
+    preset="t4", pretrain_steps=20_000, ablation_chains=500, curve_single=5, vla_preset="vggt_qwen3", vla_steps=20_000, vla_rollouts=20,
+    vla_episodes=50,
 )  # fmt: skip
 
 PAPER = replace(

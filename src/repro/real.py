@@ -14,22 +14,23 @@ import numpy as np
 import torch
 from PIL import Image
 
-from repro import machine, results
+from repro import experiments, machine, results, vla_experiments
 from repro.data import calvin as calvin_data
 from repro.data import libero as libero_data
 from repro.data import libero_hdf5
 from repro.data.episodes import Store
 from repro.evaluation import chains, floors, protocols
-from repro.experiments import about as about_policy
-from repro.experiments import minutes, watch
+from repro.evaluation.policies import about as about_policy
+from repro.evaluation.policies import load_policy, minutes
+from repro.experiments import watch
 from repro.gaze.annotate import annotate
 from repro.machine import UserError
+from repro.models import tiny_training
 from repro.models.keypoint_policy import KeypointPolicy
 from repro.sims import calvin_layout, environments
 from repro.sims.base import Launch
 from repro.sims.worker import Worker
-from repro.training import checkpoint, launch
-from repro.training.loop import read_metrics
+from repro.training import launch
 
 CANNOT = "published numbers: scripted demonstrations, a small policy"  # what no record of this module may be compared with
 
@@ -45,20 +46,25 @@ class Size:
     wide: int  # LIBERO demonstrations a task in the wide layout ...
     official: int  # ... and from official init states
     trials: int  # LIBERO episodes a task and layout
-    minutes: float  # of wall clock: one training run at most
+    minutes: float  # of wall clock: one training run of the small policy at most
     max_steps: int = 360
+    vla_steps: int = 30  # of training a VLA: ReconVLA's rows on CALVIN, VGGT-VLA's on LIBERO
+    vla_minutes: float = 2.0
+    parts: tuple[int, ...] = (20, 20, 10, 60)  # ReconVLA's tiny parts: steps of tower, VAE and language model; pictures
 
 
 ELEVEN = ("open_drawer", "close_drawer", "move_slider_left", "move_slider_right", "turn_on_led", "turn_off_led", "turn_on_lightbulb",
           "turn_off_lightbulb", "lift_red_block_table", "lift_blue_block_table", "lift_pink_block_table")  # over half of the first tasks
 SIZES = {
     "smoke": Size(1, ("open_drawer", "turn_on_led"), 30, 2, 2, 1, 1, 2, 40),
-    "cpu": Size(12, ELEVEN, 3500, 40, 36, 12, 10, 12),
-    "t4": Size(60, None, 40_000, 1000, 200, 40, 50, 240),
+    "cpu": Size(12, ELEVEN, 3500, 40, 36, 12, 30, 12, vla_steps=2500, vla_minutes=60, parts=(1200, 2000, 3000, 12_000)),
+    "t4": Size(60, None, 40_000, 1000, 200, 40, 50, 240, vla_steps=20_000, vla_minutes=300, parts=(1200, 2000, 3000, 12_000)),
 }
 LIBERO_TASKS = ("pick_up_the_alphabet_soup_and_place_it_in_the_basket", "pick_up_the_bbq_sauce_and_place_it_in_the_basket")
 NOISE = (0.0, 0.1, 0.25)  # scales of the noise that demonstrations are disturbed with; what is learned is the undisturbed action
 VARIANTS = {"keypoint policy": {"preset": "keypoints"}, "blind": {"preset": "keypoints-blind"}}
+RECONVLA = ("baseline", "whole", "gaze")  # rows of the paper's Table 2 that are trained on CALVIN's own pictures
+VGGT_VLA = ("none", "vggt", "blind")  # rows of notebook 06 that are trained on LIBERO's
 
 
 def train(work: Path, store: Store, size: Size, seed: int, log, **model) -> dict[str, KeypointPolicy]:
@@ -71,11 +77,36 @@ def train(work: Path, store: Store, size: Size, seed: int, log, **model) -> dict
     launch.jobs(list(configs.values()), log=log)
     found = {}
     for name, config in configs.items():
-        path = checkpoint.need(config.with_suffix(""))
-        found[name] = KeypointPolicy.load(path)
-        found[name].minutes = read_metrics(config.with_suffix("") / "metrics.jsonl")[-1]["seconds"] / 60
-        found[name].trained = {key: value for key, value in checkpoint.about(path).items() if key in ("step", "train", "data", "commit")}
+        found[name] = load_policy(config.with_suffix(""))
     return found
+
+
+def reconvla(work: Path, store: Store, size: Size, seed: int, parts: Path | str | None, log) -> dict[str, object]:
+    """ReconVLA, tiny, in three rows. parts: a folder of its small parts (None: learned here, in minutes); they have seen the play table
+    alone, so the tower trains along (`freeze_vision=False`), which departs from the paper."""
+    tower, vae, language, pictures = size.parts
+    given = Path(parts) if parts else tiny_training.pretrain(
+        work / "parts", tower_steps=tower, vae_steps=vae, language_steps=language, pictures=pictures, log=log)
+    configs = {row: launch.write_config(
+        work / "train" / f"reconvla-{row}.json", name=f"reconvla {row}", store=store.folder, folder=work / "train" / f"reconvla-{row}",
+        parts=str(given), model={"preset": "tiny", **experiments.ROWS[row], "freeze_vision": False, "cache_features": False},
+        train={"seed": seed, "steps": size.vla_steps, "batch_size": 32, "learning_rate": 1.5e-3, "budget_minutes": size.vla_minutes,
+               "checkpoint_minutes": 5, "cpu_bfloat16": True},
+    ) for row in RECONVLA}
+    launch.jobs(list(configs.values()), log=log)
+    return {f"ReconVLA tiny, {row}": load_policy(config.with_suffix("")) for row, config in configs.items()}
+
+
+def vggt_vla(work: Path, store: Store, size: Size, seed: int, log) -> dict[str, object]:
+    """VGGT-VLA, tiny, in three rows."""
+    configs = {row: launch.write_config(
+        work / "train" / f"vggt-{row}.json", name=f"vggt_vla {row}", store=store.folder, folder=work / "train" / f"vggt-{row}",
+        model=vla_experiments.model_of(store, row, "vggt_tiny"),
+        train={"seed": seed, "steps": size.vla_steps, "warmup": min(100, size.vla_steps // 10), "budget_minutes": size.vla_minutes,
+               "checkpoint_minutes": 5, "cpu_bfloat16": True},
+    ) for row in VGGT_VLA}
+    launch.jobs(list(configs.values()), log=log)
+    return {f"VGGT-VLA tiny, {row}": load_policy(config.with_suffix("")) for row, config in configs.items()}
 
 
 def replayed(store: Store, tasks: set[str]) -> dict[str, np.ndarray]:
@@ -119,8 +150,11 @@ def roll_out(work: Path, scored: dict[str, object], starts: dict[str, list], how
 
 # ---- CALVIN ------------------------------------------------------------------------------------------------------------------------
 
-def calvin(work: Path, size: Size, seed: int = 0, renderer: str = "tiny", log: Callable[[str], None] = print) -> list[dict]:
-    """CALVIN scene D under the official rules: demonstrations, training, the first `size.chains` official sequences."""
+def calvin(work: Path, size: Size, seed: int = 0, renderer: str = "tiny", parts: Path | str | None = None,
+           log: Callable[[str], None] = print) -> list[dict]:
+    """CALVIN scene D under the official rules: demonstrations, training, the first `size.chains` official sequences.
+
+    parts: where ReconVLA's tiny parts lie (`repro ablation` makes them in work/<profile>/parts); None: made here."""
     start = lambda scene: environments.launch("calvin", scene=scene, renderer=renderer)
     how, sentences = start("D"), protocols.calvin_validation_sentences(environments.calvin_home())
     data = work / "demonstrations"
@@ -130,7 +164,7 @@ def calvin(work: Path, size: Size, seed: int = 0, renderer: str = "tiny", log: C
     if "gaze.box" not in store.columns:
         annotate(store.folder, "truth")
         store = Store(store.folder)
-    models = train(work, store, size, seed, log, word_dropout=0.5)
+    models = train(work, store, size, seed, log, word_dropout=0.5) | reconvla(work, store, size, seed, parts, log)
     settings = {"protocol": "mees/calvin evaluate_policy.py", "sequences": f"first {size.chains} of 1000", "max_steps": size.max_steps,
                 "wording": "official validation sentences", "demonstrations": "scripted", "renderer": renderer}
     starts = {f"CALVIN D, official sequences, {size.max_steps} steps": protocols.calvin_chains(size.chains)}
@@ -159,7 +193,7 @@ def libero(work: Path, size: Size, seed: int = 0, assets: str | None = None, log
             libero_hdf5.write(part, "libero_object", LIBERO_TASKS, count, layout, seed, 2, raw, NOISE, 0.6, 4, log=log)
             part.replace(parts[-1])
     store = libero_data.ensure_store(parts, work / "store" / "training")
-    models = train(work, store, size, seed, log, chunk=8)
+    models = train(work, store, size, seed, log, chunk=8) | vggt_vla(work, store, size, seed, log)
     sentences = {task: task.replace("_", " ") for task in LIBERO_TASKS}
     protocol = protocols.libero_protocol("openpi")
     held_out = range(libero_hdf5.INITS - min(10, -(-size.trials // 2)), libero_hdf5.INITS)

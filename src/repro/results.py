@@ -35,7 +35,8 @@ FIELDS = {  # what every record holds, and its type
     "not_comparable_with": list, "created": str,
 }
 PACKAGES = ("torch", "transformers", "numpy", "opencv-python-headless", "pyarrow", "accelerate", "pillow", "matplotlib")
-STAND_IN = "Measured on the embedded play table, a stand-in simulator: **not comparable** with the paper's rows"
+STAND_IN = {"tabletop": "Measured on the embedded play table, a stand-in simulator: **not comparable** with the paper's rows",
+            "grocery table": "Measured on the embedded grocery table, a stand-in simulator: **not comparable** with LIBERO"}
 
 
 # ---- records -------------------------------------------------------------------------------------------------------------------
@@ -276,10 +277,10 @@ def real_table(records: list[dict]) -> tuple[list[str], list[list[str]]]:
 
 def real_section(folder: str | Path) -> str:
     """README's block "real simulators": a table for each, with renderer, versions, assets, data and what it must not be compared with."""
-    parts, order = [], ["keypoint policy", "blind"]
+    parts, rank = [], lambda name: (not name.startswith(("ReconVLA", "VGGT-VLA")), name != "keypoint policy", name != "blind")
     for name in sorted({r["simulator"] for r in load_all(Path(folder) / "runs")}):
         group = [r for r in load_all(Path(folder) / "runs") if r["simulator"] == name]
-        group.sort(key=lambda r: (r["benchmark"], order.index(r["variant"]) if r["variant"] in order else len(order)))
+        group.sort(key=lambda r: (r["benchmark"], rank(r["variant"])))
         first, about = group[0], group[0]["config"]["simulator"]
         said = "; ".join([f"renderer {about['renderer']}", ", ".join(f"{k} {v}" for k, v in about["versions"].items()),
                           f"assets: **{about['assets']}**", *([f"calvin_env {about['checkout']}"] if "checkout" in about else []),
@@ -293,14 +294,19 @@ def real_section(folder: str | Path) -> str:
 START = "<!-- ablation: written by `python -m repro.results --readme results/cpu`, checked by tests/test_readme.py -->"
 END = "<!-- end of the ablation -->"
 REAL_START, REAL_END = "<!-- real simulators: written by the same command from results/sims -->", "<!-- end of real simulators -->"
+VLA_START, VLA_END = "<!-- VGGT-VLA: written by the same command from results/cpu -->", "<!-- end of VGGT-VLA -->"
+CHECK_START, CHECK_END = "<!-- check: results/cpu/check.txt, written by `repro evaluate --check` -->", "<!-- end of check -->"
 
 
 def write_readme(readme: str | Path, folder: str | Path) -> None:
-    """Put the ablation of `folder` and `real_section(folder/../sims)` between their marks in the README."""
-    from repro.ablation_tables import readme_section
+    """Put between their marks in the README: the ablations of `folder`, its check.txt, and `real_section(folder/../sims)`."""
+    from repro import ablation_tables, vla_ablation
 
-    text = Path(readme).read_text()
-    for start, end, section in ((START, END, readme_section(folder)), (REAL_START, REAL_END, real_section(Path(folder).parent / "sims"))):
+    text, folder = Path(readme).read_text(), Path(folder)
+    for start, end, section in ((START, END, ablation_tables.readme_section(folder)),
+                                (VLA_START, VLA_END, vla_ablation.readme_section(folder)),
+                                (CHECK_START, CHECK_END, f"```\n{(folder / 'check.txt').read_text()}```\n"),
+                                (REAL_START, REAL_END, real_section(folder.parent / "sims"))):
         text = between(text, start, end, section)
     Path(readme).write_text(text)
 
@@ -378,7 +384,7 @@ def blocks(records: list[dict], papers: list[dict]) -> list[tuple]:
         stands_in = any(r["not_comparable_with"] for r in group)
         where = ", ".join(sorted({f"simulator {r['simulator']}, renderer {r['renderer']}" for r in group}))
         out += [("heading", f"{benchmark}{' (not comparable with the paper)' if stands_in else ''}"),
-                ("text", (f"{STAND_IN}. " if any("tabletop" in r["simulator"] for r in group) else "") + f"{where}.")]
+                ("text", "".join(f"{said}. " for name, said in STAND_IN.items() if name in where) + f"{where}.")]
         if _rate_names(group):
             title = benchmark + (" (not comparable with the paper)" if stands_in else "")
             out += [("table", *chain_table(group)), ("figure", f"chains: {benchmark}", _png(figure(group, title)))]

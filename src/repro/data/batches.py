@@ -60,6 +60,23 @@ def _hash(seed: int, *columns: np.ndarray) -> np.ndarray:
     return x
 
 
+def held_out_episodes(episodes: list[EpisodeInfo], amount: float, seed: int = 0) -> frozenset[int]:
+    """Numbers of the episodes not to train on: a share (below 1) or a count (1, 2, ...) of them, drawn from `seed`, the tasks in turn.
+
+    A larger amount holds out these and more. At least one episode stays on each side. Overlapping segments of one recording (CALVIN's play)
+    are episodes of their own here: give such data a validation store instead.
+    """
+    count = round(amount * len(episodes)) if 0 < amount < 1 else int(amount)
+    if amount <= 0 or (amount >= 1 and amount != count) or not 1 <= (count := max(1, count)) < len(episodes):
+        raise UserError("Episodes cannot be held out so.", f"a share in (0, 1), or a count in 1 ... {len(episodes) - 1}", amount,
+                        "another `held_out`, or more episodes")
+    order, turn = np.random.default_rng([seed, 77]).permutation(len(episodes)), {}
+    place = {i: turn.setdefault(episodes[i].task_id or episodes[i].task, []) for i in order}  # the episodes of its task, in their order
+    for i in order:
+        place[i].append(i)
+    return frozenset(episodes[i].index for i in sorted(order, key=lambda i: place[i].index(i))[:count])
+
+
 def other_boxes(episodes: np.ndarray, frames: np.ndarray, found: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """For each of N rows (episode and frame numbers, whether its box was found): a number in [0, 1), and the row of a found box of
     another episode. Both depend on seed, episode and frame alone, so the frames of 8 % wrong boxes are among those of 33 %."""

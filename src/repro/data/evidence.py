@@ -12,13 +12,15 @@ SURE, LOOKED = 0.3, 20  # a correlation that says something, and how many episod
 
 
 class Evidence:
-    """What the content says of orientation and gripper. Numbers in -1 ... 1 over the first episodes, nan where nothing speaks."""
+    """What the content says of orientation and gripper. Numbers in -1 ... 1 over the first episodes, nan where nothing speaks.
+    CALVIN's static camera looks from elsewhere: of its episodes only the gripper is told."""
 
     def __init__(self):
-        self.hand, self.spot, self.agree, self.episodes = [], [], [], 0
+        self.hand, self.spot, self.agree, self.episodes, self.libero = [], [], [], 0, True
 
     def add(self, episode: Episode) -> None:
         self.episodes += 1
+        self.libero = episode.columns["observation.state"].shape[1] == 8
         if self.episodes > LOOKED:
             return
         state, action = episode.columns["observation.state"], episode.columns["action"]
@@ -32,7 +34,8 @@ class Evidence:
         row, column = (np.arange(n) for n in moving.shape[1:])
         self.spot.append(np.stack([moving.sum(1) @ column, moving.sum(2) @ row], 1)[some] / mass[some, None])
         self.hand.append(((state[new[1:]] + state[new[:-1]]) / 2)[some][:, :3])
-        moved, command = np.diff(state[:, 6] - state[:, 7]), action[:-1, 6]
+        fingers = state[:, 6] - state[:, 7] if self.libero else state[:, 6]  # CALVIN's seventh number is their opening
+        moved, command = np.diff(fingers), action[:-1, 6]
         fast = np.abs(moved) > max(1e-4, 0.2 * np.abs(moved).max(initial=0))  # metres: else noise decides
         self.agree += (np.sign(moved) * np.sign(command))[fast].tolist()
 
@@ -45,7 +48,7 @@ class Evidence:
         away = np.column_stack([hand[:, 0], np.ones(len(hand))])
         left = lambda values: values - away @ np.linalg.lstsq(away, values, rcond=None)[0]
         for name, a, b in (("right", hand[:, 1], spot[:, 0]), ("up", left(hand[:, 2]), left(-spot[:, 1]))):
-            speaks = len(a) > 8 and a.std() > 1e-6 and b.std() > 1e-6
+            speaks = self.libero and len(a) > 8 and a.std() > 1e-6 and b.std() > 1e-6
             told[name] = round(float(np.corrcoef(a, b)[0, 1]), 2) if speaks else float("nan")
         return told
 

@@ -78,7 +78,7 @@ def write(folder: Path | str, suite: str = "libero_object", tasks: Sequence[int 
 def ensure_grocery(folder: Path | str, settings, seed: int = 0, log: Callable[[str], None] = print) -> Path:
     """The grocery table's files of a profile, wide layout: those in `folder` where they are of the same request, else written anew."""
     folder = Path(folder).expanduser()
-    request = {"per_task": settings.grocery_per_task, "seed": seed, "noise": settings.noise / 2, "version": 1}
+    request = {"per_task": settings.grocery_per_task, "seed": seed, "noise": settings.noise / 2, "version": 2}
     note, place = folder / "request.json", folder / "grocery"
     if not (note.is_file() and json.loads(note.read_text()) == request):
         shutil.rmtree(folder, ignore_errors=True)

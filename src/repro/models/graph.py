@@ -11,6 +11,7 @@ arXiv 1706.02216). Nothing is pretrained: this backbone trains whole.
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from repro.machine import UserError
 from repro.models.vggt import MLP, Attention
@@ -65,16 +66,19 @@ class GraphLayer(nn.Module):
 
 
 class Graph(nn.Module):
-    """The stack of layers over one set of edges (N, N)."""
+    """The stack of layers over one set of edges (N, N). checkpointing: activations are recomputed in the backward pass, in training."""
 
     def __init__(self, dim: int, depth: int, heads: int, hidden: int, edges: Bool[Tensor, "n n"]):
         super().__init__()
+        self.checkpointing = False
         self.register_buffer("edges", edges, persistent=False)
         self.blocks = nn.ModuleList(GraphLayer(dim, heads, hidden) for _ in range(depth))
 
     def forward(self, x: Float[Tensor, "b n d"], real: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
         """real: False for tokens (padding words) that nobody reads."""
         average = normalised(self.edges, real)
+        again = self.checkpointing and self.training and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x, average, real[:, None, None])
+            given = (x, average, real[:, None, None])
+            x = checkpoint(block, *given, use_reentrant=False) if again else block(*given)
         return x

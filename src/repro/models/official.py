@@ -34,6 +34,7 @@ NAMES = (  # theirs -> ours, by the beginning of the name
 )
 POSITIONS = "denoiser.net.pos_embed"  # fixed sines: compared, not loaded
 HEADS = 16  # of the denoiser; the official code has no field for it
+WIDTHS = {3: 1024, 8: 1280, 12: 1536}  # of the denoiser, by its depth (multimodal_projector/builder.py)
 
 
 def rename(name: str) -> str | None:
@@ -66,16 +67,20 @@ def header(folder: Path) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def config_of(about: dict, shapes: dict[str, tuple[int, ...]], vae: object | None) -> ReconVLAConfig:
-    """Our config of their config.json; the denoiser's width and depth are read off its tensors."""
-    net = {name: shape for name, shape in shapes.items() if name.startswith("model.mm_inv_projector.net.")}
-    blocks = {int(match[1]) for name in net if (match := re.search(r"\.blocks\.(\d+)\.", name))}
+def config_of(about: dict, shapes: dict[str, tuple[int, ...]]) -> ReconVLAConfig:
+    """Our config of their config.json. Whether there is a denoiser, and its depth, are what that file says, not which tensors happen to be
+    there: those that lack are named by `copy`. Its width, which the file does not say, is read off its first tensor."""
     rows = round(about["image_embed_len"] ** 0.5)
-    paper = PRESETS["paper"]
-    changes = {"vision": about["mm_vision_tower"], "grid": (rows, rows), "static_tokens": -(-rows // 2), "recon": bool(net)}
-    if net:
-        changes |= {"vae": about.get("mm_pixel_decoder", paper.vae), "denoiser_depth": len(blocks), "denoiser_heads": HEADS,
-                    "denoiser_width": net["model.mm_inv_projector.net.x_embedder.proj.weight"][0]}
+    paper, recon = PRESETS["paper"], about.get("recon_enable", bool(about.get("mm_pixel_decoder")))
+    changes = {"vision": about["mm_vision_tower"], "grid": (rows, rows), "static_tokens": -(-rows // 2), "recon": recon}
+    if recon:
+        kind = re.fullmatch(r"denoiser_vit(\d+)x", str(about.get("mm_inv_projector_type")))
+        if kind is None or int(kind[1]) < 1:
+            raise UserError("the checkpoint reconstructs, and its config.json does not say with what denoiser",
+                            expected='mm_inv_projector_type "denoiser_vit3x" (or another depth)', found=about.get("mm_inv_projector_type"))
+        depth, first = int(kind[1]), shapes.get("model.mm_inv_projector.net.x_embedder.proj.weight")
+        changes |= {"vae": about.get("mm_pixel_decoder", paper.vae), "denoiser_depth": depth, "denoiser_heads": HEADS,
+                    "denoiser_width": first[0] if first else WIDTHS.get(depth, paper.denoiser_width)}
         if about.get("decode_image_size", 16 * rows) != 16 * rows:
             raise UserError("the checkpoint's target has another size than two latents per token", expected=16 * rows,
                             found=about["decode_image_size"])
@@ -98,13 +103,13 @@ def load_official(folder: Path | str, stats: dict, dtype: torch.dtype = torch.fl
     if needed:
         raise UserError(f"{folder}/config.json is not ReconVLA's", expected="model_type recon_qwen2 with its mm_* fields",
                         found=f"lacks {', '.join(needed)}")
-    config = replace(config_of(about, shapes, vae), **fields)
+    config = replace(config_of(about, shapes), **fields)
     sizes = {name: value for name, value in about.items() if name in Qwen2Config().to_dict() and name not in ("model_type", "dtype")}
     if "rope_theta" in about:
         sizes["rope_parameters"] = {"rope_type": "default", "rope_theta": about["rope_theta"]}
     with torch.device("meta"):
         language = Qwen2ForCausalLM(Qwen2Config(**sizes | {"attn_implementation": "sdpa"}))
-    language = language.to_empty(device="cpu").to(dtype)
+    language = language.to(dtype).to_empty(device="cpu")
     with torch.device("cpu"):
         language.model.rotary_emb = type(language.model.rotary_emb)(language.config)
     vision = vision or towers.vision(PRESETS["paper"].vision, pretrained=False, dtype=dtype)

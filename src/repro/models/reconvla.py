@@ -77,7 +77,7 @@ class ReconVLA(nn.Module):
         size = parts.vision.image_size
         self.image_size = (size, size) if isinstance(size, int) else tuple(size)
         self.image_positions = slice(0, 0)  # of the latest sequence
-        self.malformed = 0  # answers of `act` that were no chunk of actions (constrained=False)
+        self.answers = self.malformed = 0  # of `act` with constrained=False, and those that were no chunk of actions
         d = self.decoder.config.hidden_size
         self.mm_projector = parts.projector or nn.Sequential(nn.Linear(parts.vision.dim, d), nn.GELU(), nn.Linear(d, d))  # mlp2x_gelu
         numbers = c.state_dim * {"linear": 1, "fourier": 1 + 2 * WAVES}.get(c.proprio, 0)
@@ -384,7 +384,7 @@ class ReconVLA(nn.Module):
         else:
             ids = self._read(inputs, mask, n + 1, False)
             wrong = ((ids[:, :n] < first) | (ids[:, :n] >= self.tokens.vocab_size)).any(1) | (ids[:, n] != self.text.end)
-            ids, self.malformed = ids[:, :n], self.malformed + int(wrong.sum())
+            ids, self.answers, self.malformed = ids[:, :n], self.answers + len(ids), self.malformed + int(wrong.sum())
             if wrong.any():
                 ids[wrong] = self._read(inputs[wrong], mask[wrong], n, True)
         if was_training:

@@ -81,6 +81,7 @@ class VGGTVLA(nn.Module):
         if c.backbone == "graph":
             edges = torch.block_diag(*(grid_edges(*c.grid, c.neighbours) for _ in c.views), chain_edges(length))
             self.graph = Graph(d, c.depth, c.heads, 4 * d, edges)
+            self.graph.checkpointing = c.checkpointing
         elif c.backbone == "vggt":
             if (blocks is None) == bool(c.backbone_weights):
                 raise UserError("VGGT's blocks do not fit the config", "pretrained blocks, and only where backbone_weights names them",

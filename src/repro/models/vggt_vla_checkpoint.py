@@ -47,11 +47,11 @@ def belongs(model: nn.Module) -> dict[str, dict]:
 
 
 def of_store(saved: dict[str, dict], store) -> dict[str, dict]:
-    """What a store says of the same conventions; "orientation" of its metadata, upright where it says none."""
+    """What a store says of the same conventions; "orientation" of its metadata ("upright, true ..."), upright where it says none."""
     views = [view for view in saved["cameras"]["views"] if f"observation.images.{view}" in store.columns]
     sizes = {name: {**saved[name], "dim": len(store.stats[column]["mean"])}
              for name, column in (("state", "observation.state"), ("action", "action"))}
-    return {"cameras": {"views": views, "orientation": store.meta.get("orientation", "upright")}, **sizes}
+    return {"cameras": {"views": views, "orientation": store.meta.get("orientation", "upright").split(",")[0]}, **sizes}
 
 
 def saved_names(model: nn.Module) -> list[str]:

@@ -256,6 +256,28 @@ class Worker:
         self.close()
 
 
+class Here:
+    """A simulator in this process, spoken to as a worker is."""
+
+    def __init__(self, launch: Launch):
+        self.simulator = launch.build()
+        self.about = self.simulator.about()
+
+    def call(self, name: str, *arguments, **named):
+        return getattr(self.simulator, name)(*arguments, **named)
+
+    def __enter__(self) -> "Here":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.simulator = None
+
+
+def opened(launch: Launch) -> "Worker | Here":
+    """A simulator that needs an interpreter of its own in a worker, an embedded one here: nothing is started for it."""
+    return Worker(launch) if launch.python or launch.one_a_process else Here(launch)
+
+
 class Remote:
     """A `Group` in a worker. A lost worker is replaced and its chains begin again; since a reset is clean, nothing else changes."""
 

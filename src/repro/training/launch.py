@@ -23,7 +23,7 @@ from accelerate import PartialState
 from safetensors.torch import load_file
 
 from repro import machine
-from repro.data.batches import Batches
+from repro.data.batches import Batches, held_out_episodes
 from repro.data.episodes import EpisodeInfo, Store
 from repro.machine import UserError
 from repro.models import keypoint_policy, reconvla, vggt_vla
@@ -35,7 +35,7 @@ from repro.models.words import vocabulary
 from repro.training import checkpoint
 from repro.training.loop import Summary, TrainConfig, train
 
-HELD_OUT = 8  # batches of held-out frames, always the same
+HELD_OUT = 8  # batches of held-out frames, always the same; fewer where they hold all frames
 PRESETS = {**reconvla.PRESETS, **keypoint_policy.PRESETS, **vggt_vla.PRESETS}
 
 
@@ -49,6 +49,8 @@ class Job:
     model: dict = field(default_factory=dict)    # {"preset": "tiny", any field of ReconVLAConfig}
     train: dict = field(default_factory=dict)    # fields of TrainConfig; those of vggt_vla.TRAIN by preset where none is given
     validation: str = ""                         # store whose action loss is measured along the way (train.measure_every); "": none
+    held_out: float = 0                          # instead of it: so many episodes of `store`, or such a share of them, are not trained on
+    held_out_seed: int = 0                       # which; apart from train.seed, so that runs of several seeds hold out the same
     parts: str = ""                              # folder of a tower and a VAE trained before (models/tiny.py); "": what the config names
     like: str = ""                               # store whose sentences make the tokenizer, whose statistics scale the state; "": `store`
     start: str = ""                              # run or checkpoint whose weights it begins with, all of them; the optimizer is fresh
@@ -73,6 +75,9 @@ def write_config(path: Path | str, **job) -> Path:
     """Write a job's config file (fields of `Job`), after checking them; returns its path."""
     path = Path(path)
     job = _checked(Job, {name: str(value) if isinstance(value, Path) else value for name, value in job.items()}, str(path))
+    if job.validation and job.held_out:
+        raise UserError(f"{path}: two kinds of held-out data", "`validation`, a store, or `held_out`, episodes of the training store",
+                        f"validation {job.validation!r}, held_out {job.held_out}", "leave one of them out")
     train_config(job, path)
     model_config(job.model, [])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,8 +118,6 @@ def train_from_config(path: Path | str, log: Callable[[str], None] = print) -> S
     config = model_config(job.model, store.episodes)
     torch.manual_seed(settings.seed)  # the first weights
     model = _build(job, config, store)
-    if isinstance(model, VGGTVLA):
-        log(f"{job.name}: {model.counts()}")
     data = {"hash": store.hash} | (begin(model, job) if job.start else {})
     if job.parts:
         began_as = getattr(model.decoder, "began_as", None)
@@ -123,13 +126,20 @@ def train_from_config(path: Path | str, log: Callable[[str], None] = print) -> S
     points = isinstance(config, KeypointConfig | VGGTVLAConfig)
     gaze = config.point_weight > 0 if points else config.aux != "none" or (config.recon and config.target == "gaze")
     common = {"chunk": config.chunk, "prepare": model.prepare, "key": model.key, "log": log, "gaze": gaze}
+    aside = held_out_episodes(store.episodes, job.held_out, job.held_out_seed) if job.held_out else frozenset()
+    if aside:
+        data |= {"held_out": job.held_out, "held_out_seed": job.held_out_seed, "held out episodes": sorted(aside)}
     batches = Batches(store, settings.batch_size, seed=settings.seed, rank=state.process_index, world=state.num_processes,
-                      corrupt=job.corrupt, corrupt_seed=job.corrupt_seed, **common)
+                      only=lambda episode: episode.index not in aside, corrupt=job.corrupt, corrupt_seed=job.corrupt_seed, **common)
+    epochs = settings.steps * settings.batch_size * settings.accumulate * state.num_processes / len(batches)
+    log(f"{job.name}: {len(batches)} samples of {len(store) - len(aside)} episodes, {epochs:.1f} epochs; {len(aside)} episodes held out")
     if job.corrupt:
         data |= {"corrupt": job.corrupt, "corrupt_seed": job.corrupt_seed, "corrupted frames": int(batches.corrupted.sum())}
-    held_out = Batches(Store(job.validation), settings.batch_size, **common) if job.validation and settings.measure_every else None
-    measure = None if held_out is None else lambda model: {
-        "held_out": sum(float(model.loss(held_out(i))["action"]) for i in range(HELD_OUT)) / HELD_OUT}
+    held_out = None
+    if (job.validation or aside) and settings.measure_every:
+        held_out = Batches(Store(job.validation) if job.validation else store, settings.batch_size, **common,
+                           only=(lambda episode: episode.index in aside) if aside else None)
+    measure = None if held_out is None else lambda model: _measured(model, held_out)
     summary = train(model, batches, job.folder, settings, data=data, log=log, measure=measure)
     log(f"{job.name}: {summary.reason} at step {summary.step} of {settings.steps}, {summary.minutes:.1f} min in all, {summary.checkpoint}")
     if state.num_processes > 1:  # without a barrier first, a process can abort at exit after a correct result
@@ -138,16 +148,28 @@ def train_from_config(path: Path | str, log: Callable[[str], None] = print) -> S
     return summary
 
 
+def _measured(model: torch.nn.Module, held_out: Batches) -> dict[str, float]:
+    """Means over the held-out batches: "held_out", the loss of the actions, and "held_out_l1" where the model tells it."""
+    losses = [model.loss(held_out(i)) for i in range(min(HELD_OUT, -(-len(held_out) // held_out.batch_size)))]
+    return {shown: sum(float(one[name]) for one in losses) / len(losses)
+            for shown, name in (("held_out", "action"), ("held_out_l1", "l1")) if name in losses[0]}
+
+
+def sentences_file(store: Store, config: VGGTVLAConfig) -> Path:
+    """Where the sentences of a store are kept as a frozen language model encodes them."""
+    return store.folder.with_name(store.folder.name + ".prepared") / f"sentences-{Path(config.language).name}.safetensors"
+
+
 def _build(job: Job, config: ReconVLAConfig | KeypointConfig | VGGTVLAConfig, store: Store) -> torch.nn.Module:
     """The model of a job with its first weights."""
     if isinstance(config, KeypointConfig):
         return KeypointPolicy(config, store.stats)
     like, ready = Store(job.like) if job.like else store, {}
     if isinstance(config, VGGTVLAConfig):
-        cache = store.folder.with_name(store.folder.name + ".prepared") / f"sentences-{Path(config.language).name}.safetensors"
         stores = {like, store, *([Store(job.validation)] if job.validation else [])}  # a frozen language model reads them all once
         known = [like] if config.language == "tiny" else stores
-        return VGGTVLA.build(config, like.stats, sorted({episode.task for one in known for episode in one.episodes}), cache)
+        return VGGTVLA.build(config, like.stats, sorted({episode.task for one in known for episode in one.episodes}),
+                             sentences_file(store, config))
     if job.parts:
         from repro.models import tiny
 

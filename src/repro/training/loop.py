@@ -8,8 +8,8 @@ same run on a CPU, because a batch is a function of its number, the learning rat
 """
 import json
 import math
-import os
 import random
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -26,9 +26,11 @@ from safetensors.torch import load_file
 from repro import machine
 from repro.machine import UserError
 from repro.training import checkpoint
+from repro.training.logs import WATCHED, Metrics, loss_curve, read_metrics, stops_early, watched  # noqa: F401 (two of them for callers)
 
 # what may change between sessions of one run
-CLOCKWORK = ("checkpoint_minutes", "budget_minutes", "reserve_seconds", "keep", "log_every", "measure_every", "marks", "cpu_bfloat16")
+CLOCKWORK = ("checkpoint_minutes", "budget_minutes", "reserve_seconds", "keep", "log_every", "measure_every", "marks", "cpu_bfloat16",
+             "best", "patience", "keep_epochs", "wandb")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,10 @@ class TrainConfig:
     log_every: int = 50             # steps between printed lines; metrics.jsonl has every step
     measure_every: int = 0          # steps between measurements on held-out data, and one at the end; 0: none
     marks: tuple[float, ...] = ()   # shares of the steps after which the model is kept for good, in <folder>/kept
+    best: bool = False              # keep the model of the lowest held-out loss, in <folder>/best (with measure_every)
+    patience: int = 0               # stop after so many measurements without a lower held-out loss; 0: never
+    keep_epochs: int = 0            # epochs between models kept for good, in <folder>/kept, beside `marks`; 0: none
+    wandb: str = ""                 # a project of wandb; "": TensorBoard and metrics.jsonl alone
     cpu_bfloat16: bool = False      # matrix products in bfloat16 where there is no GPU and the CPU has them in hardware
 
     def __post_init__(self):
@@ -59,6 +65,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulate", "keep", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"training config: {name} must be at least 1", found=getattr(self, name))
+        if self.patience < 0 or self.keep_epochs < 0:
+            raise UserError("training config: patience and keep_epochs count", ">= 0 (0: none)", (self.patience, self.keep_epochs))
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class Summary:
     """How a call of `train` ended."""
 
     step: int
-    finished: bool     # all steps done; False: the budget ended first, call again
+    finished: bool     # all steps done, or stopped early for good; False: the budget ended first, call again
     reason: str
     minutes: float     # of all sessions of this run
     loss: float        # mean of the last 50 steps; nan if there are none
@@ -111,10 +119,16 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
     """Train `model` (a `loss(batch) -> dict` with "loss", a `config` dataclass, `save(folder)`) and leave checkpoints in `folder`.
 
     `batches(i)` gives micro-batch i = step * accumulate + j as numpy arrays. `data` names the data (e.g. {"hash": ..}): a
-    checkpoint of other data, model or training config is refused with the differing fields. Writes `metrics.jsonl`; what `measure(model)`
-    gives every `measure_every` steps stands in the lines of these steps.
+    checkpoint of other data, model or training config is refused with the differing fields. Writes `metrics.jsonl` and `tensorboard/`; what
+    `measure(model)` gives every `measure_every` steps stands in the lines of these steps, and its "held_out" says which model is kept as
+    the best and when patience ends. A run that stopped early is finished: called again it does nothing, unless patience was raised.
     """
     folder, data = Path(folder), data or {}
+    epoch = _epoch(batches, config)
+    if (config.best or config.patience) and not (measure and config.measure_every):
+        raise UserError("`best` and `patience` go by a loss on held-out data, and none is measured", "held-out episodes and measure_every",
+                        f"measure_every {config.measure_every}, held-out data {'there' if measure else 'none'}",
+                        "give the job `held_out` or `validation`, and train.measure_every")
     dtype, why = machine.compute_dtype()
     precision = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
     here = nullcontext  # beside Accelerate's own precision, which one process cannot change from run to run
@@ -132,6 +146,8 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
     model.train()
     model, optimizer = accelerator.prepare(model, optimizer)
     plain = accelerator.unwrap_model(model)
+    every = list(plain.parameters())
+    say(f"{sum(p.numel() for p in every if p.requires_grad):,} trainable of {sum(p.numel() for p in every):,} parameters")
     identity = {"model": asdict(plain.config), "train": _deciding(config), "data": data, "processes": accelerator.num_processes}
 
     last = checkpoint.latest(folder, say)
@@ -144,6 +160,8 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
     def about() -> dict:
         return {**identity, "clockwork": {name: getattr(config, name) for name in CLOCKWORK}, "stats": getattr(plain, "stats", {}),
                 "dtype": str(dtype), **checkpoint.provenance()}
+
+    metrics.begin(config.wandb, {**identity, **checkpoint.provenance()}, say)
 
     def save() -> Path:
         nonlocal saved_at, last
@@ -159,9 +177,22 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
         budget.save_took(clock() - began)
         return last
 
-    reason = "all steps done"
-    while step < config.steps:
-        over, due = _agree(accelerator, [budget.over(), budget.due()])
+    def keep_best() -> None:
+        """Keep the model of the lowest held-out loss; after the run itself is saved, so that the best is never ahead of it."""
+        losses = watched(metrics.lines)
+        if _agree(accelerator, [accelerator.is_main_process and _is_best(folder / "best", step, losses)])[0]:
+            save()
+            if accelerator.is_main_process:
+                checkpoint.save(folder / "best", step, plain.save, {}, {**about(), WATCHED: losses[step]}, 1)
+
+    if last and config.best:
+        keep_best()  # had the run been killed between the two
+    early, reason = stops_early(metrics.lines, config.patience), "all steps done"
+    while True:
+        over, due, early = _agree(accelerator, [budget.over(), budget.due(), early])
+        if early or step >= config.steps:
+            reason = f"stopped early: {early}" if early else reason
+            break
         if over:
             reason = "the session's budget ends"
             break
@@ -174,20 +205,27 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
             raise UserError(f"the loss is {scalars['loss']} at step {step + 1}", expected="a finite number", next_step=(
                 f"lower the learning rate or look at the data; last checkpoint: {last or 'none'}"))
         step += 1
-        if measure and config.measure_every and (step % config.measure_every == 0 or step == config.steps):
+        measured = bool(measure and config.measure_every and (step % config.measure_every == 0 or step == config.steps))
+        if measured:
             scalars |= _aside(plain, measure, accelerator, here)
         metrics.write({"step": step, **scalars, "seconds": round(seconds_before + clock() - budget.start, 3)})
         if step % config.log_every == 0 or step == config.steps:
             shown = {name: value for name, value in metrics.mean(config.log_every).items() if name not in ("step", "seconds", "lr")}
             parts = " ".join(f"{name} {value:.3f}" for name, value in shown.items())
             say(f"step {step}/{config.steps} {parts} | {step / max(1e-9, metrics.lines[-1]['seconds']):.1f} steps/s")
-        if step in {round(share * config.steps) for share in config.marks} and accelerator.is_main_process:
-            checkpoint.save(folder / "kept", step, plain.save, {}, about(), len(config.marks))
+        if measured and config.best:
+            keep_best()
+        if measured:
+            early = stops_early(metrics.lines, config.patience)
+        marked = step in {round(share * config.steps) for share in config.marks}
+        if (marked or (epoch and step // epoch > (step - 1) // epoch)) and accelerator.is_main_process:
+            checkpoint.save(folder / "kept", step, plain.save, {}, about(), config.steps)
     path = save()
     metrics.close()
     optimizer.zero_grad()
     seconds = seconds_before + clock() - budget.start
-    return Summary(step, step >= config.steps, reason, seconds / 60, metrics.mean(50).get("loss", math.nan), path, resumed_from)
+    finished, loss = bool(early) or step >= config.steps, metrics.mean(50).get("loss", math.nan)
+    return Summary(step, finished, reason, seconds / 60, loss, path, resumed_from)
 
 
 def _one_step(model, optimizer, batches, accelerator: Accelerator, config: TrainConfig, step: int, here: Callable) -> dict:
@@ -219,6 +257,27 @@ def _aside(model, measure, accelerator: Accelerator, here: Callable) -> dict[str
     finally:
         model.train(was_training)
         checkpoint.set_random_state(state)
+
+
+def _epoch(batches, config: TrainConfig) -> float:
+    """Optimizer steps between models that are kept for good, not a whole number; 0: none."""
+    if not config.keep_epochs:
+        return 0.0
+    if not hasattr(batches, "__len__"):
+        raise UserError("keep_epochs needs to know how long an epoch is", "batches with a length", type(batches).__name__, "keep_epochs=0")
+    return config.keep_epochs * len(batches) / (config.batch_size * config.accumulate * getattr(batches, "world", 1))
+
+
+def _is_best(folder: Path, step: int, losses: dict[int, float]) -> bool:
+    """Is this step's held-out loss below that of the best model on disk? One of a later step, or of another run, does not count."""
+    lowest = math.inf
+    for path in checkpoint.steps(folder):
+        found = checkpoint.about(path)
+        if found["step"] > step:
+            shutil.rmtree(path)
+        elif WATCHED in found and losses.get(found["step"]) == found[WATCHED]:
+            lowest = min(lowest, found[WATCHED])
+    return losses.get(step, math.inf) < lowest
 
 
 def _deciding(config: TrainConfig) -> dict:
@@ -256,73 +315,3 @@ def differences(about: dict, identity: dict) -> list[tuple]:
                          for name, value in (fields_.items() if isinstance(fields_, dict) else [("", fields_)])}
     old, new = flat({part: about.get(part, {}) for part in now}), flat(now)
     return [(*key, old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-
-
-class Metrics:
-    """metrics.jsonl, one line a step. On resuming, lines after the checkpoint's step are dropped, so that no step stands twice."""
-
-    def __init__(self, path: Path, step: int, main: bool):
-        self.lines = [line for line in read_metrics(path) if line["step"] <= step] if main and step else []
-        self.file = None
-        if main:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_suffix(".part")
-            aside.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
-            os.replace(aside, path)
-            self.file = path.open("a")
-
-    def write(self, line: dict) -> None:
-        self.lines.append(line)
-        if self.file:
-            self.file.write(json.dumps(line) + "\n")
-            self.file.flush()
-
-    def flush(self) -> None:
-        checkpoint.flush(Path(self.file.name))
-
-    def close(self) -> None:
-        if self.file:
-            self.file.close()
-
-    def mean(self, count: int) -> dict:
-        recent = self.lines[-count:]
-        values = {name: [line[name] for line in recent if name in line] for name in dict.fromkeys(n for line in recent for n in line)}
-        return {name: sum(found) / len(found) for name, found in values.items()}
-
-
-def read_metrics(path: Path | str) -> list[dict]:
-    """Lines of a metrics.jsonl; a last line cut off by a kill is left out."""
-    lines = Path(path).read_text().splitlines() if Path(path).exists() else []
-    whole = lines if not lines or lines[-1].endswith("}") else lines[:-1]
-    return [json.loads(line) for line in whole]
-
-
-def loss_curve(runs: dict[str, Path | str], scalar: str = "loss", smooth: int = 25):
-    """Figure: one scalar of several runs ({name: folder}) over optimizer steps, running mean of `smooth` steps.
-
-    Lines differ in style, not only in colour, so the figure reads in grey as well.
-    """
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    styles = ["-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3))]
-    for i, (name, folder) in enumerate(runs.items()):
-        lines = [line for line in read_metrics(Path(folder) / "metrics.jsonl") if scalar in line]
-        if not lines:
-            continue
-        values, window = np.array([line[scalar] for line in lines]), min(smooth, len(lines))
-        sums = np.cumsum(np.insert(values, 0, 0.0))
-        mean = (sums[window:] - sums[:-window]) / window
-        at = [line["step"] for line in lines][window - 1:]
-        axes.plot(at, mean, color=f"C{i}", linestyle=styles[i % len(styles)], linewidth=1.8, label=name,
-                  marker="o" if len(at) == 1 else None)
-    axes.set_xlabel("optimizer step")
-    names = {"loss": "training loss", "action": "cross-entropy of the action tokens (nats)",
-             "recon": "reconstruction loss (MSE of the noise)", "l1": "mean error of the most likely first action",
-             "held_out": "cross-entropy on held-out episodes (nats)"}
-    axes.set_ylabel(names.get(scalar, scalar))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, handlelength=3.5)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    return figure

@@ -40,6 +40,9 @@ WORKSPACE = ((-0.36, 0.34), (-0.46, 0.46), (TABLE_Z + 0.005, 1.40))
 INITS = 50
 VIEW = {"upright": (slice(None), slice(None)), "rotated": (slice(None), slice(None, None, -1)), "raw": (slice(None, None, -1), slice(None))}
 OPEN, CLOSE = 1.0, -1.0
+FIRM = 3  # steps that the hand waits with what it holds
+FUNNEL = 8.0  # m above the grasp for each m beside it
+GAIN = 0.4  # share of the way left that the expert goes in a step: it slows down before its goals, which a learner can see and copy
 
 
 def box_parts(x: float, y: float) -> dict[str, tuple]:
@@ -270,7 +273,7 @@ class Expert:
         return self.clean + apart
 
     def _to(self, goal, grip: float, yaw: float | None = None) -> np.ndarray:
-        move = np.clip((np.asarray(goal) - self.table.pose[:3]) / METRES, -self.speed, self.speed)
+        move = np.clip(GAIN * (np.asarray(goal) - self.table.pose[:3]) / METRES, -self.speed, self.speed)
         turn = 0.0 if yaw is None else np.clip((yaw - self.table.pose[5]) / RADIANS, -0.3, 0.3)
         return np.array([*move, 0.0, 0.0, turn, grip])
 
@@ -285,7 +288,10 @@ class Expert:
             yield from self._attempt()
 
     def _attempt(self):
-        """Over the item, down, close, up, over the basket, down, open, up; then still for as long as it is done."""
+        """Down to the item, close, up, over the basket, down, open, up; then still for as long as it is done.
+
+        The way down is a funnel: the nearer from the side, the lower. A learner that sees where the hand is knows where to go on; one that
+        was shown a stop above the item stays there."""
         table, i, (_, _, tall) = self.table, self.item, HALF[ITEMS[self.item]]
         along, sink = self.rng.uniform(-0.006, 0.006), self.rng.uniform(0.0, 0.012)
 
@@ -293,25 +299,29 @@ class Expert:
             x, y, z = table.solid[i].c
             return np.array([x + along, y, max(TABLE_Z + 0.011, z + max(0.0, tall - 0.04) - sink) + lift])
 
-        def over() -> np.ndarray:
-            goal = aim(tall + 0.02 + self.hover)
-            far = np.linalg.norm(goal[:2] - table.pose[:2]) > 0.05
-            return np.array([*goal[:2], max(goal[2], 1.12)]) if far else goal
+        def funnel() -> np.ndarray:
+            goal, high = aim(), aim(tall + 0.02 + self.hover)[2]
+            aside = np.linalg.norm(goal[:2] - table.pose[:2])
+            high = max(high, 1.12) if aside > 0.05 else high
+            lift = FUNNEL * (aside - 0.008) + 0.3 * (abs(self._yaw() - table.pose[5]) - 0.05)
+            return np.array([*goal[:2], goal[2] + min(max(0.0, lift), high - goal[2])])
 
-        yield from self._reach(over, OPEN, 60)
+        yield from self._reach(funnel, OPEN, 40, near=0.03)
         self.fine = True
-        yield from self._reach(aim, OPEN, 40)
-        for _ in range(8):
-            if table.held != i:
+        yield from self._reach(funnel, OPEN, 60, near=0.008)
+        firm = 0  # steps with it in the hand, before the hand goes up: a learner that closes a step late has it too
+        for _ in range(11):
+            if firm < FIRM:
                 yield self._to(aim(), CLOSE, self._yaw())
+                firm += table.held == i
         self.fine = False
         hangs = lambda: table.pose[2] - table.solid[i].lo[2]  # how far the item's lowest point is below the hand
         high = 1.06 + self.carry + hangs()  # clears all other groceries
         aside = lambda: np.array(table.basket) + self.spot + table.pose[:2] - table.solid[i].c[:2]
-        yield from self._reach(lambda: np.array([*table.pose[:2], high]), CLOSE, 60, near=0.012, while_held=True)
-        yield from self._reach(lambda: np.array([*aside(), high]), CLOSE, 60, near=0.012, while_held=True)
+        yield from self._reach(lambda: np.array([*table.pose[:2], high]), CLOSE, 60, near=0.03, while_held=True)
+        yield from self._reach(lambda: np.array([*aside(), high]), CLOSE, 60, near=0.02, while_held=True)
         self.fine = True
-        yield from self._reach(lambda: np.array([*aside(), BASKET_FLOOR + 0.012 + hangs()]), CLOSE, 40, while_held=True)
+        yield from self._reach(lambda: np.array([*aside(), BASKET_FLOOR + 0.012 + hangs()]), CLOSE, 40, near=0.015, while_held=True)
         for _ in range(4):
             yield self._to(table.pose[:3], OPEN)
         self.fine = False

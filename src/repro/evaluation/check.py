@@ -1,0 +1,248 @@
+"""`repro evaluate --check`: would this checkpoint act, and if not, at which step does the way from data to success break?
+
+A low loss says nothing of that: the system that VGGT-VLA comes from reached 0.0017 and succeeded in 0 of 9 episodes. So, cheap first:
+
+    loads         the checkpoint belongs to the parts, cameras, state and actions that are here
+    forward       a chunk of finite actions comes out for each observation
+    same twice    the same input gives the same bits
+    action range  actions lie where the data's lie
+    statistics    the state is scaled by statistics of this data
+    gripper       the command's sign agrees with the fingers in the data
+    orientation   pictures lie the same way for the data's hand, the model and the simulator
+    replay        a demonstration's own actions succeed in the simulator, from its own start
+    overfits      a fresh model of the same config learns that one demonstration in a few minutes
+    closed loop   ... and then succeeds from its start
+
+Each is a `doctor.Check` with the next step. What comes after one that fails can fail for the same reason: begin with the first.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from repro.data.episodes import Store, decode_png
+from repro.data.evidence import SURE, Evidence
+from repro.doctor import FAIL, OK, WARN, Check
+from repro.evaluation import rehearsal
+from repro.evaluation.policies import load_policy
+from repro.machine import UserError
+from repro.sims.base import Launch
+from repro.sims.worker import WorkerLost
+
+FRAMES, TOGETHER = 48, 16  # observations that the policy is asked about, and at once
+REVERSED = 0.25  # share of frames with the data's gripper sign, below which a model says the reverse
+LEARNED = 0.3  # share of the mean action's error at which a demonstration is learned
+OTHER = 25.0  # mean grey levels between the simulator's picture and the data's: another scene
+DIMENSIONS = ("x", "y", "z", "rotation x", "rotation y", "rotation z", "gripper")
+
+
+def checks(folder: Path | str, store: Store | Path | str, simulator: str | None = None, overfit: bool = True, minutes: float = 3.0,
+           log: Callable[[str], None] = lambda line: None) -> Iterator[Check]:
+    """The lines, as they are found. simulator: tabletop | grocery | calvin | libero, "none" (nothing is stepped), None: the store's own.
+
+    minutes: of training in the last two lines. Nothing is written but into a temporary folder.
+    """
+    try:
+        store = store if isinstance(store, Store) else Store(store)
+        policy = load_policy(folder, store)
+    except Exception as error:  # whatever it is that keeps it from loading is what this line is for
+        yield _failed("loads", error)
+        return
+    count = sum(p.numel() for p in policy.parameters())
+    yield Check("loads", OK, f"{type(policy).__name__}, {count:,} parameters, step {getattr(policy, 'trained', {}).get('step', 'unknown')}")
+    frames, evidence = frames_of(store), evidence_of(store)
+    acts = _guarded("forward", forward, policy, frames)
+    yield acts
+    if acts.status == OK:
+        yield _guarded("same twice", same_twice, policy, frames)
+        yield _guarded("action range", action_range, policy, frames, store)
+    yield _guarded("statistics", statistics, policy, store)
+    yield _guarded("gripper", gripper, policy if acts.status == OK else None, frames, evidence)
+    where, starts = None, rehearsal.starts(store)
+    if simulator != "none":
+        try:
+            where = rehearsal.simulator_of(store, simulator, starts[0].scene if starts else None)
+        except UserError as error:
+            yield _failed("simulator", error)
+    yield _guarded("orientation", orientation, policy, store, evidence, where, starts[0] if starts else None)
+    if where is None or not starts:
+        why = "no simulator" if where is None else "the store does not say where its demonstrations start"
+        yield Check("replay", WARN, f"not tried: {why}", "use scripted demonstrations (repro demos), whose starts are known")
+        return
+    played = _guarded("replay", replay, store, where, starts)
+    yield played
+    if overfit and played.status != OK:
+        yield Check("overfits", WARN, "not tried: no demonstration to learn whose own actions succeed", "mend replay first")
+    elif overfit:
+        try:
+            shortest = min(starts, key=lambda start: store.episodes[start.index].length)
+            yield from overfits(policy, store, shortest, where, minutes, log)
+        except (UserError, WorkerLost, RuntimeError) as error:
+            yield _failed("overfits", error)
+
+
+def _failed(name: str, error: Exception) -> Check:
+    """A line from an error: what was expected and found, and its own next step."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    steps = [line.removeprefix("next step: ") for line in lines if line.startswith("next step: ")]
+    told = "; ".join(line for line in lines if not line.startswith("next step: "))
+    told = told if isinstance(error, UserError) else f"{type(error).__name__}: {told}"
+    return Check(name, FAIL, told, "; ".join(steps) or "read the message")
+
+
+def _guarded(name: str, function: Callable, *arguments) -> Check:
+    try:
+        return function(*arguments)
+    except (UserError, WorkerLost, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return _failed(name, error)
+
+
+# ---- the policy on recorded frames ---------------------------------------------------------------------------------------------------
+
+def frames_of(store: Store, count: int = FRAMES) -> list[tuple[dict, str, np.ndarray]]:
+    """(observation, instruction, recorded action) of about `count` steps that carry a picture of their own, spread over the episodes."""
+    found, each = [], max(1, count // len(store))
+    for info in store.episodes[:: max(1, len(store) // count)]:
+        columns = store.read(info.index, decode=False).columns  # pictures: lists of PNG
+        drawn = np.flatnonzero(columns.get("info.drawn", np.ones(info.length, bool)))
+        for t in drawn[np.linspace(0, len(drawn) - 1, min(each, len(drawn))).astype(int)]:
+            seen = {name: decode_png(values[t]) if ".images." in name else values[t] for name, values in columns.items()
+                    if name.startswith("observation.")}
+            found.append((seen, info.task, columns["action"][t]))
+    return found
+
+
+def _asked(policy, frames: list) -> np.ndarray:
+    parts = [frames[i : i + TOGETHER] for i in range(0, len(frames), TOGETHER)]
+    return np.concatenate([np.asarray(policy.act([seen for seen, *_ in part], [told for _, told, _ in part])) for part in parts])
+
+
+def forward(policy, frames: list) -> Check:
+    """Finite chunks (B, K, 7)."""
+    said, asked = _asked(policy, frames[:4]), len(frames[:4])
+    if said.ndim != 3 or len(said) != asked or said.shape[1] == 0 or said.shape[2] != 7:
+        return Check("forward", FAIL, f"actions {said.shape}, expected ({asked}, K, 7)", "look at the model's chunk and action_dim")
+    if not np.isfinite(said).all():
+        return Check("forward", FAIL, "actions that are not finite", "look at the training's loss for NaN; train again with a lower rate")
+    return Check("forward", OK, f"{said.shape[1]} actions of 7 numbers for each observation")
+
+
+def same_twice(policy, frames: list) -> Check:
+    """The same input, with others asked in between."""
+    before = _asked(policy, frames[:4])
+    _asked(policy, frames[4:8] or frames[:4])
+    apart = float(np.abs(before - _asked(policy, frames[:4])).max())
+    if apart:
+        return Check("same twice", FAIL, f"the same observation gave actions up to {apart:.3g} apart",
+                     "call eval() in act (dropout, augmentation), decode greedily, keep no state between queries")
+    return Check("same twice", OK, "the same observation gives the same actions, bit for bit")
+
+
+def action_range(policy, frames: list, store: Store) -> Check:
+    """Every number within the data's least and greatest, with a tenth of their distance to spare."""
+    said, stats = _asked(policy, frames).reshape(-1, 7), store.stats["action"]
+    low, high = (np.asarray(stats[key], float).reshape(-1) for key in ("min", "max"))
+    spare = 0.1 * (high - low) + 0.02
+    outside = [f"{name} {said[:, d].min():.2f} ... {said[:, d].max():.2f} (data {low[d]:.2f} ... {high[d]:.2f})"
+               for d, name in enumerate(DIMENSIONS) if said[:, d].min() < low[d] - spare[d] or said[:, d].max() > high[d] + spare[d]]
+    if outside:
+        return Check("action range", FAIL, "; ".join(outside), "un-normalise with this data's statistics: actions are relative, in [-1, 1]")
+    return Check("action range", OK, f"{len(frames)} observations: all seven numbers where the data's are")
+
+
+def statistics(policy, store: Store) -> Check:
+    """The checkpoint's mean and deviation of the state beside this store's: within a deviation, and a factor of three."""
+    theirs, ours = (s["observation.state"] for s in (policy.stats, store.stats))
+    mean, std, least = *(np.asarray(ours[key], float) for key in ("mean", "std")), 0.02
+    scale = np.maximum(std, least)
+    shift = np.abs(np.asarray(theirs["mean"], float) - mean) / scale
+    ratio = np.maximum(np.asarray(theirs["std"], float), least) / scale
+    wrong = [f"state[{d}]: mean {theirs['mean'][d]:.3g}, std {theirs['std'][d]:.3g} (data {mean[d]:.3g}, {std[d]:.3g})"
+             for d in np.flatnonzero((shift > 1) | (ratio > 3) | (ratio < 1 / 3))]
+    if wrong:
+        return Check("statistics", FAIL, "; ".join(wrong[:3]) + f"; {len(wrong)} of {len(mean)} numbers",
+                     "use the statistics of the training data, or check on data of the same robot, units and tasks")
+    return Check("statistics", OK, "the state's mean and deviation are those of this data")
+
+
+# ---- conventions: the data, the model, the simulator ---------------------------------------------------------------------------------
+
+def evidence_of(store: Store, episodes: int = 12) -> dict[str, float]:
+    """What the pictures and fingers of the first episodes say (data/evidence.py)."""
+    seen, names = Evidence(), ["observation.images.static", "observation.state", "action"]
+    names += ["info.drawn"] if "info.drawn" in store.columns else []
+    for info in store.episodes[:episodes]:
+        episode = store.read(info.index, names)
+        episode.columns.setdefault("info.drawn", np.ones(info.length, bool))
+        seen.add(episode)
+    return seen.found()
+
+
+def gripper(policy, frames: list, evidence: dict[str, float]) -> Check:
+    """+1 opens in the data; and the model, if it acts, does not say close where the data open."""
+    agree = evidence["open"]
+    if agree < -SURE:
+        return Check("gripper", FAIL, f"+1 should open, but the fingers in the data do the reverse (agreement {agree:+.2f})",
+                     "import the data again with another --gripper: closes | opens | opens01")
+    said = [action[6] for *_, action in frames] if policy is None else _asked(policy, frames)[:, 0, 6]
+    same = float((np.sign(said) == np.sign([action[6] for *_, action in frames])).mean())
+    if same < REVERSED:
+        return Check("gripper", FAIL, f"the model says the reverse of the data in {100 * (1 - same):.0f} % of the frames",
+                     "turn the sign of its gripper: -1 closes and +1 opens here, the reverse of LIBERO's own")
+    if np.isnan(agree):
+        return Check("gripper", WARN, "the fingers in the data never move", "check on demonstrations in which they do")
+    return Check("gripper", OK, f"+1 opens: the fingers agree ({agree:+.2f}), the model's actions in {100 * same:.0f} % of the frames")
+
+
+def orientation(policy, store: Store, evidence: dict[str, float], where: Launch | None, start: rehearsal.Start | None) -> Check:
+    """Where pixels move beside the hand in the data; the model's config; what the simulator draws at a demonstration's start."""
+    shown = getattr(policy.config, "orientation", "upright")
+    wrong = [f"in the data the pixels that move contradict the hand ({name} {evidence[name]:+.2f})" for name in ("right", "up")
+             if evidence[name] < -SURE]
+    if wrong:
+        return Check("orientation", FAIL, "; ".join(wrong), "import the data again with --orientation raw | rotated | upright")
+    if shown != store.meta.get("orientation", "upright").split(",")[0]:
+        return Check("orientation", FAIL, f"the model is for {shown} pictures, the data's are {store.meta.get('orientation', 'upright')}",
+                     "train and evaluate with pictures that lie the same way")
+    said = [f"{name} {evidence[name]:+.2f}" for name in ("right", "up") if not np.isnan(evidence[name])]
+    told = f"pixels move where the hand is ({', '.join(said)})" if said else "the data say nothing"
+    if where is None or start is None:
+        return Check("orientation", OK if said else WARN, told, "" if said else "look at the pictures")
+    apart = {name: rehearsal.distance(store, where, start, name) for name in ("static", "wrist")}
+    for camera, errors in apart.items():
+        best, as_it_is = min(errors, key=errors.get), errors["as they should"]
+        if best != "as they should" and errors[best] < 0.8 * as_it_is:
+            return Check("orientation", FAIL, f"the simulator's {camera} picture fits the data's best {best}: {errors[best]:.1f} grey "
+                         f"levels, {as_it_is:.1f} as it is", "start the simulator with orientation='upright', or import the data again")
+        if as_it_is > OTHER:
+            return Check("orientation", FAIL, f"the simulator's {camera} picture is not the data's: {as_it_is:.1f} grey levels apart",
+                         "same assets, renderer and camera as the demonstrations'; compare the two pictures")
+    return Check("orientation", OK, f"{told}; the simulator draws the data's first picture, to {apart['static']['as they should']:.1f} "
+                 "grey levels")
+
+
+# ---- one demonstration ---------------------------------------------------------------------------------------------------------------
+
+def replay(store: Store, where: Launch, starts: list[rehearsal.Start]) -> Check:
+    """The actions of the first demonstrations, from their own starts: all of them succeed."""
+    ended = [(start, rehearsal.play(store, where, start)) for start in starts[: rehearsal.TRIED]]
+    failed = [f"episode {start.index} ({start.task})" for start, step in ended if step is None]
+    if failed:
+        return Check("replay", FAIL, f"{len(failed)} of {len(ended)} demonstrations do not succeed: {', '.join(failed)}",
+                     "look at the gripper's sign, the action's units, rows that were left out, and the simulator's version")
+    steps = ", ".join(str(step) for _, step in ended)
+    return Check("replay", OK, f"{len(ended)} demonstrations succeed with their own actions, after {steps} steps")
+
+
+def overfits(policy, store: Store, start: rehearsal.Start, where: Launch, minutes: float, log: Callable) -> Iterator[Check]:
+    """A fresh model of the same config, trained on one demonstration alone; then in the simulator from its start."""
+    found = rehearsal.learn(policy, store, start, where, minutes, log)
+    what = f"episode {start.index}, {found.steps} steps in {found.minutes:.1f} min: error {found.error:.3f}, mean action {found.floor:.3f}"
+    more = "give it more --minutes; if the error stays, look at the learning rate and at what the model is shown"
+    yield Check("overfits", *((OK, what) if found.error < LEARNED * found.floor else (FAIL, what, more)))
+    if found.done is None:
+        yield Check("closed loop", FAIL, f"not done after {found.limit} steps from its own start",
+                    "do not train on more data before this succeeds: give it more --minutes, execute fewer actions of a chunk")
+    else:
+        yield Check("closed loop", OK, f"done after {found.done} steps (the demonstration: {found.length})")

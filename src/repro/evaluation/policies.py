@@ -1,0 +1,79 @@
+"""A policy from its checkpoint, whichever model it is: the checkpoint says so.
+
+    policy = load_policy("work/train/gaze")           # a run's folder: its last whole checkpoint; or one checkpoint
+    policy.act(observations, instructions)            # (B, K, 7)
+"""
+
+import importlib
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from repro.intervals import wilson
+from repro.machine import UserError
+from repro.training import checkpoint
+from repro.training.loop import read_metrics
+
+MODELS = {"ReconVLA": "repro.models.reconvla", "VGGTVLA": "repro.models.vggt_vla", "KeypointPolicy": "repro.models.keypoint_policy"}
+
+
+def find(folder: Path | str) -> Path:
+    """The folder itself where it holds a model, else its last whole checkpoint."""
+    folder = Path(folder).expanduser()
+    return folder if (folder / "model.json").is_file() else checkpoint.need(folder)
+
+
+def class_of(folder: Path | str) -> type:
+    """The class that the model.json of a checkpoint names."""
+    path = find(folder) / "model.json"
+    try:
+        name = json.loads(path.read_text()).get("model")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read", "JSON with the name of a model", error, "use another checkpoint of the run") from error
+    if name not in MODELS:
+        raise UserError(f"{path} names no model that acts", " | ".join(MODELS), name, "use a checkpoint of repro train")
+    return getattr(importlib.import_module(MODELS[name]), name)
+
+
+def load_policy(folder: Path | str, store=None, run: Path | str | None = None):
+    """The policy of a checkpoint or a run, on the GPU where there is one.
+
+    store: data it is to be used with, whose conventions a VGGT-VLA compares with its own. run: the folder with metrics.jsonl, if not
+    around the checkpoint. Where it was trained by this library, `trained` on it says how far and on what, `minutes` how long that took.
+    """
+    path = find(folder)
+    kind = class_of(path)
+    policy = kind.load(path, store=store) if kind.__name__ == "VGGTVLA" else kind.load(path)
+    if (path / "about.json").is_file():
+        made = checkpoint.about(path)
+        policy.trained = {key: made[key] for key in ("step", "train", "clockwork", "data", "commit") if key in made}
+        lines = read_metrics(Path(run or path.parent) / "metrics.jsonl")
+        policy.minutes = next((line["seconds"] for line in lines if line["step"] == made["step"]), 0.0) / 60
+    return policy.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def minutes(policy, begun: float) -> float:
+    """Wall clock of a record: training, where the policy was trained, and evaluation since `begun`."""
+    return getattr(policy, "minutes", 0.0) + (time.monotonic() - begun) / 60
+
+
+def mended(policy) -> dict[str, dict]:
+    """Metric of a record: the share of a policy's answers since the last call that were no chunk of actions and were read again within the
+    action tokens; {} for policies that are held to these from the start."""
+    answers = getattr(policy, "answers", 0)
+    if not answers:
+        return {}
+    wrong, policy.answers, policy.malformed = policy.malformed, 0, 0
+    low, high = wilson(wrong, answers)
+    return {"answers that were no chunk of actions, read again": {"value": wrong / answers, "n": answers, "low": low, "high": high}}
+
+
+def about(policy) -> dict:
+    """What identifies a policy in a record: a model's config and the step of its checkpoint, or a floor's name."""
+    if hasattr(policy, "config"):
+        config = {key: value for key, value in policy.config.__dict__.items() if key != "words"}
+        return {"model": config, "trained": getattr(policy, "trained", {})}
+    inner = getattr(policy, "policy", None)
+    return {"floor": getattr(policy, "name", type(policy).__name__), **({"of": about(inner)} if inner is not None else {})}

@@ -1,0 +1,203 @@
+"""LIBERO's suites, closed loop: in the real benchmark, or on the embedded grocery table in its stead; floors beside every score.
+
+    plan = plan_of("grocery", layout="wide", episodes=10)
+    outcomes = run(policy, plan, "work/outcomes/vggt_tiny")                       # resumed where it was killed
+    records = score({"vggt": policy, **beside(policy, recorded(store), plan)}, plan, "work/evaluation", store, videos=2)
+
+An episode is the simulator's `reset` (which sets the init state and lets things settle, 10 steps of an opening gripper that are not
+counted; the grocery table has nothing to settle), then at most 220 / 280 / 300 / 520 / 400 steps (libero_spatial, _object, _goal, _10, _90;
+the grocery table: 280, as libero_object), ended by the first step after which the task's goal holds. How many actions of a chunk are
+executed is the convention's (evaluation/protocols.py), or given.
+
+Layout "official": episode i of a task starts from init state i. That alone proves little where these hardly differ (libero_object, the
+grocery table): a replay of one demonstration and a blind policy solve most of them. "wide" moves target and basket by up to 7 and 5 cm,
+drawn from seeds that no scripted demonstration has (`WIDE_SEED`).
+"""
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from repro import results
+from repro.data.episodes import Store
+from repro.data.libero import sentence_of
+from repro.evaluation import chains, films, floors, protocols
+from repro.evaluation.chains import Outcome
+from repro.evaluation.policies import about, minutes
+from repro.intervals import wilson
+from repro.machine import UserError
+from repro.sims import environments
+from repro.sims.base import Launch
+from repro.sims.worker import opened
+
+GROCERY, TABLE = "grocery", "grocery table"  # as a suite and simulator; in the metadata of a store that was made on it
+SUITES = (GROCERY, *protocols.SUITES)
+SCRIPTED = (GROCERY, "libero_object", "libero_spatial")  # those that the expert, the ceiling, can do
+WIDE_SEED = 900_000  # of the first wide start here; scripted demonstrations have data seed * 100,000 + number (data/libero_hdf5.py)
+STAND_IN = {GROCERY: "libero_object"}  # whose step limit and number of init states hold
+DRAWS = 4000  # of the bootstrap
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is evaluated, and under which rules."""
+
+    suite: str
+    layout: str
+    protocol: str
+    max_steps: int
+    execute: int | None        # actions of a chunk; None: all of them
+    sentences: dict[str, str]  # task -> instruction
+    chains: list               # (state, (task,)) of each episode
+    launch: Launch
+    about: dict                # what the simulator says of itself
+
+    @property
+    def name(self) -> str:
+        """For the record: suite or table, layout, tasks."""
+        where = TABLE if self.suite == GROCERY else self.suite
+        layout = "wide layout" if self.layout == "wide" else "official init states"
+        return f"{where}, {layout}, {len(self.sentences)} single tasks"
+
+
+def plan_of(suite: str, layout: str = "official", episodes: int | None = None, tasks: list[str] | None = None,
+            protocol: str = "openvla-oft", seed: int = 0, execute: int | None = None, max_steps: int | None = None, **simulator) -> Plan:
+    """The plan of a suite: `episodes` of each task (None: the convention's trials), all tasks unless some are named.
+
+    protocol: openvla | openvla-oft | openpi | lerobot. execute: actions of each chunk (None: the convention's; 0: all). max_steps: None
+    for the convention's. simulator: options of the launch (image_size, wrist_size, orientation, assets, renderer); pictures are of the
+    convention's size unless one is given. seed: of the wide starts, and of fixtures.
+    """
+    if suite not in SUITES:
+        raise UserError(f"no suite {suite!r}", " | ".join(SUITES), suite)
+    rules, stand_in = protocols.libero_protocol(protocol), STAND_IN.get(suite, suite)
+    sizes = {} if suite == GROCERY else {"image_size": rules.render, "wrist_size": rules.render}
+    launch = environments.launch(GROCERY if suite == GROCERY else "libero", suite=suite, **{**sizes, **simulator})
+    with opened(launch) as worker:
+        about, every = worker.about, list(worker.call("task_list"))
+    chosen = list(tasks or every)
+    if unknown := sorted(set(chosen) - set(every)):
+        raise UserError(f"{suite} has no task {unknown[0]!r}", " | ".join(every), ", ".join(unknown))
+    first = WIDE_SEED + 1000 * seed if layout == "wide" else rules.seed + 1000 * seed
+    found = protocols.libero_chains(rules, stand_in, chosen, episodes, layout, first)
+    executed = rules.actions_per_query if execute is None else execute or None
+    return Plan(suite, layout, protocol, max_steps or limit(suite, protocol), executed, {task: sentence_of(task) for task in chosen},
+                [({**state, "suite": suite}, task) for state, task in found], launch, about)
+
+
+def limit(suite: str, protocol: str = "openvla-oft") -> int:
+    """Steps that an episode may take; the conventions agree but for LeRobot's libero_spatial."""
+    return protocols.libero_protocol(protocol).max_steps[STAND_IN.get(suite, suite)]
+
+
+def sizes_of(store: Store) -> dict[str, int]:
+    """Options of a plan: pictures of the size that the policy was trained on; others look a little different."""
+    side = lambda camera: store.info["features"][f"observation.images.{camera}"]["shape"][0]
+    return {"image_size": side("static"), "wrist_size": side("wrist")}
+
+
+def recorded(store: Store) -> dict[str, np.ndarray]:
+    """{task: (T, 7) actions} of one demonstration each, the first that nothing disturbed: only there were just these actions executed."""
+    found = {}
+    for info in sorted(store.episodes, key=lambda info: bool(info.info.get("disturbed"))):
+        if info.task_id not in found:
+            found[info.task_id] = store.read(info.index, columns=["action"]).columns["action"]
+    return found
+
+
+def beside(policy, demonstrations: dict[str, np.ndarray], plan: Plan, seed: int = 0, blind=None) -> dict[str, object]:
+    """What a score is seen beside. blind: a policy of the same kind trained without pictures; without one its pictures are blanked."""
+    still = np.array([[0, 0, 0, 0, 0, 0, 1]], np.float32)
+    found = {"blind, trained" if blind is not None else "images blanked": floors.Blank(policy) if blind is None else blind}
+    if len(set(plan.sentences.values())) > 1:
+        found["shuffled instruction"] = floors.ShuffledInstruction(policy, tuple(sorted(set(plan.sentences.values()))), seed)
+    found |= {"replay of one demonstration": floors.Replay({task: demonstrations.get(task, still) for task in plan.sentences}),
+              "random actions": floors.RandomPolicy(seed), "constant action": floors.ConstantPolicy()}
+    return found | ({"scripted expert (ceiling)": floors.ExpertPolicy(seed)} if plan.suite in SCRIPTED else {})
+
+
+def run(policy, plan: Plan, folder: Path | str, name: str | None = None, simulators: int = 16, workers: int = 0, fresh: bool = False,
+        log: Callable[[str], None] = print) -> list[Outcome]:
+    """The outcomes of a policy on a plan, in its order; what `folder` holds of the same evaluation is kept (chains.evaluate)."""
+    workers = workers if plan.suite == GROCERY else max(1, workers)  # LIBERO's packages are not ours
+    return chains.evaluate(policy, plan.launch, plan.chains, folder, plan.max_steps, simulators, plan.sentences, plan.execute, name, fresh,
+                           workers, log=log)
+
+
+def summarise(outcomes: list[Outcome], seed: int = 0) -> dict[str, dict]:
+    """Metrics: "1/1" (all episodes, Wilson), "task/<name>" (Wilson), "suite" (mean over tasks, 95 % for other episodes *and other tasks*).
+
+    Episodes of a task are alike, so "suite" draws tasks, then episodes within each (two-level bootstrap), and is never narrower than
+    Wilson's interval over all episodes.
+    """
+    metrics = {name: value for name, value in chains.summarise(outcomes, seed).items() if name != "average length"}
+    tasks = list(dict.fromkeys(o.tasks for o in outcomes))
+    rng, rates = np.random.default_rng(seed), [np.array([o.length for o in outcomes if o.tasks == task], float) for task in tasks]
+    again = np.array([[rng.choice(rates[t], len(rates[t])).mean() for t in rng.integers(0, len(rates), len(rates))] for _ in range(DRAWS)])
+    low, high = np.percentile(again.mean(1), [2.5, 97.5])
+    mean = float(np.mean([rate.mean() for rate in rates]))
+    floor, roof = wilson(int(sum(rate.sum() for rate in rates)), len(outcomes))
+    low, high = min(float(low), floor, mean), max(float(high), roof, mean)
+    return {**metrics, "suite": {"value": mean, "n": len(outcomes), "low": low, "high": high}}
+
+
+def score(scored: dict[str, object], plan: Plan, folder: Path | str, store: Store, system: str = "vggt_vla", seed: int = 0, videos: int = 0,
+          simulators: int = 16, workers: int = 0, fresh: bool = False, config: dict | None = None,
+          log: Callable[[str], None] = print) -> list[dict]:
+    """Evaluate every policy on the same starts; outcomes, films (of the first policy) and a run record each, below `folder`. The records,
+    each with the successes of all episodes, a digit each, as `outcomes`.
+
+    store: the training data. videos: films of so many successes and as many failures.
+    """
+    folder, found = Path(folder), []
+    for name, policy in scored.items():
+        begun, place = time.monotonic(), folder / "outcomes" / _file(plan.name) / _file(name)
+        outcomes = run(policy, plan, place, name, simulators, workers, fresh, log)
+        if name == next(iter(scored)) and videos:
+            film(policy, plan, outcomes, folder / "films" / _file(plan.name), videos, log)
+        rules = {"protocol": plan.protocol, "layout": plan.layout, "max_steps": plan.max_steps, "execute": plan.execute,
+                 "settle_steps": plan.about["settle_steps"], "simulator": plan.about}
+        record = results.record(
+            system, name, benchmark=plan.name, data=store.meta["name"], data_hash=store.hash, seed=seed,
+            config={**(config or {}), **rules, "policy": about(policy)}, metrics=summarise(outcomes, seed), minutes=minutes(policy, begun),
+            simulator=plan.about["simulator"], renderer=f"{plan.about['renderer']}, {plan.about['assets']}", not_comparable_with=[system])
+        found.append({**record, "outcomes": "".join(str(outcome.length) for outcome in outcomes)})
+        results.save(found[-1], folder / "runs")
+    return found
+
+
+def film(policy, plan: Plan, outcomes: list[Outcome], folder: Path | str, count: int = 2, log: Callable[[str], None] = print) -> list[Path]:
+    """Films of the first `count` successes and the first `count` failures, of different tasks where there are: <task>_<episode>_<how>.mp4.
+
+    They are played again, one at a time; where arithmetic in a batch rounded otherwise, one may end otherwise, and its name says how.
+    """
+    made = []
+    for wanted in (True, False):
+        ended = [o for o in outcomes if bool(o.length) == wanted]
+        first = {o.tasks: o for o in reversed(ended)}  # one a task, then the others
+        for outcome in sorted(ended, key=lambda o: (first[o.tasks] is not o, o.chain))[:count]:
+            task, = outcome.tasks
+            shots, solved = films.play(policy, plan.launch, plan.chains[outcome.chain], plan.sentences[task], plan.max_steps, plan.execute,
+                                       outcome.chain)
+            made.append(films.write(Path(folder) / f"{_file(task)}_{outcome.chain}_{'success' if solved else 'failure'}.mp4", shots))
+            log(f"film: {made[-1]}")
+    return made
+
+
+def table(records: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of records of one plan: a row a policy; the suite's success and each task's in %, with intervals."""
+    tasks = [name for name in records[0]["metrics"] if name.startswith("task/")]
+    brief = [name.removeprefix("task/").removeprefix("pick_up_the_").removesuffix("_and_place_it_in_the_basket").replace("_", " ")
+             for name in tasks]
+    n = records[0]["metrics"]["suite"]["n"]
+    percent = lambda m: f"{100 * m['value']:.0f} ({100 * m['low']:.0f} ... {100 * m['high']:.0f})"
+    rows = [[r["variant"], *(percent(r["metrics"][name]) for name in ("suite", *tasks))] for r in records]
+    return [records[0]["benchmark"], f"success % (n = {n})", *brief], rows
+
+
+def _file(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")

@@ -1,0 +1,286 @@
+"""VGGT-VLA's rows over seeds on the grocery table: each trained, let act in both layouts beside floors, looked at, recorded. Resumable.
+
+    repro ablation --system vggt_vla --profile cpu            # again and again, until it says that all is done
+    repro ablation --system vggt_vla --profile cpu --tables
+
+The question: does a geometry backbone ("vggt", "graph") help against the same policy without one ("none"), and does any of them do what a
+policy that was trained without pictures ("blind") cannot? The rows of a seed begin from the same starts: differences are paired.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from repro import ablation, ablation_tables, attention, results, vla_experiments
+from repro.ablation import FLOORS, Run, Timed
+from repro.data import libero, libero_hdf5
+from repro.evaluation import suites
+from repro.evaluation.policies import about, minutes
+from repro.machine import UserError
+from repro.profiles import Profile
+from repro.training import launch
+
+SYSTEM, LAYOUTS = "vggt_vla", ("wide", "official")
+ATTENTION = "attention on held-out frames of the grocery table"
+REDUCED = "Attention of the action queries to the image tokens, last layer, mean over heads, renormalised, static camera only."
+
+
+def runs(settings: Profile) -> list[Run]:
+    """Rows and floors seed by seed, so that a table that is not finished is balanced."""
+    return [Run(row, seed) for seed in settings.vla_seeds for row in (*vla_experiments.ROWS, FLOORS)]
+
+
+def prepare(settings: Profile, work: Path, log=print) -> None:
+    """The store of notebook 02, made here where it is absent."""
+    if not (work / "store" / "libero" / "meta" / "repro.json").is_file():
+        raw = libero_hdf5.ensure_grocery(work / "libero", settings, 0, log)
+        libero.ensure_store(raw, work / "store" / "libero", log=log)
+
+
+def digest(settings: Profile, work: Path) -> str:
+    """Of what decides the numbers of every run."""
+    asked = {name: getattr(settings, name) for name in ("vla_preset", "vla_steps", "vla_episodes", "attention_frames")}
+    asked |= {"data": vla_experiments.data(work).hash, "execute": vla_experiments.EXECUTE, "held_out": vla_experiments.HELD_OUT}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def place(work: Path, run: Run) -> Path:
+    """Folder of a run's outcomes, records and done.json."""
+    return work / "ablation" / SYSTEM / f"{run.row}-seed{run.seed}"
+
+
+def is_done(settings: Profile, work: Path, run: Run) -> bool:
+    """Whether its records are there, made with what is asked for now."""
+    note = place(work, run) / "done.json"
+    found = json.loads(note.read_text()) if note.is_file() else {}
+    return found.get("asked") == digest(settings, work) and all((place(work, run) / "runs" / name).is_file() for name in found["records"])
+
+
+def do(settings: Profile, work: Path, run: Run, minutes: float = 0.0, log=print) -> bool:
+    """Do or finish one run; False where the budget ended first, or another process is at it."""
+    if is_done(settings, work, run):
+        return True
+    clock, begun, folder = ablation.Clock(minutes), time.monotonic(), place(work, run)
+    with ablation.alone(folder) as alone:
+        if not alone:
+            log(f"{run.key}: another process is at it")
+            return False
+        try:
+            found = _floors(settings, work, run, clock, log) if run.row == FLOORS else _trained(settings, work, run, clock, log)
+        except ablation.OutOfTime as reason:
+            log(f"{run.key}: {reason}; to be continued")
+            return False
+        names = [results.save(record, folder / "runs").name for record in found]
+        ablation.replace_text(folder / "done.json", json.dumps({"asked": digest(settings, work), "records": names}, indent=1))
+    log(f"{run.key}: done, {(time.monotonic() - begun) / 60:.1f} min in this session")
+    return True
+
+
+def one(settings: Profile, work: Path, key: str, minutes: float, log=print) -> bool:
+    """The run called `key`, as `ablation.run` asks for it in a process of its own."""
+    row, seed, _ = key.rsplit(":", 2)
+    torch.set_num_threads(1)
+    return do(settings, work, Run(row, int(seed)), minutes, log)
+
+
+def _model(settings: Profile, work: Path, run: Run, row: str):
+    return vla_experiments.load(work, [row], run.seed, settings.vla_preset)[row]
+
+
+def _trained(settings: Profile, work: Path, run: Run, clock, log) -> list[dict]:
+    summary = launch.train_from_config(vla_experiments.job(settings, work, run.row, run.seed, minutes=clock.left()), log)
+    if not summary.finished:
+        raise ablation.OutOfTime(summary.reason)
+    begun, model = time.monotonic(), _model(settings, work, run, run.row)
+    found = _score(settings, work, run, {run.row: model}, clock, log)
+    return found if run.row == "blind" else [*found, _look(settings, work, run, model, begun)]
+
+
+def _floors(settings: Profile, work: Path, run: Run, clock, log) -> list[dict]:
+    if not is_done(settings, work, Run("vggt", run.seed)):
+        raise ablation.OutOfTime("vggt with this seed is not done yet")
+    store, policy = vla_experiments.data(work), _model(settings, work, run, "vggt")
+    here = vla_experiments.plan(settings, store, LAYOUTS[0], run.seed)
+    return _score(settings, work, run, vla_experiments.floors_of("vggt", policy, store, here, run.seed), clock, log)
+
+
+def _score(settings: Profile, work: Path, run: Run, scored: dict[str, object], clock, log) -> list[dict]:
+    """Records of each policy in each layout."""
+    store, found = vla_experiments.data(work), []
+    timed = {name: policy if getattr(policy, "privileged", False) else Timed(policy, clock.check) for name, policy in scored.items()}
+    for layout in LAYOUTS:
+        found += suites.score(timed, vla_experiments.plan(settings, store, layout, run.seed), place(work, run), store, SYSTEM, run.seed,
+                              simulators=settings.simulators, config=_about(settings, work, run), log=log)
+    return found
+
+
+def _about(settings: Profile, work: Path, run: Run) -> dict:
+    return {"profile": settings.name, "asked": digest(settings, work), "row": run.row, "corrupt": 0.0}
+
+
+def _look(settings: Profile, work: Path, run: Run, model, begun: float) -> dict:
+    """Attention of the action queries inside the gaze box, on frames of the held-out episodes."""
+    store = vla_experiments.data(work)
+    columns, tasks = vla_experiments.attention_columns(model, store, settings.attention_frames)
+    record = results.record(SYSTEM, run.row, benchmark=ATTENTION, data=store.meta["name"], data_hash=store.hash, seed=run.seed,
+                            config={**_about(settings, work, run), "policy": about(model), "reduced": REDUCED},
+                            metrics=attention.averages(columns), minutes=minutes(model, begun), simulator="none (recorded frames)",
+                            renderer="none", not_comparable_with=[SYSTEM])
+    return {**record, "frames": ablation.kept(columns, tasks)}
+
+
+# ---- tables ------------------------------------------------------------------------------------------------------------------------
+
+def load(folders: Iterable[Path]) -> list[dict]:
+    """Records of these folders, of the latest settings only."""
+    found = [record for folder in folders if folder.is_dir() for record in results.load_all(folder)]
+    newest = max(found, key=lambda record: record["created"])["config"]["asked"] if found else ""
+    return [record for record in found if record["config"]["asked"] == newest]
+
+
+def records(work: Path) -> list[dict]:
+    """Those of a work folder."""
+    return load(sorted((work / "ablation" / SYSTEM).glob("*/runs")))
+
+
+def variants(found: Iterable[dict]) -> list[str]:
+    """Rows first, in their order, then floors."""
+    order = list(vla_experiments.ROWS)
+    return sorted({r["variant"] for r in found}, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+def benchmarks(found: Iterable[dict]) -> list[str]:
+    """The layouts, "wide" first: where things hardly move, a score says little."""
+    return sorted({r["benchmark"] for r in found if "outcomes" in r}, key=lambda name: ("wide" not in name, name))
+
+
+def success_table(found: list[dict], benchmark: str) -> ablation_tables.Table:
+    """Success over seeds and starts, and paired differences to the policy without a backbone and to the blind one."""
+    scored, rows = ablation_tables.lengths(found, benchmark), []
+    for name in variants(r for r in found if r["benchmark"] == benchmark):
+        mean, cells = ablation_tables.mean(scored[name], (0, 1)), []
+        for other in ("none", "blind"):
+            apart = None if name == other or other not in scored else ablation_tables.difference(scored[name], scored[other], (-1, 1))
+            cells.append("" if apart is None else ablation_tables.signed(apart | {k: 100 * apart[k] for k in ("value", "low", "high")}))
+        rows.append([name, str(mean["seeds"]), str(mean["n"]), results.shown("1/1", mean), *cells])
+    return ["row", "seeds", "episodes", "success %", "minus none, points", "minus blind, points"], rows
+
+
+def task_table(found: list[dict], benchmark: str) -> ablation_tables.Table:
+    """Success of each task in %, mean over seeds."""
+    mine = [r for r in found if r["benchmark"] == benchmark]
+    tasks = [name for name in mine[0]["metrics"] if name.startswith("task/")] if mine else []
+    rows = [[name, *(f"{100 * np.mean([r['metrics'][task]['value'] for r in mine if r['variant'] == name]):.0f}" for task in tasks)]
+            for name in variants(mine)]
+    brief = lambda task: task.removeprefix("task/").removeprefix("pick_up_the_").removesuffix("_and_place_it_in_the_basket")
+    return ["row", *(brief(task).replace("_", " ") for task in tasks)], rows
+
+
+def parts(found: list[dict]) -> list[tuple[str, ablation_tables.Table]]:
+    """(title, table) of everything there are records for."""
+    named = [(f"{name} (not comparable with LIBERO)", success_table(found, name)) for name in benchmarks(found)]
+    named += [(f"{name}, by task, %", task_table(found, name)) for name in benchmarks(found)[:1]]
+    looked = ablation_tables.attention_tables(found, ATTENTION, variants(r for r in found if r["benchmark"] == ATTENTION), "none")
+    return [(title, table) for title, table in [*named, *((ATTENTION, table) for table in looked)] if table[1]]
+
+
+def markdown(found: list[dict]) -> str:
+    """All tables, one after another."""
+    return "\n\n".join(f"## {title}\n\n{results.markdown(*table)}" for title, table in parts(found)) + "\n"
+
+
+def figure(found: list[dict]):
+    """Success of every row: a mark for each seed, the mean with its interval; floors below a line."""
+    from matplotlib.figure import Figure
+
+    from repro.ablation_figures import MARKS, SEED
+
+    names, seeds = variants(r for r in found if "outcomes" in r), sorted({r["seed"] for r in found})
+    if not names:
+        return None
+    drawn = Figure(figsize=(1.8 + 4.2 * len(benchmarks(found)), 1.8 + 0.36 * len(names)), layout="constrained", dpi=130)
+    for axis, benchmark in zip(drawn.subplots(1, len(benchmarks(found)), squeeze=False)[0], benchmarks(found), strict=True):
+        scored = ablation_tables.lengths(found, benchmark)
+        for i, name in enumerate(names):
+            one = ablation_tables.mean(scored[name], (0, 1))
+            axis.errorbar(100 * one["value"], i, xerr=[[100 * (one["value"] - one["low"])], [100 * (one["high"] - one["value"])]], fmt="|",
+                          color="black", markersize=13, markeredgewidth=2, capsize=4)
+            for seed, values in scored[name].items():
+                axis.plot(100 * values.mean(), i + 0.22, MARKS[seeds.index(seed) % len(MARKS)], **SEED)
+        count = len(next(iter(next(iter(scored.values())).values())))
+        axis.set_xlabel(f"success, % ({count} episodes a seed)\n{benchmark}", fontsize=8.5)
+        axis.set_xlim(-3, 103)
+        axis.set_ylim(len(names) - 0.4, -0.6)
+        axis.set_yticks(range(len(names)), names if axis is drawn.axes[0] else [""] * len(names))
+        axis.axhline(sum(name in vla_experiments.ROWS for name in names) - 0.4, color="0.7", linewidth=0.8)
+        axis.grid(axis="x", alpha=0.3)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+    drawn.axes[0].plot([], [], "|", color="black", markersize=10, markeredgewidth=2, label="mean of the seeds")
+    for k, seed in enumerate(seeds):
+        drawn.axes[0].plot([], [], MARKS[k % len(MARKS)], **SEED, label=f"seed {seed}")
+    drawn.legend(loc="outside lower center", ncols=1 + len(seeds), frameon=False, fontsize=8)
+    drawn.suptitle("bars: 95 % intervals over seeds and starts; not comparable with LIBERO", fontsize=8)
+    return drawn
+
+
+def write(work: Path, log=print) -> list[dict]:
+    """`<work>/vggt_vla.md` and `<work>/figures/vla_ablation.png` from the records; returns them."""
+    from repro import pictures
+
+    if found := records(work):
+        (work / f"{SYSTEM}.md").write_text(markdown(found))
+        pictures.keep(figure(found), work / "figures" / "vla_ablation.png")
+        log(f"{len(found)} records; tables: {SYSTEM}.md, figure: figures/vla_ablation.png")
+    return found
+
+
+def publish(work: Path, target: Path, drawn: Iterable[str] = (), log=print) -> Path:
+    """Put records, tables and figures of what is done into `results/<profile>`; those of an edited tree are refused."""
+    found = write(work, log)
+    edited = sorted({r["commit"] for r in found if "+changes" in r["commit"]})
+    if not found or edited:
+        raise UserError("this ablation cannot be published", "records of clean commits", ", ".join(edited) or "no record",
+                        "commit, or use a fresh clone, and run it again: repro ablation --system vggt_vla --profile ...")
+    kept = target / "runs" / SYSTEM
+    shutil.rmtree(kept, ignore_errors=True)
+    for record in found:
+        results.save(record, kept)
+    (target / "figures").mkdir(parents=True, exist_ok=True)
+    shutil.copy2(work / f"{SYSTEM}.md", target / f"{SYSTEM}.md")
+    for name in ("vla_ablation.png", *drawn):
+        shutil.copy2(work / "figures" / name, target / "figures" / name)
+    log(f"{len(found)} records to {kept}")
+    return target
+
+
+def draw(settings: Profile, work: Path) -> list[str]:
+    """vla_attention.png: the rows that see, on the same held-out frames, of the first seed; its name. Nothing before all three are done."""
+    from repro import pictures
+
+    seed, rows = settings.vla_seeds[0], [row for row in vla_experiments.ROWS if row != "blind"]
+    if not all(is_done(settings, work, Run(row, seed)) for row in rows):
+        return []
+    models, store = vla_experiments.load(work, rows, seed, settings.vla_preset), vla_experiments.data(work)
+    pictures.keep(vla_experiments.attention_figure(models, store, settings.attention_frames, REDUCED),
+                  work / "figures" / "vla_attention.png")
+    return ["vla_attention.png"]
+
+
+def readme_section(folder: Path | str) -> str:
+    """What README says of the rows in `results/<profile>`."""
+    found = load([Path(folder) / "runs" / SYSTEM])
+    if not found:
+        return ""
+    trained, unique = [r for r in found if r["benchmark"] == ATTENTION], lambda values: ", ".join(sorted(set(values)))
+    first = (f"Profile `{Path(folder).name}`: {unique(r['data'] for r in found)}; {unique(r['hardware'] for r in found)}, "
+             f"{unique('torch ' + r['packages'].get('torch', '?') for r in found)}; commit {unique(r['commit'] for r in found)}; a run "
+             f"trains for at most {max(r['minutes'] for r in trained):.0f} min on one core. **Not comparable with LIBERO.**")
+    return "\n\n".join([first, *(f"{title}:\n\n{results.markdown(*table)}" for title, table in parts(found))]) + "\n"
+

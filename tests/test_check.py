@@ -1,0 +1,269 @@
+"""`repro evaluate --check`: each line says FAIL for what it is about, and only then. Run: pytest tests/test_check.py"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from repro.data import libero_hdf5
+from repro.data.calvin import ensure_store
+from repro.data.episodes import Episode, Store, StoreWriter
+from repro.data.libero import import_libero
+from repro.doctor import FAIL, OK, WARN
+from repro.evaluation import check, rehearsal
+from repro.evaluation.policies import load_policy
+from repro.machine import UserError
+from repro.models.vggt_vla import PRESETS, VGGTVLA
+from repro.sims import base, calvin_layout
+from repro.sims.tabletop.world import PlayTable
+
+SOUND = ["loads", "forward", "same twice", "action range", "statistics", "gripper", "orientation", "replay"]
+MILK, BUTTER = (f"pick_up_the_{item}_and_place_it_in_the_basket" for item in ("milk", "butter"))
+STATIC, WRIST, STATE = "observation.images.static", "observation.images.wrist", "observation.state"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Three demonstrations each of two grocery tasks, official init states."""
+    top = tmp_path_factory.mktemp("check")
+    launch = lambda suite: base.grocery(suite, image_size=48, wrist_size=32, orientation="raw")
+    files = libero_hdf5.write(top, "grocery", (MILK, BUTTER), 3, launch=launch, log=lambda line: None)
+    import_libero(files, top / "store")
+    return Store(top / "store")
+
+
+@dataclass(frozen=True)
+class Config:
+    chunk: int = 5
+    orientation: str = "upright"
+
+
+class Recalls(nn.Module):
+    """Does what was recorded in the nearest state under the same instruction; what a well trained policy does on its own data."""
+
+    def __init__(self, store, change=lambda actions: actions, stats=None):
+        super().__init__()
+        self.anchor, self.config, self.change, self.known = nn.Parameter(torch.zeros(1)), Config(), change, {}
+        self.stats = stats or {STATE: {key: store.stats[STATE][key].tolist() for key in ("mean", "std")}}
+        for info in store.episodes:
+            columns, starts = store.read(info.index, [STATE, "action"]).columns, np.arange(info.length)
+            following = np.minimum(starts[:, None] + np.arange(5), info.length - 1)
+            self.known.setdefault(info.task, []).append((columns[STATE], columns["action"][following]))
+
+    def act(self, observations, instructions):
+        found = []
+        for seen, told in zip(observations, instructions, strict=True):
+            states, chunks = (np.concatenate(part) for part in zip(*self.known[told], strict=True))
+            found.append(chunks[np.abs(states - seen[STATE]).sum(1).argmin()])
+        return self.change(np.array(found, np.float32))
+
+
+def altered(store, out, **changes):
+    """A copy of the store with columns changed; changes: column's last word -> function of the episode's values."""
+    with StoreWriter(out, store.fps, {k: v for k, v in store.meta.items() if k != "hash"}) as writer:
+        for info in store.episodes:
+            episode = store.read(info.index)
+            columns = {name: changes.get(name.split(".")[-1], lambda x: x)(values) for name, values in episode.columns.items()}
+            writer.add(Episode(episode.task, columns, episode.info))
+    return Store(out)
+
+
+def lines(policy, store, monkeypatch, **settings):
+    """{name: status} of all lines but the two that train."""
+    monkeypatch.setattr(check, "load_policy", lambda folder, store: policy)
+    found = list(check.checks("nowhere", store, overfit=False, **settings))
+    assert all(bool(line.next_step) == (line.status != OK) for line in found), "a next step where there is something to do"
+    return {line.name: line.status for line in found}
+
+
+def failed(found):
+    return [name for name, status in found.items() if status == FAIL]
+
+
+def test_what_is_sound_passes(store, monkeypatch):
+    assert lines(Recalls(store), store, monkeypatch) == dict.fromkeys(SOUND, OK)
+
+
+def shaken(actions):
+    return np.clip(actions + 0.001 * np.random.default_rng().normal(size=actions.shape), -1, 1).astype(np.float32)
+
+
+def reverses(actions):
+    return actions * np.float32([1, 1, 1, 1, 1, 1, -1])
+
+
+@pytest.mark.parametrize("line, change", [
+    ("same twice", shaken),
+    ("action range", lambda actions: 20 * actions),
+    ("gripper", reverses),
+    ("forward", lambda actions: actions[..., :6]),
+    ("forward", lambda actions: actions * np.nan),
+])  # fmt: skip
+def test_a_broken_policy_fails_its_own_line(store, monkeypatch, line, change):
+    found = lines(Recalls(store, change), store, monkeypatch)
+    assert failed(found) == [line]
+
+
+def test_wrong_statistics(store, monkeypatch):
+    stats = {STATE: {"mean": store.stats[STATE]["mean"] + np.float32([0.5, 0, 0, 0, 0, 0, 0, 0]), "std": store.stats[STATE]["std"]}}
+    assert failed(lines(Recalls(store, stats=stats), store, monkeypatch)) == ["statistics"]
+    stats = {STATE: {"mean": store.stats[STATE]["mean"], "std": 100 * store.stats[STATE]["std"]}}  # in centimetres
+    assert failed(lines(Recalls(store, stats=stats), store, monkeypatch)) == ["statistics"]
+
+
+@pytest.mark.parametrize("flip", [np.s_[:, ::-1], np.s_[:, :, ::-1], np.s_[:, ::-1, ::-1]])
+def test_pictures_that_lie_otherwise(store, tmp_path, monkeypatch, flip):
+    """Upside down, mirrored, turned by 180 degrees: nothing else notices, and training would not either."""
+    turned = altered(store, tmp_path / "turned", static=lambda pictures: np.ascontiguousarray(pictures[flip]))
+    assert failed(lines(Recalls(turned), turned, monkeypatch)) == ["orientation"]
+
+
+def test_a_simulator_or_a_model_that_shows_them_otherwise(store):
+    evidence, start = check.evidence_of(store), rehearsal.starts(store)[0]
+    ask = lambda **how: check.orientation(Recalls(store), store, evidence, base.grocery(image_size=48, wrist_size=32, **how), start)
+    assert ask().status == OK
+    turned = ask(orientation="rotated")
+    assert turned.status == FAIL and "mirrored" in turned.found  # the grocery table's "rotated" is what a half turn of raw pictures gives
+    assert "upside down" in ask(orientation="raw").found
+    policy = Recalls(store)
+    policy.config = Config(orientation="rotated")
+    assert "the model is for rotated" in check.orientation(policy, store, evidence, None, None).found
+
+
+def test_the_gripper_the_other_way_round_in_the_data(store, tmp_path, monkeypatch):
+    other = altered(store, tmp_path / "other", action=reverses)
+    assert failed(lines(Recalls(other), other, monkeypatch)) == ["gripper", "replay"], "it can't be replayed either"
+
+
+def test_demonstrations_of_the_play_table_begin_where_they_did(tmp_path):
+    """Stores have blocks red, blue, pink, simulators an order of their own: on this table red, pink, blue."""
+    root = calvin_layout.write(tmp_path / "calvin", scenes=("R~1",), validation_scene="D", workers=1, log=lambda line: None,
+                               episodes_per_task=1, validation_per_task=1, tasks=("lift_blue_block_table", "lift_pink_block_table"))
+    store = ensure_store(root, "training", tmp_path / "store", workers=1, log=lambda line: None)
+    table = PlayTable("R~1")
+    assert table.block_order == ("red_block", "pink_block", "blue_block")
+    found = rehearsal.starts(store)
+    assert {start.task for start in found} == {"lift_blue_block_table", "lift_pink_block_table"}
+    for start in found:
+        table.reset(start.state, render=False)
+        seen = store.read(start.index, ["observation.environment_state", "observation.images.static"]).columns
+        blocks = table.state()["scene_obs"][6:].reshape(3, 6)[[0, 2, 1]]
+        np.testing.assert_allclose(blocks.ravel(), seen["observation.environment_state"][0][6:], atol=1e-6)
+        drawn = table.observe()["observation.images.static"].astype(float)
+        assert np.abs(drawn - seen["observation.images.static"][0]).mean() < 1, "and it looks so"
+        assert rehearsal.play(store, rehearsal.simulator_of(store, None, start.scene), start), "its own actions do the task"
+
+
+def test_a_replay_of_other_actions(store, tmp_path, monkeypatch):
+    half = altered(store, tmp_path / "half", action=lambda actions: actions * np.float32([0.5, 0.5, 0.5, 1, 1, 1, 1]))
+    assert failed(lines(Recalls(half), half, monkeypatch)) == ["replay"]
+
+
+def test_what_cannot_be_tried_is_said(store, tmp_path, monkeypatch):
+    found = lines(Recalls(store), store, monkeypatch, simulator="none")
+    assert found["replay"] == WARN and not failed(found)
+    assert failed(lines(Recalls(store), store, monkeypatch, simulator="moon")) == ["simulator"]
+    unknown = altered(store, tmp_path / "unknown")
+    for info in unknown.episodes:
+        del info.info["state"]
+    assert lines(Recalls(store), unknown, monkeypatch)["replay"] == WARN
+
+
+def test_no_checkpoint(store, tmp_path):
+    line, = check.checks(tmp_path, store)
+    assert (line.name, line.status) == ("loads", FAIL) and "train first" in line.next_step
+
+
+SMALL = replace(PRESETS["vggt_tiny"], state_dim=8, image_size=32, width=64, backbone="none", query_layers=1, queries=4, head_width=128,
+                channels=8, keypoints=8, language_width=16)  # fmt: skip
+
+
+class Learns(Recalls):
+    """Knows after training what it was trained on: only then what it recalls is right."""
+
+    key = "learns"
+
+    def prepare(self, observation):
+        return {"state": observation[STATE]}
+
+    def loss(self, batch):
+        return {"loss": (self.anchor - 1).square().sum()}
+
+    def forward(self, batch):
+        return self.loss(batch)
+
+    def save(self, folder):
+        torch.save(self.state_dict(), folder / "model.pt")
+
+    @property
+    def device(self):
+        return self.anchor.device
+
+    def act(self, observations, instructions):
+        return super().act(observations, instructions) * np.float32(self.anchor.item() > 0.5)
+
+
+class Numb(Learns):
+    def loss(self, batch):
+        return {"loss": 0 * self.anchor.sum()}
+
+
+@pytest.mark.parametrize("kind, status", [(Learns, OK), (Numb, FAIL)])
+def test_one_demonstration_is_learned_and_then_done(store, monkeypatch, kind, status):
+    """The last two lines: training, then the closed loop, of a model that learns and of one that does not."""
+    monkeypatch.setattr(rehearsal, "fresh", lambda policy, store: kind(store))
+    monkeypatch.setattr(rehearsal, "STEPS", (60, 60))
+    policy = Recalls(store)
+    policy.trained, policy.device = {"train": {"learning_rate": 0.1, "batch_size": 8}}, torch.device("cpu")
+    start, where = rehearsal.starts(store)[0], rehearsal.simulator_of(store)
+    found = list(check.overfits(policy, store, start, where, 1, lambda line: None))
+    assert [(line.name, line.status) for line in found] == [("overfits", status), ("closed loop", status)], found
+
+
+def test_plays_with_pushes_are_labelled_with_the_way_back(store, monkeypatch):
+    start, where = rehearsal.starts(store)[0], rehearsal.simulator_of(store)
+    demo = store.read(start.index).columns
+    with monkeypatch.context() as patch:
+        patch.setattr(rehearsal, "HARD", 0.0)
+        calm, = rehearsal.around(store, where, start, count=1)
+    n = len(calm.columns["action"])
+    np.testing.assert_allclose(calm.columns["action"], demo["action"][:n], atol=2e-3, err_msg="without pushes it is the demonstration")
+    for name in (STATE, "observation.images.static"):
+        assert np.abs(calm.columns[name].astype(float) - demo[name][:n]).mean() < (1e-3 if name == STATE else 1.0)
+    plays = rehearsal.around(store, where, start, count=4)
+    assert plays and set(plays[0].columns) == set(demo)
+    for play in plays:
+        action, state = play.columns["action"], play.columns[STATE]
+        off = demo[STATE][: len(action), :3] - state[:, :3]
+        far = np.abs(off) > 0.01
+        assert far.any(), "the pushes show"
+        back = (action - demo["action"][: len(action)])[:, :3]
+        assert (np.sign(back[far]) == np.sign(off[far]))[np.abs(back[far]) > 0].all(), "labels lead back"
+        assert np.abs(off[-1]).max() < 0.02, "and it comes back"
+    monkeypatch.delitem(store.meta, "action")
+    with pytest.raises(UserError, match="does not say how far"):
+        rehearsal.around(store, where, start)
+
+
+def test_a_fresh_model_of_the_same_config_learns(store, tmp_path):
+    """A real one, for a few steps: other weights than the checkpoint's, and an error that falls."""
+    torch.manual_seed(3)
+    VGGTVLA.build(SMALL, store.stats, [info.task for info in store.episodes]).save(tmp_path)
+    policy = load_policy(tmp_path, store)
+    model = rehearsal.fresh(policy, store)
+    assert model.config == policy.config and not torch.equal(model.head[0].weight, policy.head[0].weight)
+    found = rehearsal.learn(policy, store, rehearsal.starts(store)[0], rehearsal.simulator_of(store), 0.01)
+    assert found.steps == rehearsal.STEPS[0] and found.error < found.floor and found.limit == 2 * found.length + 20
+
+
+def test_a_checkpoint_of_another_kind_of_data_does_not_load(store, tmp_path):
+    VGGTVLA.build(SMALL, store.stats, [info.task for info in store.episodes]).save(tmp_path)
+    other = altered(store, tmp_path / "other")
+    other.meta["orientation"] = "rotated by 180 degrees"
+    with pytest.raises(UserError, match="cameras.orientation"):
+        load_policy(tmp_path, other)
+    (tmp_path / "model.json").write_text('{"model": "Oracle"}')
+    with pytest.raises(UserError, match="names no model that acts"):
+        load_policy(tmp_path)

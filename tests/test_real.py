@@ -1,0 +1,84 @@
+"""What `repro simulate` trains, on embedded data: VLAs whose tower sees another simulator's pictures. Run: pytest tests/test_real.py"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from repro import cli, profiles, real, results
+from repro.data import libero, libero_hdf5
+from repro.data.calvin import ensure_store
+from repro.gaze.annotate import annotate
+from repro.machine import UserError
+from repro.models import tiny_training
+from repro.sims import base, calvin_layout
+from repro.training import launch
+
+SIZE = replace(real.SIZES["smoke"], vla_steps=2, parts=(2, 2, 2, 24))
+SAID = []
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    """Trained in this process."""
+    monkeypatch.setattr(launch, "jobs", lambda configs, log: [launch.train_from_config(config, log) for config in configs])
+
+
+def observations(store, count=2):
+    columns = store.read(0).columns
+    return [{name: values[t] for name, values in columns.items() if name.startswith("observation.")} for t in range(count)]
+
+
+def test_reconvlas_rows_begin_with_the_parts_and_train_the_tower_along(tmp_path):
+    settings = replace(profiles.get("smoke"), scenes=("A",), evaluation_scene="A", tasks=profiles.EIGHT_TASKS[:2], episodes_per_task=1)
+    calvin_layout.ensure(tmp_path / "calvin", settings, log=SAID.append)
+    store = ensure_store(tmp_path / "calvin", "training", tmp_path / "store", workers=1, log=SAID.append)
+    annotate(store.folder, "truth")
+    store = type(store)(store.folder)
+    models = real.reconvla(tmp_path, store, SIZE, 0, None, SAID.append)
+    assert list(models) == ["ReconVLA tiny, baseline", "ReconVLA tiny, whole", "ReconVLA tiny, gaze"]
+    learned = load_file(tmp_path / "parts" / "tower" / "tower.safetensors")
+    for name, model in models.items():
+        assert model.trained["step"] == 2 and (model.config.recon, model.config.target) == {
+            "baseline": (False, "gaze"), "whole": (True, "whole"), "gaze": (True, "gaze")}[name.split(", ")[1]]
+        now = dict(model.vision_tower.named_parameters())
+        apart = [float((now[key].detach() - value).abs().max()) for key, value in learned.items() if key in now]
+        assert 0 < max(apart) < 0.1, "from what was learned, and along"
+        assert np.isfinite(model.act(observations(store), ["open the drawer"] * 2)).all()
+    kept = (tmp_path / "parts" / "tower" / "tower.safetensors").stat().st_mtime_ns
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_training, "pretrain", lambda *a, **k: pytest.fail("learned again"))
+        again = real.reconvla(tmp_path, store, SIZE, 0, tmp_path / "parts", SAID.append)
+    assert list(again) == list(models) and (tmp_path / "parts" / "tower" / "tower.safetensors").stat().st_mtime_ns == kept
+
+
+def test_vggt_vlas_rows(tmp_path):
+    small = lambda suite: base.grocery(suite, image_size=48, wrist_size=32, orientation="raw")
+    files = libero_hdf5.write(tmp_path / "libero", "grocery", (0,), 1, "wide", launch=small, log=SAID.append)
+    store = libero.ensure_store(files, tmp_path / "store", log=SAID.append)
+    models = real.vggt_vla(tmp_path, store, SIZE, 0, SAID.append)
+    assert [(name, model.config.backbone, model.config.blind) for name, model in models.items()] == [
+        ("VGGT-VLA tiny, none", "none", False), ("VGGT-VLA tiny, vggt", "vggt", False), ("VGGT-VLA tiny, blind", "vggt", True)]
+    seen = observations(store)
+    for name, model in models.items():
+        said, dark = (model.act([{**one, **change} for one in seen], [store.episodes[0].task] * 2) for change in (
+            {}, {"observation.images.static": np.zeros_like(seen[0]["observation.images.static"])}))
+        assert said.shape == (2, 8, 7) and np.array_equal(said, dark) == name.endswith("blind")
+
+
+def test_parts_are_reconvlas_alone():
+    said = CliRunner().invoke(cli.cli, ["simulate", "libero", "--parts", "work/parts"])
+    assert isinstance(said.exception, UserError) and "only ReconVLA" in str(said.exception)
+
+
+def test_rows_stand_before_floors_in_the_readme(tmp_path):
+    share = {"value": 0.5, "n": 10, "low": 0.2, "high": 0.8}
+    for name in ("random actions", "blind", "VGGT-VLA tiny, none", "keypoint policy", "constant action"):
+        results.save({**results.record("real simulators", name, benchmark="LIBERO-Object, wide layout", data="d", data_hash="h", config={
+            "simulator": {"renderer": "r", "versions": {}, "assets": "a"}}, seed=0, metrics={"1/1": share}, minutes=1, simulator="LIBERO",
+            renderer="r", not_comparable_with=["x"]), "commit": "0123456789ab"}, tmp_path / "runs")
+    section = results.real_section(tmp_path)
+    order = [line.split("|")[1].strip() for line in section.splitlines() if line.startswith("| ")][2:]
+    assert order == ["VGGT-VLA tiny, none", "keypoint policy", "blind", "constant action", "random actions"]

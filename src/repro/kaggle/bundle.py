@@ -78,15 +78,15 @@ def parameters(paths: list[Path]) -> list[Parameter]:
 
 
 def check_names(path: Path, names: set[str]) -> None:
-    """UserError where a section assigns to one of `names`, the parameters of others: they, in the same kernel, would read the new value."""
+    """UserError where a section assigns to one of `names`, parameters of later ones: in the same kernel they would read the new value."""
     for cell in notebooks.convert(path).cells:
         if cell.cell_type == "code" and "parameters" not in cell.metadata.tags:
             set_here = {
                 node.id for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
             }
             if set_here & names:
-                raise UserError(f"{path.name} assigns to another notebook's parameter {', '.join(sorted(set_here & names))}",
-                                "parameters are set in the parameters cell only", cell.source.splitlines()[0],
+                raise UserError(f"{path.name} assigns to a later notebook's parameter {', '.join(sorted(set_here & names))}",
+                                "parameters that others read are set in the parameters cell only", cell.source.splitlines()[0],
                                 "use another name in that cell")  # fmt: skip
 
 
@@ -137,8 +137,8 @@ def build(root: Path, name: str):
     ]  # fmt: skip
     roots = [one.name for one in asked if one.name in ROOTS]
     cells += [new_code_cell("\n".join(_root(one) for one in roots))] if roots else []
-    for path in paths:
-        check_names(path, {name for other in paths if other != path for name in notebooks.inspect(other)})
+    for i, path in enumerate(paths):
+        check_names(path, {name for later in paths[i + 1 :] for name in notebooks.inspect(later)})
         source = notebooks.convert(path).cells
         first = f'<a id="s{path.stem[:2]}"></a>\n\n{source[0].source}'
         cells += [new_markdown_cell(first), new_code_cell(f'kit.section("{path.stem}")')]

@@ -127,6 +127,7 @@ def build(root: Path, name: str):
     times = read_times(root / "kaggle" / "times.json")
     text = pack(root)
     titles = {path: _title(path) for path in paths}
+    declared = {path: notebooks.inspect(path) for path in paths}
     cells = [
         new_markdown_cell(_front(SYSTEMS[name][0], titles, times)),
         new_code_cell("\n".join(_line(one) for one in asked), metadata={"tags": ["parameters"]}),
@@ -138,7 +139,7 @@ def build(root: Path, name: str):
     roots = [one.name for one in asked if one.name in ROOTS]
     cells += [new_code_cell("\n".join(_root(one) for one in roots))] if roots else []
     for i, path in enumerate(paths):
-        check_names(path, {name for later in paths[i + 1 :] for name in notebooks.inspect(later)})
+        check_names(path, {name for later in paths[i + 1 :] for name in declared[later]})
         source = notebooks.convert(path).cells
         first = f'<a id="s{path.stem[:2]}"></a>\n\n{source[0].source}'
         cells += [new_markdown_cell(first), new_code_cell(f'kit.section("{path.stem}")')]

@@ -421,6 +421,24 @@ def libero(arguments: tuple[str, ...]) -> None:
     commands.main(args=list(arguments), prog_name="repro libero")
 
 
+@cli.command("kaggle", context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def on_kaggle(arguments: tuple[str, ...]) -> None:
+    """Build, upload and fetch the Kaggle notebooks: `repro kaggle --help` lists the commands."""
+    from repro.kaggle.commands import kaggle as commands
+
+    commands.main(args=list(arguments), prog_name="repro kaggle")
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def store(arguments: tuple[str, ...]) -> None:
+    """Fetch stores out of remote zips, push them to Kaggle: `repro store --help` lists the commands."""
+    from repro.kaggle.commands import store as commands
+
+    commands.main(args=list(arguments), prog_name="repro store")
+
+
 def main() -> None:
     """Entry point: a UserError is for the reader, without a traceback (exit code 2)."""
     try:

@@ -60,6 +60,11 @@ def on_kaggle() -> str | None:
     return os.environ.get("KAGGLE_KERNEL_RUN_TYPE") or None
 
 
+def kaggle_root() -> Path:
+    """The folder that holds Kaggle's input/ and working/: /kaggle, or REPRO_KAGGLE_ROOT."""
+    return Path(os.environ.get("REPRO_KAGGLE_ROOT") or "/kaggle")
+
+
 def root() -> Path:
     """The repository: REPRO_ROOT, else the nearest parent of the current folder that holds notebooks/ and pyproject.toml,
     else /kaggle/working on Kaggle, else the current folder."""
@@ -69,7 +74,7 @@ def root() -> Path:
     for folder in (here, *here.parents):
         if (folder / "notebooks").is_dir() and (folder / "pyproject.toml").is_file():
             return folder
-    return Path("/kaggle/working") if on_kaggle() else here
+    return kaggle_root() / "working" if on_kaggle() else here
 
 
 def work(profile: str) -> Path:

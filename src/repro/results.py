@@ -42,11 +42,13 @@ STAND_IN = {"tabletop": "Measured on the embedded play table, a stand-in simulat
 # ---- records -------------------------------------------------------------------------------------------------------------------
 
 def provenance() -> dict:
-    """Commit (with "+changes" for an edited tree), package versions and hardware of this process."""
+    """Commit ("+changes": of an edited tree; of a built notebook its library), package versions and hardware of this process."""
     git = ["git", "-C", str(Path(__file__).parent)]
     head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
     changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=False)
     commit = head.stdout.strip() + ("+changes" if changed.stdout.strip() else "") if head.returncode == 0 else "unknown (no git checkout)"
+    if os.environ.get("REPRO_BUNDLE"):  # an uploaded notebook carries its library, and no git
+        commit = f"library {os.environ['REPRO_BUNDLE']}"
     packages = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -35,6 +35,7 @@ import yaml
 from repro.data import npy
 from repro.data.boxes import box_index
 from repro.data.episodes import Column, Episode, Store, StoreWriter, encode_pictures
+from repro.data.stored import Stored, is_store
 from repro.machine import UserError
 from repro.sims.tabletop.scenes import scene as play_table
 
@@ -179,11 +180,11 @@ class Calvin:
                 next_step="give the folder that holds training/ (for example task_D_D or calvin_debug_dataset)",
             )
 
-    def split(self, name: str, scene: str | None = None) -> "Split":
-        """One split, its index and annotations checked. `scene` "A".."D" is for data whose scene no file tells."""
+    def split(self, name: str, scene: str | None = None) -> "Split | Stored":
+        """One split, its index and annotations checked; or a store in its place. `scene` "A".."D" is for data whose scene no file tells."""
         if name not in self.splits:
             raise UserError(f"{self.root} has no split {name!r}.", expected="one of the splits it has", found=sorted(self.splits))
-        return Split(self.splits[name], name, scene)
+        return Stored(self.splits[name]) if is_store(self.splits[name]) else Split(self.splits[name], name, scene)
 
 
 class Split:
@@ -420,7 +421,7 @@ def read_frames(split: tuple, start: int, end: int) -> tuple[dict[str, np.ndarra
     return {name: np.stack([frame[name] for frame in frames]) for name in shapes if frames}, ids, damaged
 
 
-def _read_episode(split: tuple, start: int, end: int, scene: str, every: int = 1) -> tuple[dict, dict[str, str]]:
+def read_episode(split: tuple, start: int, end: int, scene: str, every: int = 1) -> tuple[dict, dict[str, str]]:
     """In a worker: (columns with encoded pictures, {} when no frame is left; damaged frames name -> why). every: frames to a picture."""
     stack, ids, damaged = read_frames(split, start, end)
     drawn = (np.array(ids, np.int64) - start) % every == 0
@@ -476,6 +477,37 @@ def in_order(function: Callable, tasks: Iterable[tuple], workers: int) -> Iterat
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _about(root: Path | str) -> dict:
+    """about.json, where the play table says what it is; a CALVIN download has none."""
+    about = Path(root) / "about.json"
+    return json.loads(about.read_text()) if about.is_file() else {"name": Path(root).name, "simulator": "calvin_env"}
+
+
+def frames_a_picture(root: Path | str, split: str) -> int:
+    """How many frames repeat one picture: 1 but for some scripted play."""
+    return _about(root).get("draw_every", 1) if split == "training" else 1
+
+
+def store_meta(root: Path | str, source: Split) -> dict:
+    """What a store of `source`, a split of `root`, says of itself."""
+    about = _about(root)
+    return {
+        "source": "CALVIN layout", "name": about["name"], "simulator": about["simulator"], "split": source.name,
+        "robot_type": "franka", "scene_known_by": source.scene_known_by, "blocks": list(BLOCKS),
+        "action": ACTION_UNITS, "source_statistics": source.statistics, "source_fingerprint": source.fingerprint(),
+        "played": {name: about[name] for name in PLAYED if name in about},
+    }  # fmt: skip
+
+
+def as_episode(source: Split, note: Annotation, columns: dict) -> Episode:
+    """The episode of one annotation, with the boxes that the split has."""
+    if source.boxes:
+        columns = {**columns, "info.boxes": source.boxes.texts(_pictured(columns))}
+    info = {"task_id": note.task_id, "scene": note.scene, "annotation": note.index, "source_start": note.start, "source_end": note.end}
+    info |= {"targets": list(note.targets), "goal_items": list(note.goal_items)} if source.boxes else {}
+    return Episode(note.instruction, columns, info)
+
+
 def import_calvin(
     root: Path | str,
     split: str,
@@ -495,33 +527,16 @@ def import_calvin(
     source = Calvin(root).split(split, scene)
     notes, damage, dropped = source.annotations, Damage(source.frames), []
     where = (source.folder, source.digits, source.shapes)
-    about = Path(root) / "about.json"  # the play table says here what it is; a CALVIN download has none
-    about = json.loads(about.read_text()) if about.is_file() else {"name": Path(root).name, "simulator": "calvin_env"}
-    every = about.get("draw_every", 1) if split == "training" else 1
-    meta = {
-        "source": "CALVIN layout", "name": about["name"], "simulator": about["simulator"], "split": split,
-        "robot_type": "franka", "scene_known_by": source.scene_known_by, "blocks": list(BLOCKS),
-        "action": ACTION_UNITS, "source_statistics": source.statistics, "source_fingerprint": source.fingerprint(),
-        "played": {name: about[name] for name in PLAYED if name in about},
-    }  # fmt: skip
+    every = frames_a_picture(root, split)
+    meta = store_meta(root, source)
     with StoreWriter(out, FPS, meta, replace) as writer:
         tasks = ((where, note.start, note.end, note.scene, every) for note in notes)
-        for note, (columns, damaged) in zip(notes, in_order(_read_episode, tasks, workers), strict=True):
+        for note, (columns, damaged) in zip(notes, in_order(read_episode, tasks, workers), strict=True):
             damage.add(damaged, source.folder)
             if not columns:
                 dropped.append(note.index)
                 continue
-            if source.boxes:
-                columns["info.boxes"] = source.boxes.texts(_pictured(columns))
-            info = {
-                "task_id": note.task_id,
-                "scene": note.scene,
-                "annotation": note.index,
-                "source_start": note.start,
-                "source_end": note.end,
-            }
-            info |= {"targets": list(note.targets), "goal_items": list(note.goal_items)} if source.boxes else {}
-            writer.add(Episode(note.instruction, columns, info))
+            writer.add(as_episode(source, note, columns))
             if on_episode:
                 on_episode(note.index + 1, len(notes))
         writer.meta["damaged"], writer.meta["dropped_annotations"] = damage.frames, dropped
@@ -533,11 +548,14 @@ def import_calvin(
 
 def ensure_store(root: Path | str, split: str, out: Path | str, workers: int = 2, scene: str | None = None, log: Callable = print) -> Store:
     """The store of a split: the one at `out` where it was made from the same data, gaze boxes and all, else a fresh import."""
-    if (Path(out) / "meta" / "repro.json").is_file():
+    source = Calvin(root).split(split, scene)
+    if is_store(out):
         store = Store(out)
-        if store.meta.get("source_fingerprint") == Calvin(root).split(split, scene).fingerprint():
+        if store.meta.get("source_fingerprint") == source.fingerprint():
             return store
         log(f"{out} was made from other data than {root}/{split} holds now: importing again")
+    if isinstance(source, Stored):
+        return source.copy(out)
     report = import_calvin(root, split, out, workers, scene=scene, replace=True)
     for name, why in report["damaged"].items():
         log(f"left out {name}: {why}")

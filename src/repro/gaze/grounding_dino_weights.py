@@ -16,9 +16,10 @@ from pathlib import Path
 
 import torch
 
+from repro import machine
 from repro.machine import UserError
 
-KAGGLE_INPUT = Path("/kaggle/input")
+KAGGLE_INPUT = machine.kaggle_root() / "input"
 WEIGHTS = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.txt")  # files asked of the hub
 TOKENIZER = ("config.json", "tokenizer*", "vocab.txt")
 SEPARATORS = {"[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}  # what cuts the text into phrases; transformers' port has the ids fixed

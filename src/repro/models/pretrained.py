@@ -15,9 +15,10 @@ from pathlib import Path
 
 from torch import nn
 
+from repro import machine
 from repro.machine import UserError
 
-KAGGLE_INPUT = Path("/kaggle/input")
+KAGGLE_INPUT = machine.kaggle_root() / "input"
 # Fields of each model's config.json that decide its shape (and, for the language models, tell base from instruct), the commit that is
 # taken where none is asked for, and the sha256 of its single weights file, as its hub page shows it (None: not known, or shards).
 _FLUX_VAE = {"_class_name": "AutoencoderKL", "block_out_channels": [128, 256, 512, 512], "down_block_types": ["DownEncoderBlock2D"] * 4,

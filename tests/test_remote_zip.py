@@ -1,0 +1,387 @@
+"""Parts of a remote zip, and CALVIN episodes out of one, against a server on this machine. Run: pytest tests/test_remote_zip.py"""
+
+import contextlib
+import json
+import random
+import re
+import struct
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import calvin_folder
+import pytest
+
+from repro.data import calvin, calvin_remote, remote_zip, stored
+from repro.data.calvin import ensure_store, import_calvin
+from repro.data.episodes import Store
+from repro.data.remote_zip import DamagedMember, RemoteZip
+from repro.data.resumable import ResumableWriter
+from repro.kaggle import inputs, session
+from repro.machine import UserError
+
+
+class Server:
+    """Files by name, served by ranges; counts what it sends. `fail(start, end)` -> status or None, asked before each answer."""
+
+    def __init__(self):
+        self.files, self.sent, self.asked, self.ranges = {}, 0, [], True
+        self.fail = lambda start, end: None
+        self.change = lambda start, data: data
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_):
+                pass
+
+            def do_GET(self):
+                content = outer.files.get(self.path)
+                start, end = (int(part) for part in re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"]).groups())
+                status = 404 if content is None else outer.fail(start, end + 1)
+                if status:
+                    self.send_response(status)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                data = outer.change(start, content[start : end + 1]) if outer.ranges else content
+                self.send_response(206 if outer.ranges else 200)
+                if outer.ranges:
+                    self.send_header("Content-Range", f"bytes {start}-{start + len(data) - 1}/{len(content)}")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                outer.asked.append((start, start + len(data)))
+                with contextlib.suppress(OSError):
+                    self.wfile.write(data)
+                    outer.sent += len(data)
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+
+    def url(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.http.server_port}{name}"
+
+    def zip(self, name: str, folder, method=zipfile.ZIP_DEFLATED, comment: bytes = b"") -> str:
+        """Serve `folder` as a zip under its own name inside; the address."""
+        path = folder.parent / "served.zip"
+        with zipfile.ZipFile(path, "w", method) as out:
+            for file in sorted(folder.rglob("*")):
+                out.write(file, file.relative_to(folder.parent))
+            out.comment = comment
+        self.files[name] = path.read_bytes()
+        return self.url(name)
+
+
+@pytest.fixture
+def server():
+    made = Server()
+    yield made
+    made.http.shutdown()
+    made.http.server_close()
+
+
+def zip64(monkeypatch):
+    """Make zipfile write zip64 records for anything above 1000 bytes."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1000)
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 2)
+
+
+@pytest.fixture(autouse=True)
+def a_small_disk(monkeypatch):
+    """These tests need a few MB: a machine with less than the usual reserve may run them."""
+    for module in (calvin_remote, stored):
+        monkeypatch.setattr(module, "SPARE", 0)
+
+
+QUICK = {"waits": (0.01, 0.01), "sleep": lambda seconds: None}
+TASKS = ("open_drawer", "lift_x", "turn_on_led")
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """task_X: twelve annotated episodes of six frames and three tasks in training, three in validation; nothing is noise-free."""
+    root = tmp_path / "raw" / "task_X"
+    for split, episodes, at in (("training", 12, 1000), ("validation", 3, 5000)):
+        spans = [(at + 20 * i, at + 20 * i + 5) for i in range(episodes)]
+        notes = [(a, b, TASKS[i % 3], f"do {TASKS[i % 3]}") for i, (a, b) in enumerate(spans)]
+        calvin_folder.make(root, split, segments=[(a, b + 3) for a, b in spans], notes=notes, size=64, wrist=24)
+    return root
+
+
+# ----------------------------------------------------------------------------------------------------------- the zip
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("large", [False, True], ids=["zip", "zip64"])
+def test_members_are_those_of_the_zip_and_nothing_else_is_sent(server, tmp_path, monkeypatch, method, large):
+    if large:
+        zip64(monkeypatch)
+    folder = tmp_path / "in" / "data"
+    folder.mkdir(parents=True)
+    contents = {f"data/f{i}.bin": random.Random(i).randbytes(9000) + bytes(5000) for i in range(20)}
+    for name, content in contents.items():
+        (folder.parent / name).write_bytes(content)
+    url = server.zip("/a.zip", folder, method, comment=b"a note" if not large else b"")
+    whole = server.files["/a.zip"]
+    assert (b"PK\6\6" in whole) == large
+    archive = RemoteZip(url, **QUICK)
+    wanted = archive.find(lambda name: name in ("data/f3.bin", "data/f4.bin", "data/f11.bin"))
+    before = len(server.asked)
+    assert {member.name: data for member, data in archive.read(wanted)} == {m.name: contents[m.name] for m in wanted}
+    assert len(wanted) == 3 and len(server.asked) - before == 2  # two neighbours in one request, one by itself
+    assert server.sent == archive.received < len(whole)
+    packed = sum(zipfile.ZipFile(tmp_path / "in" / "served.zip").getinfo(member.name).compress_size for member in wanted)
+    assert archive.taken == packed
+    per_member = 30 + len("data/f11.bin") + 20  # a local header, and zip64's extra field
+    assert archive.received - archive.index_bytes - 1 <= packed + 3 * per_member
+
+
+def test_the_index_is_fetched_once_where_it_may_be_kept(server, raw, tmp_path):
+    url = server.zip("/task_X.zip", raw)
+    first = RemoteZip(url, tmp_path / "index", **QUICK)
+    second = RemoteZip(url, tmp_path / "index", **QUICK)
+    assert second.index == first.index and second.index_bytes < 100 < first.index_bytes
+    server.files["/task_X.zip"] += b" "  # another file under the same address: what is kept is of the old one
+    assert RemoteZip(url, tmp_path / "index", **QUICK).index_bytes >= first.index_bytes
+
+
+def test_bad_addresses_and_files_are_refused_before_anything_large_is_sent(server, raw):
+    url = server.zip("/task_X.zip", raw)
+    server.files["/page.html"] = b"<html>" * 100_000
+    for address, message in (
+        (server.url("/none.zip"), "HTTP 404"),
+        (server.url("/page.html"), "no whole zip"),
+        ("ftp://x/y.zip", "no web address"),
+    ):
+        with pytest.raises(UserError, match=message):
+            RemoteZip(address, **QUICK)
+    assert server.sent < 200_000
+    server.ranges = False
+    with pytest.raises(UserError, match=r"cannot be read in parts(.|\n)*HTTP 200"):
+        RemoteZip(url, **QUICK)
+
+
+def test_a_broken_index_and_an_unknown_method_are_named(server, raw):
+    url = server.zip("/task_X.zip", raw)
+    good = server.files["/task_X.zip"]
+    at = struct.unpack("<I", good[-6:-2])[0]  # where the index begins
+    server.files["/task_X.zip"] = good[:at] + b"XXXX" + good[at + 4 :]
+    with pytest.raises(UserError, match=r"no whole zip(.|\n)*XXXX"):
+        RemoteZip(url, **QUICK)
+    server.files["/task_X.zip"] = good[: at + 10] + struct.pack("<H", 14) + good[at + 12 :]
+    with pytest.raises(UserError, match="method 14"):
+        RemoteZip(url, **QUICK).find(lambda name: True)
+
+
+def test_a_server_that_stumbles_is_asked_again_and_one_that_stays_down_is_reported(server, raw):
+    url = server.zip("/task_X.zip", raw)
+    left = [2]
+
+    def stumble(start, end):
+        left[0] -= 1
+        return 503 if left[0] >= 0 else None
+
+    server.fail, waits = stumble, []
+    RemoteZip(url, waits=(1, 2), sleep=waits.append)
+    assert waits == [1, 2]
+    server.fail = lambda start, end: 503
+    with pytest.raises(UserError, match="HTTP 503"):
+        RemoteZip(url, **QUICK)
+
+
+# ------------------------------------------------------------------------------------------------------- the episodes
+
+
+def digests(store: Store) -> dict[int, str]:
+    """Content of each episode, by the annotation it was made of."""
+    return {episode.info["annotation"]: store.digests[episode.index] for episode in store.episodes}
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["zip", "zip64"])
+def test_what_is_fetched_is_what_an_import_of_the_whole_gives_for_at_most_its_own_bytes(server, raw, tmp_path, monkeypatch, large):
+    if large:
+        zip64(monkeypatch)
+    url = server.zip("/task_X.zip", raw)
+    archive = []
+    monkeypatch.setattr(calvin_remote, "RemoteZip", lambda *a, **k: archive.append(RemoteZip(*a, **k)) or archive[0])
+    stores = calvin_remote.fetch(url, tmp_path / "out", 4, log=lambda line: None, **QUICK)
+    assert server.sent <= 1.05 * archive[0].taken + archive[0].index_bytes + 1
+    assert server.sent < 0.75 * len(server.files["/task_X.zip"])
+    for split, count in (("training", 4), ("validation", 3)):
+        import_calvin(raw, split, tmp_path / "whole" / split, workers=1)
+        whole, part = Store(tmp_path / "whole" / split), stores[split]
+        assert len(part) == count and digests(part).items() <= digests(whole).items()
+        assert {episode.task_id for episode in part.episodes} == set(TASKS)
+        ours = {key: value for key, value in part.meta.items() if key not in ("partial", "hash", "source_fingerprint")}
+        theirs = {key: value for key, value in whole.meta.items() if key not in ("dropped_annotations", "hash", "source_fingerprint")}
+        assert ours == theirs
+    assert stores["training"].meta["partial"] == {
+        "url": url, "split": "training", "asked": 4, "seed": 0, "of": 12, "episodes": 4,
+    }  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["training", "validation"]
+    sent = server.sent
+    again = calvin_remote.fetch(url, tmp_path / "out", 4, **QUICK)
+    assert server.sent == sent and again["training"].hash == stores["training"].hash
+    with pytest.raises(UserError, match=r"is another store(.|\n)*'asked': 5"):
+        calvin_remote.fetch(url, tmp_path / "out", 5, **QUICK)
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("how", ["line", "kill"])
+def test_cut_anywhere_it_goes_on_and_gives_the_same_bytes(server, raw, tmp_path, monkeypatch, how):
+    url = server.zip("/task_X.zip", raw)
+    options = {"commit": 2, "log": lambda line: None, **QUICK}
+    calvin_remote.fetch(url, tmp_path / "whole", 7, **options)
+    undisturbed, server.asked[:] = len(server.asked), []
+    if how == "kill":  # nothing is cleaned up
+        monkeypatch.setattr(ResumableWriter, "__exit__", lambda self, kind, error, trace: kind is None and self.finish_alone())
+        monkeypatch.setattr(
+            ResumableWriter, "finish_alone", lambda self: super(ResumableWriter, self).__exit__(None, None, None), raising=False
+        )
+    frames, cuts = [], 0
+    for last in range(6, 60):
+        count = [0]
+
+        def cut(start, end, count=count, last=last):
+            count[0] += 1
+            return 503 if count[0] > last else None
+
+        server.fail = cut
+        try:
+            calvin_remote.fetch(url, tmp_path / "cut", 7, **options)
+            break
+        except UserError as error:
+            assert "503" in str(error)
+            cuts += 1
+            part = tmp_path / "cut" / "training.part" / "progress.json"
+            frames.append(json.loads(part.read_text())["episodes"] if part.is_file() else 0)
+    assert cuts >= 3 and frames == sorted(frames) and 0 < frames[-1] < 7
+    for split in ("training", "validation"):
+        one, two = contents(tmp_path / "whole" / split), contents(tmp_path / "cut" / split)
+        if how == "kill":
+            assert one == two
+        assert Store(tmp_path / "whole" / split).hash == Store(tmp_path / "cut" / split).hash
+        assert one["meta/stats.json"] == two["meta/stats.json"]
+        import_calvin(raw, split, tmp_path / "import" / split, workers=1)
+        every, cut = Store(tmp_path / "import" / split), Store(tmp_path / "cut" / split)
+        for episode in cut.episodes:  # the rows themselves, out of several data files
+            theirs, ours = every.table(episode.info["annotation"]), cut.table(episode.index)
+            assert ours.equals(theirs.select(ours.column_names)), episode
+    assert undisturbed > 10
+
+
+def test_the_next_session_goes_on_from_the_attached_output_of_the_last(server, raw, tmp_path, monkeypatch, capsys):
+    url, store = server.zip("/task_X.zip", raw), tmp_path / "kaggle" / "input" / "notebooks" / "me" / "last" / "calvin_store"
+    calvin_remote.fetch(url, tmp_path / "whole", 7, log=lambda line: None, **QUICK)
+    whole, total, server.sent, count = server.sent, len(server.asked), 0, [0]
+
+    def cut(start, end):
+        count[0] += 1
+        return 503 if count[0] > total - 3 else None
+
+    server.fail = cut
+    with pytest.raises(UserError, match="503"):
+        calvin_remote.fetch(url, store, 7, log=lambda line: None, commit=2, **QUICK)
+    first, server.sent, server.fail = server.sent, 0, lambda start, end: None
+    assert json.loads((store / "training.part" / "progress.json").read_text())["episodes"] > 0
+    (tmp_path / "kaggle" / "working").mkdir()
+    attached = inputs.find(tmp_path / "kaggle" / "input")
+    assert attached.fetching == [store] and attached.calvin_root() is None
+    kit = session.Session("smoke", [], tmp_path / "kaggle" / "working" / "smoke", attached, {})
+    got = Path(kit.calvin("", 7, url))
+    assert got == tmp_path / "kaggle" / "working" / "calvin_store" and "goes on with" in capsys.readouterr().out
+    assert Store(got / "training").hash == Store(tmp_path / "whole" / "training").hash
+    assert server.sent < 0.9 * whole and first + server.sent < 1.3 * whole and (store / "training.part").is_dir()
+
+
+def test_a_damaged_frame_is_asked_for_twice_left_out_and_counted(server, raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(calvin, "DAMAGED_LIMIT", 0.05)
+    url = server.zip("/task_X.zip", raw)
+    member = next(m for m in RemoteZip(url, **QUICK).find(lambda name: name.endswith("episode_1003.npz") or name.endswith("1003.npz")))
+    good, flips = server.files["/task_X.zip"], []
+    spoilt = bytearray(good)
+    spoilt[member.start + 200] ^= 0xFF
+
+    def once(start, data):
+        if start <= member.start < start + len(data) and not flips:
+            flips.append(start)
+            data = data[: member.start + 200 - start] + b"?" + data[member.start + 201 - start :]
+        return data
+
+    server.change = once  # on the way: the second time it is right
+    ((_, content),) = RemoteZip(url, **QUICK).read([member])
+    assert flips and content == (raw / "training" / "episode_0001003.npz").read_bytes()
+    server.change, server.files["/task_X.zip"] = lambda start, data: data, bytes(spoilt)
+    ((_, content),) = RemoteZip(url, **QUICK).read([member])
+    assert isinstance(content, DamagedMember)
+    lines = []
+    stores = calvin_remote.fetch(url, tmp_path / "out", 12, log=lines.append, **QUICK)
+    ((name, why),) = stores["training"].meta["damaged"].items()
+    assert name == "episode_0001003.npz" and ("CRC-32" in why or "unpacked" in why)
+    assert any(line.startswith(f"left out {name}") for line in lines)
+    assert stores["training"].frames == 12 * 6 - 1
+    monkeypatch.setattr(calvin, "DAMAGED_LIMIT", 0.01)
+    with pytest.raises(UserError, match="too many damaged frames"):
+        calvin_remote.fetch(url, tmp_path / "strict", 12, log=lambda line: None, **QUICK)
+    assert not (tmp_path / "strict" / "training").exists()
+
+
+def test_the_disk_budget_ends_with_a_whole_store_or_before_anything_is_written(server, raw, tmp_path):
+    url = server.zip("/task_X.zip", raw)
+    lines = []
+    one = sum((raw / "training" / f"episode_{n:07d}.npz").stat().st_size for n in range(1000, 1006))
+    stores = calvin_remote.fetch(url, tmp_path / "out", 12, disk_gb=10 * one / 1e9, commit=1, log=lines.append, **QUICK)
+    assert 0 < len(stores["training"]) < 12 and any("the disk budget ends after" in line for line in lines)
+    assert stores["training"].meta["partial"]["episodes"] == len(stores["training"])
+    assert sum(map(len, contents(tmp_path / "out").values())) <= 10 * one
+    with pytest.raises(UserError, match=r"no room for one episode(.|\n)*disk_gb"):
+        calvin_remote.fetch(url, tmp_path / "none", 12, disk_gb=one / 1e9, log=lambda line: None, **QUICK)
+    assert not (tmp_path / "none" / "training").exists()
+
+
+def test_a_zip_without_calvin_in_it_is_named(server, tmp_path):
+    (tmp_path / "in" / "data").mkdir(parents=True)
+    (tmp_path / "in" / "data" / "a.txt").write_text("a")
+    with pytest.raises(UserError, match=r"holds no CALVIN data(.|\n)*task_D_D.zip"):
+        calvin_remote.fetch(server.zip("/a.zip", tmp_path / "in" / "data"), tmp_path / "out", 3, log=lambda line: None, **QUICK)
+
+
+def test_a_store_stands_in_for_a_raw_split_and_its_copy_can_be_written(server, raw, tmp_path):
+    calvin_remote.fetch(server.zip("/task_X.zip", raw), tmp_path / "input", 3, log=lambda line: None, **QUICK)
+    for path in (tmp_path / "input").rglob("*"):
+        path.chmod(0o444 if path.is_file() else 0o555)
+    source = calvin.Calvin(tmp_path / "input").split("training")
+    assert len(source.annotations) == 3 and "3 of 12 episodes" in source.describe()
+    store = ensure_store(tmp_path / "input", "training", tmp_path / "work" / "training", log=lambda line: None)
+    assert digests(store) == digests(Store(tmp_path / "input" / "training"))
+    (store.folder / "mine").write_text("kept")  # what the work added
+    assert (store.folder / "meta" / "info.json").stat().st_mode & 0o200
+    again = ensure_store(tmp_path / "input", "training", tmp_path / "work" / "training", log=lambda line: None)
+    assert (again.folder / "mine").is_file()
+    for path in (tmp_path / "input").rglob("*"):
+        path.chmod(0o755)
+
+
+def test_the_choice_takes_every_task_and_depends_on_the_seed_alone():
+    notes = [calvin.Annotation(i, 10 * i, 10 * i + 5, f"task{i % 5 if i % 5 < 4 else 0}", "do", "D") for i in range(40)]
+    picked = calvin_remote.choose(notes, 8, seed=1)
+    assert picked == calvin_remote.choose(notes, 8, seed=1) == sorted(picked, key=lambda note: note.start)
+    assert {f"task{i}" for i in range(4)} == {note.task_id for note in picked} and all(
+        sum(note.task_id == f"task{i}" for note in picked) == 2 for i in range(4))  # fmt: skip
+    assert picked != calvin_remote.choose(notes, 8, seed=2)
+    assert len(calvin_remote.choose(notes, 100, seed=0)) == 40
+
+
+def test_requests_have_a_limit(monkeypatch, server, raw):
+    monkeypatch.setattr(remote_zip, "CHUNK", 30_000)
+    url = server.zip("/task_X.zip", raw)
+    archive = RemoteZip(url, **QUICK)
+    before = len(server.asked)
+    members = archive.find(lambda name: "/validation/episode_" in name)
+    assert sum(isinstance(data, bytes) for _, data in archive.read(members)) == len(members) == 27
+    assert len(server.asked) - before > 10 and max(end - start for start, end in server.asked[before:]) <= 30_000

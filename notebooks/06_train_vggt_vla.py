@@ -19,13 +19,14 @@
 # %% tags=["parameters"]
 profile = "smoke"  # smoke | cpu | t4 | paper
 preset = ""  # vggt_tiny (a CPU) | vggt_qwen3 | vggt_qwen3_dinov2 | graph_qwen2 (published weights); empty: the profile's
-rows = ""  # of none, graph, vggt, blind, comma-separated; empty: all
+rows = ""  # of none, graph, vggt, blind, comma-separated; empty: the profile's
 seed = 0
 
 # %%
 from repro import machine, profiles, vla_experiments
 
-settings, chosen = profiles.get(profile), vla_experiments.named(rows)
+settings = profiles.get(profile)
+chosen = vla_experiments.named(rows or ",".join(settings.vla_rows))
 work, preset = machine.work(profile), preset or settings.vla_preset
 print(f"preset {preset}: {', '.join(chosen)}; at most {settings.vla_steps} steps each")
 

@@ -60,6 +60,7 @@ class Profile:
     curve_seeds: tuple[int, ...]  # seeds whose baseline and gaze runs are evaluated on the way too ...
     curve_single: int  # ... by so many single-task rollouts a task
     grocery_per_task: int  # scripted demonstrations of each of the grocery table's six tasks
+    vla_rows: tuple[str, ...]  # of VGGT-VLA (vla_experiments.ROWS)
     vla_preset: str  # model size: a preset of VGGTVLAConfig
     vla_steps: int  # optimizer steps of VGGT-VLA
     vla_rollouts: int  # a task, of the first look at them on the grocery table
@@ -75,11 +76,11 @@ SMOKE = Profile(
     name="smoke", where="any CPU, minutes: proves every step",
     scenes=("D",), evaluation_scene="D", tasks=EIGHT_TASKS, episodes_per_task=4, validation_episodes_per_task=1,
     preset="tiny", train_steps=60, batch_size=16, accumulate=1, learning_rate=3e-3, budget_minutes=3, checkpoint_minutes=120,
-    evaluate_chains=4, evaluate_single=1, simulators=8, attention_frames=16, workers=2,
-    variation=0.05, noise=0.4, draw_every=1, tower_steps=120, vae_steps=200, language_steps=60, part_pictures=600,
+    evaluate_chains=3, evaluate_single=1, simulators=8, attention_frames=16, workers=2,
+    variation=0.05, noise=0.4, draw_every=1, tower_steps=80, vae_steps=150, language_steps=40, part_pictures=400,
     rows=("baseline", "gaze"), seeds=(0, 1), few_rows=(), few_seeds=(), corrupt=(), pretrain_steps=60, pretrain_tables=2,
     pretrain_episodes_per_task=1, ablation_chains=4, curve_seeds=(), curve_single=1, grocery_per_task=4,
-    vla_preset="vggt_tiny", vla_steps=10, vla_rollouts=1, vla_seeds=(0,), vla_episodes=1,
+    vla_rows=("vggt", "blind"), vla_preset="vggt_tiny", vla_steps=10, vla_rollouts=1, vla_seeds=(0,), vla_episodes=1,
     aerial_pairs=(120, 40, 40), agent_size="tiny", agent_steps=8, agent_seeds=(0,),
 )  # fmt: skip
 
@@ -92,7 +93,7 @@ CPU = replace(
     rows=("baseline", "gaze", "whole", "gaze+pretrain"), seeds=(0, 1, 2, 3, 4),
     few_rows=("blind", "baseline+pretrain", "box", "mask"), few_seeds=(0, 1, 2), corrupt=(0.08, 0.33, 1.0),
     pretrain_steps=2500, pretrain_tables=60, pretrain_episodes_per_task=2, ablation_chains=100, curve_seeds=(0, 1, 2), curve_single=8,
-    grocery_per_task=100, vla_steps=2000, vla_rollouts=5, vla_seeds=(0, 1, 2), vla_episodes=20,
+    grocery_per_task=100, vla_rows=("none", "graph", "vggt", "blind"), vla_steps=4000, vla_rollouts=5, vla_seeds=(0, 1, 2), vla_episodes=20,
     aerial_pairs=(3000, 300, 500), agent_steps=2500, agent_seeds=(0, 1, 2),
 )  # fmt: skip
 

@@ -10,6 +10,7 @@ compared. METEOR needs Java; without it there is no METEOR and no S*m, and nothi
 are among the references of all pairs that are scored: on pairs that all have the same references it is 0 by construction.
 """
 
+import functools
 import re
 import shutil
 from collections import Counter
@@ -108,12 +109,19 @@ def _corpus(sums: np.ndarray) -> np.ndarray:
     return np.where(ratio < 1, bleu * np.exp(1 - 1 / ratio), bleu)
 
 
-def _meteor(truth: dict, said: dict) -> tuple[float, list[float]]:
+@functools.cache
+def _program():
+    """METEOR's Java program, which reads its tables for seconds before it answers; one for all tables of a process."""
     from pycocoevalcap.meteor.meteor import Meteor
 
+    return Meteor()
+
+
+def _meteor(truth: dict, said: dict) -> tuple[float, list[float]]:
     try:
-        return Meteor().compute_score(truth, said)
+        return _program().compute_score(truth, said)
     except (OSError, ValueError) as error:
+        _program.cache_clear()  # it may be dead
         raise UserError("METEOR's Java program gave no score", "java that runs meteor-1.5.jar", error,
                         "repair Java, or leave METEOR out (meteor=False)") from error
 

@@ -99,5 +99,5 @@ TRAIN = {
     "vggt_qwen3": {"batch_size": 16, "learning_rate": 3e-5, "weight_decay": 1e-5, "clip": 1.0, "seed": 42, "keep_epochs": 5},
     "vggt_qwen3_dinov2": {"batch_size": 12, "learning_rate": 3e-5, "weight_decay": 1e-5, "clip": 1.0, "seed": 42, "keep_epochs": 5},
     "graph_qwen2": {"batch_size": 32, "learning_rate": 1e-4, "clip": 1.0},
-    "vggt_tiny": {"batch_size": 64, "learning_rate": 1e-3, "weight_decay": 1e-4, "warmup": 100},  # a recipe that acts at this size
+    "vggt_tiny": {"batch_size": 32, "learning_rate": 1e-3, "weight_decay": 1e-4, "warmup": 100},  # a recipe that acts at this size
 }

@@ -106,7 +106,9 @@ def check_tables(work):
     header, rows = ablation_tables.chain_table(records, "play table A->D, 5 tasks, chains of 5")
     assert [row[0] for row in rows][:2] == ["baseline", "gaze"] and rows[0][1:3] == ["2", "6"] and rows[1][-1].endswith("of 2")
     assert {"random actions", "constant action", "scripted expert (ceiling)", "gaze, shuffled instruction"} <= {row[0] for row in rows}
-    assert [row[:3] for row in ablation_tables.attention_table(records)[1]] == [[name, "2", "5"] for name in ("baseline", "gaze")]
+    looked, apart = ablation_tables.attention_tables(records)
+    assert [row[:2] for row in looked[1]] == [["baseline", "2"], ["gaze", "2"]] and [row[0] for row in apart[1]] == ["gaze"]
+    assert "(n = 5 tasks)" in looked[0][2] and any(title.startswith("attention entropy") for title in looked[0])
     way = ablation_tables.on_the_way(records)
     assert [mark["step"] for mark in way] == [1, 2, 3, 4, 6] and way[-1]["success gain"]["n"] == 5 and way[0]["epochs"] < way[1]["epochs"]
     figures = {path.stem for path in (work / "figures").glob("*.png")}

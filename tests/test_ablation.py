@@ -15,8 +15,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from repro import ablation, ablation_figures, ablation_tables, experiments, profiles, results
-from repro.ablation import Run
+from repro import ablation, ablation_figures, ablation_tables, experiments, profiles, results, seeds
 from repro.cli import cli
 from repro.data.batches import Batches, other_boxes
 from repro.data.calvin import ensure_store
@@ -26,6 +25,7 @@ from repro.gaze.annotate import annotate
 from repro.intervals import t95, wilson
 from repro.machine import UserError
 from repro.models.reconvla import ReconVLAConfig
+from repro.seeds import Run
 from repro.sims import calvin_layout
 from repro.training import checkpoint, launch
 from repro.training.loop import read_metrics
@@ -67,7 +67,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_ablation as t
 t.launch.PRESETS["toy"], t.ablation.MAX_STEPS = t.TOY, 5
-t.ablation.run(t.SETTINGS, Path(sys.argv[1]), slots=0, log=lambda line: print(line, flush=True))
+t.seeds.run(t.ablation, t.SETTINGS, Path(sys.argv[1]), slots=0, log=lambda line: print(line, flush=True))
 """
 
 
@@ -84,17 +84,17 @@ def test_a_killed_ablation_goes_on_where_it_was_and_repeats_nothing(work):
     assert process.returncode == -signal.SIGKILL, said
     done = {path.name: path.stat().st_mtime_ns for path in (work / "runs" / "ablation").glob("*.json")}
     trained = {path: path.stat().st_mtime_ns for path in (work / "train").glob("*/step_*/about.json")}
-    assert ablation.is_done(SETTINGS, work, Run("baseline", 0)) and not ablation.is_done(SETTINGS, work, Run("gaze", 0))
+    assert seeds.is_done(ablation, SETTINGS, work, Run("baseline", 0)) and not seeds.is_done(ablation, SETTINGS, work, Run("gaze", 0))
     assert len(done) == 4 and len(trained) == 2
 
     log = []
-    assert ablation.run(SETTINGS, work, slots=0, log=log.append) == []
+    assert seeds.run(ablation, SETTINGS, work, slots=0, log=log.append) == []
     assert {name: (work / "runs" / "ablation" / name).stat().st_mtime_ns for name in done} == done
     assert {path: path.stat().st_mtime_ns for path in trained} == trained
     assert any("gaze: 1 of 3 chains are done already" in line or "gaze: 3/3" in line for line in log) and "6 of 6 runs are done" in log[-1]
     assert [json.loads((work / "ablation" / name / "done.json").read_text())["asked"] for name in ("baseline-seed1", "floors")]
     again = []
-    ablation.run(SETTINGS, work, slots=0, log=again.append)
+    seeds.run(ablation, SETTINGS, work, slots=0, log=again.append)
     assert "6 of 6" in again[-1] and not any("step" in line for line in again)
     check_tables(work)
 
@@ -134,7 +134,7 @@ def test_a_seed_has_start_states_and_a_language_model_of_its_own(work):
 
 def test_minutes_stop_a_run_cleanly_and_unknown_rows_are_refused(work, monkeypatch):
     said = []
-    assert ablation.run(replace(SETTINGS, seeds=(0,), rows=("baseline",)), work, minutes=0.05, slots=0, log=said.append)
+    assert seeds.run(ablation, replace(SETTINGS, seeds=(0,), rows=("baseline",)), work, minutes=0.05, slots=0, log=said.append)
     assert "0 of 1 runs are done, left: baseline:0:0" in said[-1] and not (work / "runs").exists()
     with pytest.raises(UserError, match="no such rows"):
         ablation.runs(replace(SETTINGS, rows=("gazing",)))

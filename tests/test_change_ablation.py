@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from fake_pairs import store
 
-from repro import ablation, change_ablation, change_experiments, profiles, results
-from repro.ablation import FLOORS, Run
+from repro import change_ablation, change_experiments, profiles, results, seeds
 from repro.machine import UserError
+from repro.seeds import FLOORS, Run
 from repro.training import launch
 
 TINY = {"image_size": 32, "channels": 4, "hidden": 32, "heads": 2, "intermediate": 32, "layers": 1, "width": 16, "readers": 2, "mixing": 1,
@@ -32,7 +32,7 @@ def work(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(work):
     for run in change_ablation.runs(SETTINGS)[:5]:  # all of seed 0, and a row of seed 1
-        assert change_ablation.do(SETTINGS, work, run, **QUIET)
+        assert seeds.do(change_ablation, SETTINGS, work, run, **QUIET)
     return change_ablation.records(work)
 
 
@@ -56,20 +56,20 @@ def test_every_row_is_scored_in_its_modes_and_floors_stand_beside(work, found):
 
 
 def test_done_is_done_until_something_else_is_asked(work, found, monkeypatch):
-    assert change_ablation.is_done(SETTINGS, work, Run("ours", 0)) and change_ablation.is_done(SETTINGS, work, Run(FLOORS, 0))
-    assert not change_ablation.is_done(SETTINGS, work, Run("ours", 1))
-    assert not change_ablation.is_done(replace(SETTINGS, agent_steps=4), work, Run("ours", 0))
+    assert seeds.is_done(change_ablation, SETTINGS, work, Run("ours", 0)) and seeds.is_done(change_ablation, SETTINGS, work, Run(FLOORS, 0))
+    assert not seeds.is_done(change_ablation, SETTINGS, work, Run("ours", 1))
+    assert not seeds.is_done(change_ablation, replace(SETTINGS, agent_steps=4), work, Run("ours", 0))
     monkeypatch.setattr(launch, "train_from_config", lambda *a: pytest.fail("trained again"))
-    assert change_ablation.do(SETTINGS, work, Run("ours", 0), **QUIET)
+    assert seeds.do(change_ablation, SETTINGS, work, Run("ours", 0), **QUIET)
     said = []
     monkeypatch.setattr(launch, "side_by_side", lambda commands, slots, log: said.extend(make() for _, make in commands) or [])
-    left = ablation.run(SETTINGS, work, of=change_ablation, **QUIET)
+    left = seeds.run(change_ablation, SETTINGS, work, **QUIET)
     assert [one.key for one in left] == ["guide:1:0", "ours:1:0"] and said[:5] == [None] * 5 and said[5][2] == "change_agent"
 
 
 def test_a_budget_that_ends_leaves_it_to_be_continued(work, found):
     said = []
-    assert not change_ablation.do(SETTINGS, work, Run("guide", 1), minutes=1e-6, log=said.append)
+    assert not seeds.do(change_ablation, SETTINGS, work, Run("guide", 1), minutes=1e-6, log=said.append)
     assert "to be continued" in said[-1] and not (change_ablation.place(work, Run("guide", 1)) / "done.json").exists()
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from repro import ablation, cli, profiles, results, vla_ablation, vla_experiments
-from repro.ablation import FLOORS, Run
+from repro import cli, profiles, results, seeds, vla_ablation, vla_experiments
 from repro.data import libero, libero_hdf5
 from repro.evaluation import suites
 from repro.machine import UserError
+from repro.seeds import FLOORS, Run
 from repro.sims import base
 from repro.training import launch
 
@@ -34,11 +34,11 @@ def found(work):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(suites, "limit", lambda suite, protocol="openvla-oft": 9)
         patch.setattr(vla_experiments, "HELD_OUT", 2)
-        assert not vla_ablation.do(SETTINGS, work, Run(FLOORS, 0), **QUIET), "the floors are those of a trained model"
+        assert not seeds.do(vla_ablation, SETTINGS, work, Run(FLOORS, 0), **QUIET), "the floors are those of a trained model"
         said = []
         for row in vla_experiments.ROWS:
-            assert vla_ablation.do(SETTINGS, work, Run(row, 0), log=said.append)
-        assert vla_ablation.do(SETTINGS, work, Run(FLOORS, 0), log=said.append)
+            assert seeds.do(vla_ablation, SETTINGS, work, Run(row, 0), log=said.append)
+        assert seeds.do(vla_ablation, SETTINGS, work, Run(FLOORS, 0), log=said.append)
         yield vla_ablation.records(work)
 
 
@@ -64,28 +64,28 @@ def test_attention_is_looked_at_on_episodes_that_nobody_trained_on(work, found):
 
 
 def test_done_is_done_until_something_else_is_asked(work, found, monkeypatch):
-    assert all(vla_ablation.is_done(SETTINGS, work, Run(row, 0)) for row in [*vla_experiments.ROWS, FLOORS])
-    assert not vla_ablation.is_done(SETTINGS, work, Run("vggt", 1))
-    assert not vla_ablation.is_done(replace(SETTINGS, vla_episodes=2), work, Run("vggt", 0))
+    assert all(seeds.is_done(vla_ablation, SETTINGS, work, Run(row, 0)) for row in [*vla_experiments.ROWS, FLOORS])
+    assert not seeds.is_done(vla_ablation, SETTINGS, work, Run("vggt", 1))
+    assert not seeds.is_done(vla_ablation, replace(SETTINGS, vla_episodes=2), work, Run("vggt", 0))
     monkeypatch.setattr(launch, "train_from_config", lambda *a: pytest.fail("trained again"))
-    assert vla_ablation.do(SETTINGS, work, Run("vggt", 0), **QUIET)
+    assert seeds.do(vla_ablation, SETTINGS, work, Run("vggt", 0), **QUIET)
     record = next((vla_ablation.place(work, Run("none", 0)) / "runs").glob("*.json"))
     kept = record.read_text()
     record.unlink()
-    assert not vla_ablation.is_done(SETTINGS, work, Run("none", 0)), "a lost record is noticed"
+    assert not seeds.is_done(vla_ablation, SETTINGS, work, Run("none", 0)), "a lost record is noticed"
     record.write_text(kept)
 
 
 def test_a_budget_that_ends_leaves_it_to_be_continued(work, found):
     said = []
-    assert not vla_ablation.do(SETTINGS, work, Run("vggt", 1), minutes=1e-6, log=said.append)
+    assert not seeds.do(vla_ablation, SETTINGS, work, Run("vggt", 1), minutes=1e-6, log=said.append)
     assert "to be continued" in said[-1] and not (vla_ablation.place(work, Run("vggt", 1)) / "done.json").exists()
 
 
 def test_runs_are_asked_for_in_processes_of_their_own(work, found, monkeypatch):
     asked = []
     monkeypatch.setattr(launch, "side_by_side", lambda commands, slots, log: asked.extend(make() for _, make in commands) or [])
-    left = ablation.run(SETTINGS, work, of=vla_ablation, **QUIET)
+    left = seeds.run(vla_ablation, SETTINGS, work, **QUIET)
     assert [one.key for one in left] == ["none:1:0", "graph:1:0", "vggt:1:0", "blind:1:0", "floors:1:0"]
     assert asked[:5] == [None] * 5 and asked[5][:3] == ["ablation", "--system", "vggt_vla"] and "none:1:0" in asked[5]
 

@@ -12,7 +12,6 @@ seed share them: differences are paired.
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -20,52 +19,28 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from repro import ablation_tables, attention, experiments, results
+from repro.ablation_tables import markdown, publish, write  # noqa: F401 (of every system, beside its runs)
 from repro.data.episodes import Store
 from repro.evaluation import chains, offline, protocols
 from repro.evaluation.policies import mended
 from repro.machine import UserError
 from repro.profiles import Profile
+from repro.seeds import FLOORS, Clock, OutOfTime, Run, Timed, alone, is_done
 from repro.sims.base import tabletop
 from repro.sims.tabletop import language, tasks
 from repro.training import checkpoint, launch
-from repro.training.loop import Budget, read_metrics
+from repro.training.loop import read_metrics
 
-FLOORS = "floors"  # not a row that is trained: random, constant, replay, ..., blanked and shuffled "gaze"
 SCENES, CURVE = 9_000, 2_027  # seeds of start states: chains of the first scene and those after, single tasks on the way
 APART = 100  # from those of a seed to the next one's
 MAX_STEPS = protocols.CALVIN.max_steps
-SYSTEM = "reconvla ablation"
-
-
-class OutOfTime(Exception):
-    """A run cannot go on now, mostly because the budget ends; what is done is on disk."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One row of the ablation, with one seed and one share of wrong gaze boxes."""
-
-    row: str
-    seed: int
-    corrupt: float = 0.0
-
-    @property
-    def key(self) -> str:
-        return f"{self.row}:{self.seed}:{self.corrupt:g}"
-
-    @property
-    def variant(self) -> str:
-        """Its name in records."""
-        return self.row + (f", {100 * self.corrupt:g} % wrong boxes" if self.corrupt else "")
+SYSTEM, RECORDS = "reconvla", "reconvla ablation"
 
 
 def runs(settings: Profile) -> list[Run]:
@@ -95,74 +70,26 @@ def asked(settings: Profile, work: Path) -> dict:
         "parts": [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in sorted((work / "parts").glob("*/*.safetensors"))]}
 
 
-def _digest(settings: Profile, work: Path) -> str:
+def digest(settings: Profile, work: Path) -> str:
     return hashlib.sha256(json.dumps(asked(settings, work), sort_keys=True).encode()).hexdigest()[:10]
 
 
-def _place(work: Path, run: Run) -> Path:
+def place(work: Path, run: Run) -> Path:
     """Folder of outcomes and of done.json."""
     return work / "ablation" / experiments.folder(work, run.row, run.seed, run.corrupt).name
 
 
-def is_done(settings: Profile, work: Path, run: Run) -> bool:
-    """Whether its records are there, all of them, made with what is asked for now."""
-    file = _place(work, run) / "done.json"
-    found = json.loads(file.read_text()) if file.is_file() else {}
-    return found.get("asked") == _digest(settings, work) and all((work / "runs" / "ablation" / name).is_file() for name in found["records"])
+def kept(work: Path, run: Run) -> Path:
+    """Folder of records: one for all runs."""
+    return work / "runs" / "ablation"
+
+
+def made(settings: Profile, work: Path, run: Run, clock: Clock, log) -> list[dict]:
+    """Train, where there is something to train, and record."""
+    return (_floors if run.row == FLOORS else _trained)(settings, work, run, clock, log)
 
 
 # ---- one run -------------------------------------------------------------------------------------------------------------------
-
-class Timed:
-    """A policy that gives up when the time is over. Chains that are finished are on disk, the others begin again."""
-
-    def __init__(self, policy, check: Callable[[], None]):
-        self.policy, self.check = policy, check
-
-    def __getattr__(self, name):
-        return getattr(self.policy, name)
-
-    def act(self, observations, instructions):
-        self.check()
-        return self.policy.act(observations, instructions)
-
-
-class Clock:
-    """Budget of one process; without minutes, no limit."""
-
-    def __init__(self, minutes: float):
-        self.budget = Budget(minutes, 1e9, reserve=5.0)
-        self.limited = bool(minutes)
-
-    def left(self) -> float:
-        """Minutes for a training session; 0 where there is no limit."""
-        self.check()
-        return (self.budget.end - self.budget.clock()) / 60 if self.limited else 0.0
-
-    def check(self) -> None:
-        if self.budget.over():
-            raise OutOfTime("the budget ends")
-
-
-def do(settings: Profile, work: Path, run: Run, minutes: float = 0.0, log=print) -> bool:
-    """Do or finish one run; False where the budget ended first, or another process is at it."""
-    if is_done(settings, work, run):
-        return True
-    clock, begun = Clock(minutes), time.monotonic()
-    with alone(_place(work, run)) as free:
-        if not free:
-            log(f"{run.key}: another process is at it")
-            return False
-        try:
-            found = _floors(settings, work, run, clock, log) if run.row == FLOORS else _trained(settings, work, run, clock, log)
-        except OutOfTime as reason:
-            log(f"{run.key}: {reason}; to be continued")
-            return False
-        names = [results.save(record, work / "runs" / "ablation").name for record in found]
-        replace_text(_place(work, run) / "done.json", json.dumps({"asked": _digest(settings, work), "records": names}, indent=1))
-    log(f"{run.key}: done, {(time.monotonic() - begun) / 60:.1f} min in this session")
-    return True
-
 
 def _trained(settings: Profile, work: Path, run: Run, clock: Clock, log) -> list[dict]:
     with alone(work / "ablation" / f"parts-seed{run.seed}", wait=True):
@@ -207,7 +134,7 @@ def _evaluate(settings: Profile, work: Path, run: Run, policies: dict[str, objec
         for name, policy in policies.items():
             begun, outcomes = time.monotonic(), []
             for scene, starts in places:
-                outcomes += _roll_out(policy, name, scene, starts, _place(work, run) / _slug(name) / f"{_slug(benchmark)}-{scene}",
+                outcomes += _roll_out(policy, name, scene, starts, place(work, run) / _slug(name) / f"{_slug(benchmark)}-{scene}",
                                       settings, clock, log)
             record = _record(settings, work, run, name, policy, benchmark, chains.summarise(outcomes) | mended(policy), begun)
             found.append({**record, "outcomes": "".join(str(outcome.length) for outcome in outcomes)})
@@ -226,9 +153,9 @@ def _roll_out(policy, name: str, scene: str, starts: list, folder: Path, setting
 def _record(settings: Profile, work: Path, run: Run, name: str, policy, benchmark: str, metrics: dict, begun: float, simulator="tabletop",
             **config) -> dict:
     training = Store(work / "store" / "training")
-    about = {"profile": settings.name, "asked": _digest(settings, work), "row": run.row, "corrupt": run.corrupt,
+    about = {"profile": settings.name, "asked": digest(settings, work), "row": run.row, "corrupt": run.corrupt,
              "policy": experiments.about(policy), **config}
-    record = results.record(SYSTEM, name, benchmark=benchmark, data=training.meta["name"], data_hash=training.hash, config=about,
+    record = results.record(RECORDS, name, benchmark=benchmark, data=training.meta["name"], data_hash=training.hash, config=about,
                             seed=run.seed, metrics=metrics, minutes=experiments.minutes(policy, begun), simulator=simulator,
                             renderer="play table (OpenCV)" if simulator == "tabletop" else "none", not_comparable_with=["reconvla"])
     return record | ({"training_minutes": round(policy.minutes, 2)} if hasattr(policy, "minutes") else {})
@@ -239,15 +166,15 @@ def _looked(settings: Profile, work: Path, model, jumps: bool = False) -> tuple[
     store = Store(work / "store" / "validation")
     frames = experiments.attention_frames(store, settings.attention_frames)
     columns = experiments.attention_columns(experiments.attention_of(model, frames), frames)
-    metrics, shown = attention.averages(columns), kept(columns, [frame["task_id"] for frame in frames])
+    metrics, shown = attention.averages(columns), by_frame(columns, [frame["task_id"] for frame in frames])
     if jumps and (strips := experiments.attention_strips(store)):
         moved = experiments.attention_jumps(experiments.attention_of(model, strips), strips)
         metrics |= attention.averages(moved)
-        shown |= {"jumps": kept(moved, [frame["task_id"] for frame in strips])}
+        shown |= {"jumps": by_frame(moved, [frame["task_id"] for frame in strips])}
     return metrics, shown
 
 
-def kept(columns: dict[str, np.ndarray], tasks: list[str]) -> dict:
+def by_frame(columns: dict[str, np.ndarray], tasks: list[str]) -> dict:
     """What `ablation_tables` takes differences of, frame by frame, None where a frame has none."""
     names = [name for name in columns if name.startswith(ablation_tables.LOOKED)]
     return {"episode": columns["episode"].tolist(), "task": tasks} | {
@@ -285,7 +212,7 @@ def _mark(settings: Profile, work: Path, run: Run, model, clock: Clock, log) -> 
     begun, step = time.monotonic(), model.trained["step"]
     scene, store = settings.evaluation_scene, Store(work / "store" / "training")
     starts = experiments.start_states(replace(settings, evaluate_single=settings.curve_single), CURVE)["single tasks"]
-    outcomes = _roll_out(model, run.variant, scene, starts, _place(work, run) / "on the way" / str(step), settings, clock, log)
+    outcomes = _roll_out(model, run.variant, scene, starts, place(work, run) / "on the way" / str(step), settings, clock, log)
     metrics, frames = _looked(settings, work, model)
     record = _record(settings, work, run, run.variant, model, f"{ablation_tables.ON_THE_WAY}, scene {scene}",
                      {"1/1": chains.summarise(outcomes)["1/1"], **metrics}, begun, step=step,
@@ -305,40 +232,6 @@ def _floors(settings: Profile, work: Path, run: Run, clock: Clock, log) -> list[
         raise OutOfTime("gaze with this seed is not trained yet")
     scored = experiments.policies({"gaze": experiments.load_run(place)}, work, language.VALIDATION, run.seed)
     return _evaluate(settings, work, run, {name: policy for name, policy in scored.items() if name != "gaze"}, clock, log)
-
-
-# ---- all runs ------------------------------------------------------------------------------------------------------------------
-
-def run(settings: Profile, work: Path, minutes: float = 0.0, slots: int | None = None, log=print, of=None) -> list[Run]:
-    """Do all runs of the profile, `slots` at a time in processes of a core each (0: one after another in this one); those left over.
-
-    of: the module whose runs these are, this one or `vla_ablation`: it has runs, prepare, is_done and do.
-    """
-    of = of or sys.modules[__name__]
-    clock, wanted = Clock(minutes), of.runs(settings)
-    of.prepare(settings, work, log)
-
-    def left(run: Run) -> list[str] | None:
-        try:
-            return None if of.is_done(settings, work, run) else [
-                "ablation", "--system", of.SYSTEM.split()[0], "--profile", settings.name, "--one", run.key,
-                "--minutes", f"{clock.left():.3f}"]
-        except OutOfTime:
-            return None
-
-    if slots == 0:
-        for one in wanted:
-            if left(one):
-                of.do(settings, work, one, clock.left(), log)
-        failed = []
-    else:
-        failed = launch.side_by_side([(one.key, lambda one=one: left(one)) for one in wanted], slots, log)
-    open_ = [one for one in wanted if not of.is_done(settings, work, one)]
-    said = f", left: {', '.join(run.key for run in open_)}" if open_ else ""
-    log(f"ablation: {len(wanted) - len(open_)} of {len(wanted)} runs are done{said}")
-    if failed:
-        raise UserError(f"{len(failed)} runs of the ablation failed", found="\n  ".join(failed), next_step="mend it and start again")
-    return open_
 
 
 def prepare(settings: Profile, work: Path, log=print) -> None:
@@ -374,34 +267,8 @@ def _annotate(store: Path, log) -> None:
         log(f"{store.name}: gaze boxes {annotate(store, 'truth')['sources']}")
 
 
-@contextmanager
-def alone(folder: Path, wait: bool = False) -> Iterator[bool]:
-    """True where no other process holds this folder; the kernel frees it when a process ends, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            free = True
-        except BlockingIOError:
-            free = False
-        yield free
-
-
-def replace_text(path: Path, text: str) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(text + "\n")
-    os.replace(part, path)
-
-
 def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
-
-
-def one(settings: Profile, work: Path, key: str, minutes: float, log=print) -> bool:
-    """The run called `key` ("row:seed:share"), as `run` asks for it in a process of its own."""
-    row, seed, corrupt = key.rsplit(":", 2)
-    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-    return do(settings, work, Run(row, int(seed), float(corrupt)), minutes, log)
 
 
 def draw(settings: Profile, work: Path) -> list[str]:
@@ -410,7 +277,7 @@ def draw(settings: Profile, work: Path) -> list[str]:
     from repro import attention_figures, experiment_figures, pictures
 
     seed = settings.seeds[0]
-    done = [row for row in ("baseline", "whole", "gaze") if is_done(settings, work, Run(row, seed))]
+    done = [row for row in ("baseline", "whole", "gaze") if is_done(sys.modules[__name__], settings, work, Run(row, seed))]
     if "gaze" not in done:
         return []
     models, store = experiments.load(work, seed, tuple(done)), Store(work / "store" / "validation")

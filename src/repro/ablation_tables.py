@@ -12,16 +12,14 @@ The one comparison that was named before the numbers came: gaze minus baseline, 
 around, each with an interval of its own that knows nothing of how many there are.
 """
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from repro import results
+from repro import results, seeds
 from repro.experiments import ROWS
 from repro.intervals import bootstrap, t95
-from repro.machine import UserError
 
 ATTENTION, OFFLINE, ON_THE_WAY = "attention on held-out frames", "offline action error on held-out episodes", "single tasks on the way"
 MASS = "attention mass in the gaze box"
@@ -250,12 +248,9 @@ def markdown(records: list[dict]) -> str:
 def readme_section(folder: Path | str) -> str:
     """What README says of the ablation in `results/<profile>`: how it was made, chains, attention, and the gain on the way."""
     records = load(Path(folder) / "runs" / "ablation")
-    unique = lambda values: ", ".join(sorted(set(values)))
-    trained = [r for r in records if r["benchmark"] == OFFLINE]
-    lines = [f"Profile `{Path(folder).name}`: {unique(r['data'] for r in records)}; {len(trained)} trained runs; "
-             f"{unique(r['hardware'] for r in records)}, {unique('torch ' + r['packages'].get('torch', '?') for r in records)}; commit "
-             f"{unique(r['commit'] for r in records)}; one run, training and chains: at most {longest(records):.0f} min on one core. "
-             "**Not comparable with the paper.**"]
+    trained = sum(r["benchmark"] == OFFLINE for r in records)
+    lines = [f"{seeds.where_from(records, folder)}; {trained} trained runs, training and chains of each at most {longest(records):.0f} min "
+             "on one core. **Not comparable with the paper.**"]
     parts = [(name, chain_table(records, name)) for name in chain_benchmarks(records)]
     parts += [("Attention on held-out frames", table) for table in attention_tables(records)] + [(WAY, way_table(records))]
     return "\n\n".join(lines + [f"{title}:\n\n{results.markdown(*table)}" for title, table in parts if table[1]]) + "\n"
@@ -276,22 +271,10 @@ def publish(work: Path, target: Path, drawn: Iterable[str] = (), log=print) -> P
 
     drawn: figures of work/figures beside ablation_*.png (ablation.draw)."""
     records = write(work, log)
-    edited = sorted({r["commit"] for r in records if "+changes" in r["commit"]})
-    if not records or edited:
-        raise UserError("this ablation cannot be published", "records of clean commits", ", ".join(edited) or "no record",
-                        "commit, or use a fresh clone, and run it again: repro ablation --profile ...")
-    place = target / "runs" / "ablation"
-    shutil.rmtree(place, ignore_errors=True)
-    for record in records:
-        results.save(record, place)
-    shutil.copy2(work / "ablation.md", target / "ablation.md")
     for old in (target / "figures").glob("ablation_*.png"):
         old.unlink()
-    (target / "figures").mkdir(exist_ok=True)
-    for figure in [*(work / "figures").glob("ablation_*.png"), *(work / "figures" / name for name in drawn)]:
-        shutil.copy2(figure, target / "figures" / figure.name)
-    log(f"{len(records)} records to {place}")
-    return target
+    shown = [path.name for path in (work / "figures").glob("ablation_*.png")]
+    return seeds.publish(records, "ablation", work, target, ["ablation.md", *(f"figures/{name}" for name in (*shown, *drawn))], log)
 
 
 def write(work: Path, log=print) -> list[dict]:

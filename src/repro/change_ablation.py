@@ -8,18 +8,15 @@ A seed is first weights, an order of the pairs and what is drawn on the way; tra
 
 import hashlib
 import json
-import shutil
-import time
+import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from repro import ablation, change_experiments, results
-from repro.ablation import FLOORS, Run
+from repro import change_experiments, results, seeds
 from repro.intervals import t95
-from repro.machine import UserError
 from repro.profiles import Profile
+from repro.seeds import FLOORS, Clock, OutOfTime, Run, is_done
 from repro.training import launch
 
 SYSTEM = "change_agent"
@@ -57,44 +54,20 @@ def place(work: Path, run: Run) -> Path:
     return work / "ablation" / SYSTEM / f"{run.row}-seed{run.seed}"
 
 
-def is_done(settings: Profile, work: Path, run: Run) -> bool:
-    """Whether its records are there, made with what is asked for now."""
-    note = place(work, run) / "done.json"
-    found = json.loads(note.read_text()) if note.is_file() else {}
-    return found.get("asked") == digest(settings, work) and all((place(work, run) / "runs" / name).is_file() for name in found["records"])
+def kept(work: Path, run: Run) -> Path:
+    """Folder of its records."""
+    return place(work, run) / "runs"
 
 
-def do(settings: Profile, work: Path, run: Run, minutes: float = 0.0, log=print) -> bool:
-    """Do or finish one run; False where the budget ended first, or another process is at it."""
-    if is_done(settings, work, run):
-        return True
-    clock, begun, folder = ablation.Clock(minutes), time.monotonic(), place(work, run)
-    with ablation.alone(folder) as free:
-        if not free:
-            log(f"{run.key}: another process is at it")
-            return False
-        models = {}
-        try:
-            if run.row != FLOORS:
-                summary = launch.train_from_config(change_experiments.job(settings, work, run.row, run.seed, clock.left()), log)
-                if not summary.finished:
-                    raise ablation.OutOfTime(summary.reason)
-                models = change_experiments.load(work, [run.row], run.seed)
-        except ablation.OutOfTime as reason:
-            log(f"{run.key}: {reason}; to be continued")
-            return False
-        found, _ = change_experiments.score(settings, work, models, run.seed, floors=run.row == FLOORS, folder=folder / "runs", log=log)
-        note = {"asked": digest(settings, work), "records": [f"{record['id']}.json" for record in found]}
-        ablation.replace_text(folder / "done.json", json.dumps(note, indent=1))
-    log(f"{run.key}: done, {(time.monotonic() - begun) / 60:.1f} min in this session")
-    return True
-
-
-def one(settings: Profile, work: Path, key: str, minutes: float, log=print) -> bool:
-    """The run called `key`, as `ablation.run` asks for it in a process of its own."""
-    row, seed, _ = key.rsplit(":", 2)
-    torch.set_num_threads(1)
-    return do(settings, work, Run(row, int(seed)), minutes, log)
+def made(settings: Profile, work: Path, run: Run, clock: Clock, log) -> list[dict]:
+    """Train, where there is something to train, and record."""
+    models = {}
+    if run.row != FLOORS:
+        summary = launch.train_from_config(change_experiments.job(settings, work, run.row, run.seed, clock.left()), log)
+        if not summary.finished:
+            raise OutOfTime(summary.reason)
+        models = change_experiments.load(work, [run.row], run.seed)
+    return change_experiments.score(settings, work, models, run.seed, floors=run.row == FLOORS, folder=kept(work, run), log=log)[0]
 
 
 # ---- tables ------------------------------------------------------------------------------------------------------------------------
@@ -185,7 +158,7 @@ def draw(settings: Profile, work: Path) -> list[str]:
     from repro.evaluation import localisation
 
     seed, rows = settings.agent_seeds[0], list(change_experiments.ROWS)
-    if not all(is_done(settings, work, Run(row, seed)) for row in rows):
+    if not all(is_done(sys.modules[__name__], settings, work, Run(row, seed)) for row in rows):
         return []
     pairs, models = change_experiments.pairs_of(work, "test"), change_experiments.load(work, rows, seed)
     none = {row: change_experiments.answers(model, pairs, "none") for row, model in models.items()}
@@ -196,22 +169,8 @@ def draw(settings: Profile, work: Path) -> list[str]:
 
 
 def publish(work: Path, target: Path, drawn: list[str], log=print) -> Path:
-    """Put records, tables and figures of what is done into `results/<profile>`; those of an edited tree are refused."""
-    found = write(work, log)
-    edited = sorted({r["commit"] for r in found if "+changes" in r["commit"]})
-    if not found or edited:
-        raise UserError("this ablation cannot be published", "records of clean commits", ", ".join(edited) or "no record",
-                        f"commit, or use a fresh clone, and run it again: repro ablation --system {SYSTEM} --profile ...")
-    kept = target / "runs" / SYSTEM
-    shutil.rmtree(kept, ignore_errors=True)
-    for record in found:
-        results.save(record, kept)
-    (target / "figures").mkdir(parents=True, exist_ok=True)
-    shutil.copy2(work / f"{SYSTEM}.md", target / f"{SYSTEM}.md")
-    for name in drawn:
-        shutil.copy2(work / "figures" / name, target / "figures" / name)
-    log(f"{len(found)} records to {kept}")
-    return target
+    """Put records, tables and figures of what is done into `results/<profile>`."""
+    return seeds.publish(write(work, log), SYSTEM, work, target, [f"{SYSTEM}.md", *(f"figures/{name}" for name in drawn)], log)
 
 
 def readme_section(folder: Path | str) -> str:
@@ -220,8 +179,6 @@ def readme_section(folder: Path | str) -> str:
     found = results.load_all(kept) if kept.is_dir() else []
     if not found:
         return "Not measured yet.\n"
-    unique = lambda values: ", ".join(sorted(set(values)))
-    first = (f"Profile `{Path(folder).name}`: {unique(r['data'] for r in found)}; {unique(r['hardware'] for r in found)}, "
-             f"{unique('torch ' + r['packages'].get('torch', '?') for r in found)}; commit {unique(r['commit'] for r in found)}; a run: at "
-             f"most {max(r['minutes'] for r in found):.0f} min on one core. **Not comparable with LEVIR-CC.**")
+    longest = max(r["minutes"] for r in found)
+    first = f"{seeds.where_from(found, folder)}; a run: at most {longest:.0f} min on one core. **Not comparable with LEVIR-CC.**"
     return "\n\n".join([first, *(f"{title}:\n\n{results.markdown(*table)}" for title, table in parts(found))]) + "\n"

@@ -44,7 +44,7 @@ def sheet(pairs, rows: Sequence[int], answers: dict, title: str = "") -> Figure:
     answers: {name: change_experiments.Answers}, of all pairs of the store.
     """
     names, states = ["T1", "T2", "truth", *answers], pairs.column("state")
-    figure = Figure(figsize=(1.9 * len(names), 2.15 * len(rows) + 0.7), layout="constrained", dpi=100)
+    figure = Figure(figsize=(1.9 * len(names), 2.15 * len(rows) + 0.7), layout="constrained", dpi=72)
     axes = np.atleast_2d(figure.subplots(len(rows), len(names), squeeze=False))
     for axis, name in zip(axes[0], names, strict=True):
         axis.set_title(name, fontsize=10)

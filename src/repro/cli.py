@@ -97,56 +97,33 @@ def ablation(system: str, profile: str, rows: str | None, seeds: str | None, cor
              tables: bool, publish: bool, one: str | None) -> None:
     """Every row over seeds: train, evaluate, look, record. Call it again until all is done; what is done is kept."""
     from dataclasses import replace
+    from importlib import import_module
 
-    from repro import ablation as runs
-    from repro import ablation_tables, profiles
+    from repro import profiles
+    from repro import seeds as over
 
     settings, work = profiles.get(profile), machine.work(profile)
-    if system != "reconvla":
-        _other_ablation(system, settings, work, (rows, seeds, corrupt), minutes, slots, tables, publish, one)
-        return
+    name, its_seeds = {"reconvla": ("ablation", "seeds"), "vggt_vla": ("vla_ablation", "vla_seeds"),
+                       "change_agent": ("change_ablation", "agent_seeds")}[system]
+    of = import_module(f"repro.{name}")
+    if system != "reconvla" and (rows or corrupt):
+        raise UserError(f"{system}'s rows are always all of them, as they are", "--seeds alone", "--rows or --corrupt")
     if one:
-        runs.one(settings, work, one, minutes, click.echo)
+        over.one(of, settings, work, one, minutes, click.echo)
         return
-    given = {"rows": rows and tuple(rows.split(",")), "seeds": seeds and tuple(map(int, seeds.split(","))),
-             "few_rows": () if rows else None, "few_seeds": seeds and tuple(map(int, seeds.split(","))),
+    chosen = seeds and tuple(map(int, seeds.split(",")))
+    given = {its_seeds: chosen, "few_seeds": chosen, "rows": rows and tuple(rows.split(",")), "few_rows": () if rows else None,
              "corrupt": corrupt and (() if corrupt == "none" else tuple(map(float, corrupt.split(","))))}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
     if publish:
-        ablation_tables.publish(work, machine.root() / "results" / profile, runs.draw(settings, work), click.echo)
+        of.publish(work, machine.root() / "results" / profile, of.draw(settings, work), click.echo)
         return
     if not tables:
-        runs.run(settings, work, minutes, slots, click.echo)
-    records = ablation_tables.write(work, click.echo)
+        over.run(of, settings, work, minutes, slots, click.echo)
+    records = of.write(work, click.echo)
     if not records:
-        raise UserError("no run of the ablation is done", next_step=f"repro ablation --profile {profile}")
-    click.echo(ablation_tables.markdown(records))
-
-
-def _other_ablation(system: str, settings, work: Path, given: tuple, minutes: float, slots: int | None, tables: bool, publish: bool,
-                    one: str | None) -> None:
-    from dataclasses import replace
-    from importlib import import_module
-
-    from repro import ablation as runs
-
-    name, seeds_of = {"vggt_vla": ("vla_ablation", "vla_seeds"), "change_agent": ("change_ablation", "agent_seeds")}[system]
-    of, (rows, seeds, corrupt) = import_module(f"repro.{name}"), given
-    if rows or corrupt:
-        raise UserError(f"{system}'s rows are always all of them, as they are", "--seeds alone", "--rows or --corrupt")
-    if seeds:
-        settings = replace(settings, **{seeds_of: tuple(map(int, seeds.split(",")))})
-    if one:
-        of.one(settings, work, one, minutes, click.echo)
-    elif publish:
-        of.publish(work, machine.root() / "results" / settings.name, of.draw(settings, work), click.echo)
-    else:
-        if not tables:
-            runs.run(settings, work, minutes, slots, click.echo, of=of)
-        found = of.write(work, click.echo)
-        if not found:
-            raise UserError("no run of it is done", next_step=f"repro ablation --system {system} --profile {settings.name}")
-        click.echo(of.markdown(found))
+        raise UserError("no run of the ablation is done", next_step=f"repro ablation --system {system} --profile {profile}")
+    click.echo(of.markdown(records))
 
 
 @cli.command()

@@ -9,21 +9,19 @@ policy that was trained without pictures ("blind") cannot? The rows of a seed be
 
 import hashlib
 import json
-import shutil
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from repro import ablation, ablation_tables, attention, results, vla_experiments
-from repro.ablation import FLOORS, Run, Timed
+from repro import ablation, ablation_tables, attention, results, seeds, vla_experiments
 from repro.data import libero, libero_hdf5
 from repro.evaluation import suites
 from repro.evaluation.policies import about, minutes
-from repro.machine import UserError
 from repro.profiles import Profile
+from repro.seeds import FLOORS, Clock, OutOfTime, Run, Timed, is_done
 from repro.training import launch
 
 SYSTEM, LAYOUTS = "vggt_vla", ("wide", "official")
@@ -55,38 +53,14 @@ def place(work: Path, run: Run) -> Path:
     return work / "ablation" / SYSTEM / f"{run.row}-seed{run.seed}"
 
 
-def is_done(settings: Profile, work: Path, run: Run) -> bool:
-    """Whether its records are there, made with what is asked for now."""
-    note = place(work, run) / "done.json"
-    found = json.loads(note.read_text()) if note.is_file() else {}
-    return found.get("asked") == digest(settings, work) and all((place(work, run) / "runs" / name).is_file() for name in found["records"])
+def kept(work: Path, run: Run) -> Path:
+    """Folder of its records."""
+    return place(work, run) / "runs"
 
 
-def do(settings: Profile, work: Path, run: Run, minutes: float = 0.0, log=print) -> bool:
-    """Do or finish one run; False where the budget ended first, or another process is at it."""
-    if is_done(settings, work, run):
-        return True
-    clock, begun, folder = ablation.Clock(minutes), time.monotonic(), place(work, run)
-    with ablation.alone(folder) as alone:
-        if not alone:
-            log(f"{run.key}: another process is at it")
-            return False
-        try:
-            found = _floors(settings, work, run, clock, log) if run.row == FLOORS else _trained(settings, work, run, clock, log)
-        except ablation.OutOfTime as reason:
-            log(f"{run.key}: {reason}; to be continued")
-            return False
-        names = [results.save(record, folder / "runs").name for record in found]
-        ablation.replace_text(folder / "done.json", json.dumps({"asked": digest(settings, work), "records": names}, indent=1))
-    log(f"{run.key}: done, {(time.monotonic() - begun) / 60:.1f} min in this session")
-    return True
-
-
-def one(settings: Profile, work: Path, key: str, minutes: float, log=print) -> bool:
-    """The run called `key`, as `ablation.run` asks for it in a process of its own."""
-    row, seed, _ = key.rsplit(":", 2)
-    torch.set_num_threads(1)
-    return do(settings, work, Run(row, int(seed)), minutes, log)
+def made(settings: Profile, work: Path, run: Run, clock: Clock, log) -> list[dict]:
+    """Train, where there is something to train, and record."""
+    return (_floors if run.row == FLOORS else _trained)(settings, work, run, clock, log)
 
 
 def _model(settings: Profile, work: Path, run: Run, row: str):
@@ -96,15 +70,15 @@ def _model(settings: Profile, work: Path, run: Run, row: str):
 def _trained(settings: Profile, work: Path, run: Run, clock, log) -> list[dict]:
     summary = launch.train_from_config(vla_experiments.job(settings, work, run.row, run.seed, minutes=clock.left()), log)
     if not summary.finished:
-        raise ablation.OutOfTime(summary.reason)
+        raise OutOfTime(summary.reason)
     begun, model = time.monotonic(), _model(settings, work, run, run.row)
     found = _score(settings, work, run, {run.row: model}, clock, log)
     return found if run.row == "blind" else [*found, _look(settings, work, run, model, begun)]
 
 
 def _floors(settings: Profile, work: Path, run: Run, clock, log) -> list[dict]:
-    if not is_done(settings, work, Run("vggt", run.seed)):
-        raise ablation.OutOfTime("vggt with this seed is not done yet")
+    if not is_done(sys.modules[__name__], settings, work, Run("vggt", run.seed)):
+        raise OutOfTime("vggt with this seed is not done yet")
     store, policy = vla_experiments.data(work), _model(settings, work, run, "vggt")
     here = vla_experiments.plan(settings, store, LAYOUTS[0], run.seed)
     return _score(settings, work, run, vla_experiments.floors_of("vggt", policy, store, here, run.seed), clock, log)
@@ -132,7 +106,7 @@ def _look(settings: Profile, work: Path, run: Run, model, begun: float) -> dict:
                             config={**_about(settings, work, run), "policy": about(model), "reduced": REDUCED},
                             metrics=attention.averages(columns), minutes=minutes(model, begun), simulator="none (recorded frames)",
                             renderer="none", not_comparable_with=[SYSTEM])
-    return {**record, "frames": ablation.kept(columns, tasks)}
+    return {**record, "frames": ablation.by_frame(columns, tasks)}
 
 
 # ---- tables ------------------------------------------------------------------------------------------------------------------------
@@ -242,22 +216,9 @@ def write(work: Path, log=print) -> list[dict]:
 
 
 def publish(work: Path, target: Path, drawn: Iterable[str] = (), log=print) -> Path:
-    """Put records, tables and figures of what is done into `results/<profile>`; those of an edited tree are refused."""
-    found = write(work, log)
-    edited = sorted({r["commit"] for r in found if "+changes" in r["commit"]})
-    if not found or edited:
-        raise UserError("this ablation cannot be published", "records of clean commits", ", ".join(edited) or "no record",
-                        "commit, or use a fresh clone, and run it again: repro ablation --system vggt_vla --profile ...")
-    kept = target / "runs" / SYSTEM
-    shutil.rmtree(kept, ignore_errors=True)
-    for record in found:
-        results.save(record, kept)
-    (target / "figures").mkdir(parents=True, exist_ok=True)
-    shutil.copy2(work / f"{SYSTEM}.md", target / f"{SYSTEM}.md")
-    for name in ("vla_ablation.png", *drawn):
-        shutil.copy2(work / "figures" / name, target / "figures" / name)
-    log(f"{len(found)} records to {kept}")
-    return target
+    """Put records, tables and figures of what is done into `results/<profile>`; drawn: figures beside vla_ablation.png."""
+    files = [f"{SYSTEM}.md", *(f"figures/{name}" for name in ("vla_ablation.png", *drawn))]
+    return seeds.publish(write(work, log), SYSTEM, work, target, files, log)
 
 
 def draw(settings: Profile, work: Path) -> list[str]:
@@ -265,7 +226,7 @@ def draw(settings: Profile, work: Path) -> list[str]:
     from repro import pictures
 
     seed, rows = settings.vla_seeds[0], [row for row in vla_experiments.ROWS if row != "blind"]
-    if not all(is_done(settings, work, Run(row, seed)) for row in rows):
+    if not all(is_done(sys.modules[__name__], settings, work, Run(row, seed)) for row in rows):
         return []
     models, store = vla_experiments.load(work, rows, seed, settings.vla_preset), vla_experiments.data(work)
     pictures.keep(vla_experiments.attention_figure(models, store, settings.attention_frames, REDUCED),
@@ -278,9 +239,7 @@ def readme_section(folder: Path | str) -> str:
     found = load([Path(folder) / "runs" / SYSTEM])
     if not found:
         return "Not measured yet.\n"
-    trained, unique = [r for r in found if r["benchmark"] == ATTENTION], lambda values: ", ".join(sorted(set(values)))
-    first = (f"Profile `{Path(folder).name}`: {unique(r['data'] for r in found)}; {unique(r['hardware'] for r in found)}, "
-             f"{unique('torch ' + r['packages'].get('torch', '?') for r in found)}; commit {unique(r['commit'] for r in found)}; a run "
-             f"trains for at most {max(r['minutes'] for r in trained):.0f} min on one core. **Not comparable with LIBERO.**")
+    longest = max(r["minutes"] for r in found if r["benchmark"] == ATTENTION)
+    first = f"{seeds.where_from(found, folder)}; a run trains for at most {longest:.0f} min on one core. **Not comparable with LIBERO.**"
     return "\n\n".join([first, *(f"{title}:\n\n{results.markdown(*table)}" for title, table in parts(found))]) + "\n"
 

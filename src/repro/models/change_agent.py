@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from repro.data.levir_pictures import MEAN, STD, clip_pixels
 from repro.machine import UserError
-from repro.models import change_agent_checkpoint
+from repro.models import change_agent_checkpoint, fingerprint
 from repro.models.change_agent_config import ASK, NO_CHANGE, PRESETS, TRAIN, ChangeConfig  # noqa: F401 (callers import them from here)
 from repro.models.change_agent_parts import Grid, Readers, crossed, giou, target
 from repro.models.parts import fingerprint as weights_fingerprint
@@ -296,7 +296,7 @@ class ChangeAgent(nn.Module):
 
     def load_weights(self, weights: dict[str, Tensor], source: Path | str) -> None:
         """Take over all tensors or none."""
-        change_agent_checkpoint.take(self, weights, source)
+        fingerprint.take(self, change_agent_checkpoint.saved_names(self), weights, source)
 
 
 def shrink(pictures: UInt8[np.ndarray, "n 2 h w 3"], size: int) -> UInt8[np.ndarray, "n 2 size size 3"]:

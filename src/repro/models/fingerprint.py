@@ -11,6 +11,9 @@ tokenizer from its file: no weights are opened, nothing is downloaded but these,
 import hashlib
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
 from repro.machine import UserError
 from repro.models import pretrained as files
 
@@ -93,3 +96,18 @@ def refuse_unknown(saved: dict[str, dict], source: object) -> None:
     lacking = {module: about["model_type"] for module, about in saved.items() if about.get("model_type") and not knows(about["model_type"])}
     here = {module: {"model_type": f"not known to transformers {transformers.__version__}"} for module in lacking}
     refuse_other({module: {"model_type": kind} for module, kind in lacking.items()}, here, source, advice(saved, here))
+
+
+def take(model: nn.Module, names: list[str], weights: dict[str, Tensor], source: Path | str) -> None:
+    """Copy the tensors `names` of a checkpoint into the model: all of them, of these shapes, or an error and none."""
+    state = model.state_dict()
+    expected = {name: tuple(state[name].shape) for name in names}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    wrong = [f"{name}: expected {expected.get(name, 'absent')}, found {found.get(name, 'absent')}"
+             for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
+    if wrong:
+        raise UserError(f"{source} does not fit the model", f"{len(expected)} tensors", "; ".join(wrong[:12]),
+                        "load it with the config it was saved with")
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            state[name].copy_(tensor)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repro.machine import UserError
-from repro.models import sentences, towers, vggt, vggt_vla_checkpoint
+from repro.models import fingerprint, sentences, towers, vggt, vggt_vla_checkpoint
 from repro.models.action_tokens import normalise_state
 from repro.models.graph import Graph, chain_edges, grid_edges
 from repro.models.parts import fingerprint as weights_fingerprint
@@ -295,4 +295,4 @@ class VGGTVLA(nn.Module):
 
     def load_weights(self, weights: dict[str, Tensor], source: Path | str) -> None:
         """Take over all tensors or none."""
-        vggt_vla_checkpoint.take(self, weights, source)
+        fingerprint.take(self, vggt_vla_checkpoint.saved_names(self), weights, source)

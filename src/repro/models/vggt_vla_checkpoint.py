@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from repro.machine import UserError, compute_dtype
@@ -116,23 +116,8 @@ def load(kind: type, folder: Path, language: str | None = None, store=None) -> n
             fingerprint.refuse_other({name: {"sha256": saved[name]["sha256"]}}, {name: {"sha256": part.identity["sha256"]}}, folder,
                                      f"load {saved[name]['name']} at revision {saved[name]['revision'] or 'main'}")
     model = kind(config, about["stats"], words, tower, blocks)
-    take(model, load_file(folder / "model.safetensors"), folder / "model.safetensors")
+    fingerprint.take(model, saved_names(model), load_file(folder / "model.safetensors"), folder / "model.safetensors")
     return model
 
 
 PLACE = ("name", "revision", "text_length")  # of a language model: where it was found, how it was used; not what it is
-
-
-def take(model: nn.Module, weights: dict[str, Tensor], source: Path | str) -> None:
-    """All tensors or none."""
-    state = model.state_dict()
-    expected = {name: tuple(state[name].shape) for name in saved_names(model)}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    wrong = [f"{name}: expected {expected.get(name, 'absent')}, found {found.get(name, 'absent')}"
-             for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
-    if wrong:
-        raise UserError(f"{source} does not fit the model", f"{len(expected)} tensors", "; ".join(wrong[:12]),
-                        "load it with the config it was saved with")
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            state[name].copy_(tensor)

@@ -1,0 +1,186 @@
+"""Rows over seeds, resumable: what `repro ablation` does for each of the three systems.
+
+    run(ablation, settings, work)     # or vla_ablation, change_ablation: all runs, a core or GPU each; again and again until all are done
+
+A system's module says what there is to do: SYSTEM, its name; runs(settings), what is asked for; prepare(settings, work, log), what all runs
+share; digest(settings, work), of what decides their numbers; place(work, run), a run's folder, and kept(work, run), that of its records;
+made(settings, work, run, clock, log), the records, or OutOfTime. A run that is done leaves a note with the digest and its records' names.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from repro import results
+from repro.machine import UserError
+from repro.profiles import Profile
+from repro.training import launch
+from repro.training.loop import Budget
+
+FLOORS = "floors"  # not a row that is trained: random, constant, replay, ..., a row with blanked pictures and shuffled instruction
+
+
+class OutOfTime(Exception):
+    """A run cannot go on now, mostly because the budget ends; what is done is on disk."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row of the ablation, with one seed and one share of wrong gaze boxes."""
+
+    row: str
+    seed: int
+    corrupt: float = 0.0
+
+    @property
+    def key(self) -> str:
+        return f"{self.row}:{self.seed}:{self.corrupt:g}"
+
+    @property
+    def variant(self) -> str:
+        """Its name in records."""
+        return self.row + (f", {100 * self.corrupt:g} % wrong boxes" if self.corrupt else "")
+
+
+class Timed:
+    """A policy that gives up when the time is over. Chains that are finished are on disk, the others begin again."""
+
+    def __init__(self, policy, check: Callable[[], None]):
+        self.policy, self.check = policy, check
+
+    def __getattr__(self, name):
+        return getattr(self.policy, name)
+
+    def act(self, observations, instructions):
+        self.check()
+        return self.policy.act(observations, instructions)
+
+
+class Clock:
+    """Budget of one process; without minutes, no limit."""
+
+    def __init__(self, minutes: float):
+        self.budget = Budget(minutes, 1e9, reserve=5.0)
+        self.limited = bool(minutes)
+
+    def left(self) -> float:
+        """Minutes for a training session; 0 where there is no limit."""
+        self.check()
+        return (self.budget.end - self.budget.clock()) / 60 if self.limited else 0.0
+
+    def check(self) -> None:
+        if self.budget.over():
+            raise OutOfTime("the budget ends")
+
+
+def is_done(system, settings: Profile, work: Path, run: Run) -> bool:
+    """Whether its records are there, all of them, made with what is asked for now."""
+    note = system.place(work, run) / "done.json"
+    found = json.loads(note.read_text()) if note.is_file() else {}
+    return found.get("asked") == system.digest(settings, work) and all(
+        (system.kept(work, run) / name).is_file() for name in found["records"])
+
+
+def do(system, settings: Profile, work: Path, run: Run, minutes: float = 0.0, log=print) -> bool:
+    """Do or finish one run; False where the budget ended first, or another process is at it."""
+    if is_done(system, settings, work, run):
+        return True
+    clock, begun, folder = Clock(minutes), time.monotonic(), system.place(work, run)
+    with alone(folder) as free:
+        if not free:
+            log(f"{run.key}: another process is at it")
+            return False
+        try:
+            found = system.made(settings, work, run, clock, log)
+        except OutOfTime as reason:
+            log(f"{run.key}: {reason}; to be continued")
+            return False
+        names = [results.save(record, system.kept(work, run)).name for record in found]
+        _replace(folder / "done.json", json.dumps({"asked": system.digest(settings, work), "records": names}, indent=1))
+    log(f"{run.key}: done, {(time.monotonic() - begun) / 60:.1f} min in this session")
+    return True
+
+
+def one(system, settings: Profile, work: Path, key: str, minutes: float, log=print) -> bool:
+    """The run called `key` ("row:seed:share"), as `run` asks for it in a process of its own."""
+    row, seed, corrupt = key.rsplit(":", 2)
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    return do(system, settings, work, Run(row, int(seed), float(corrupt)), minutes, log)
+
+
+def run(system, settings: Profile, work: Path, minutes: float = 0.0, slots: int | None = None, log=print) -> list[Run]:
+    """Do all runs of the profile, `slots` at a time in processes of a core each (0: one after another in this one); those left over."""
+    clock, wanted = Clock(minutes), system.runs(settings)
+    system.prepare(settings, work, log)
+
+    def left(run: Run) -> list[str] | None:
+        try:
+            return None if is_done(system, settings, work, run) else [
+                "ablation", "--system", system.SYSTEM, "--profile", settings.name, "--one", run.key, "--minutes", f"{clock.left():.3f}"]
+        except OutOfTime:
+            return None
+
+    if slots == 0:
+        for one in wanted:
+            if left(one):
+                do(system, settings, work, one, clock.left(), log)
+        failed = []
+    else:
+        failed = launch.side_by_side([(one.key, lambda one=one: left(one)) for one in wanted], slots, log)
+    open_ = [one for one in wanted if not is_done(system, settings, work, one)]
+    said = f", left: {', '.join(run.key for run in open_)}" if open_ else ""
+    log(f"ablation: {len(wanted) - len(open_)} of {len(wanted)} runs are done{said}")
+    if failed:
+        raise UserError(f"{len(failed)} runs of the ablation failed", found="\n  ".join(failed), next_step="mend it and start again")
+    return open_
+
+
+def publish(found: list[dict], name: str, work: Path, target: Path, files: Iterable[str], log=print) -> Path:
+    """Put records into `target`/runs/`name`, and files of the work folder beside them; records of an edited tree are refused."""
+    edited = sorted({r["commit"] for r in found if "+changes" in r["commit"]})
+    if not found or edited:
+        raise UserError("this ablation cannot be published", "records of clean commits", ", ".join(edited) or "no record",
+                        "commit, or use a fresh clone, and run it again: repro ablation --profile ...")
+    kept = target / "runs" / name
+    shutil.rmtree(kept, ignore_errors=True)
+    for record in found:
+        results.save(record, kept)
+    for file in files:
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(work / file, target / file)
+    log(f"{len(found)} records to {kept}")
+    return target
+
+
+def where_from(found: list[dict], folder: Path | str) -> str:
+    """"Profile `cpu`: data; hardware, torch; commit": how README begins a table of records."""
+    unique = lambda values: ", ".join(sorted(set(values)))
+    return (f"Profile `{Path(folder).name}`: {unique(r['data'] for r in found)}; {unique(r['hardware'] for r in found)}, "
+            f"{unique('torch ' + r['packages'].get('torch', '?') for r in found)}; commit {unique(r['commit'] for r in found)}")
+
+
+@contextmanager
+def alone(folder: Path, wait: bool = False) -> Iterator[bool]:
+    """True where no other process holds this folder; the kernel frees it when a process ends, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            free = True
+        except BlockingIOError:
+            free = False
+        yield free
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(text + "\n")
+    os.replace(part, path)

@@ -55,11 +55,6 @@ def test_every_sample_once_an_epoch(store, batch_size):
     assert len(epochs) < 2 or (epochs[0] != epochs[1]).any()
 
 
-def test_ranks_share_an_epoch(store):
-    rows = np.concatenate([Batches(store, 4, 5, rank=rank, world=3)(step)["row"] for step in range(2) for rank in range(3)])
-    assert sorted(rows) == list(range(24))
-
-
 def test_chunks_stop_at_the_end_and_at_a_lost_frame(store):
     batches = Batches(store, 4, 4)
     assert batches.sample(1)["action"][:, 0].tolist() == [1, 2, 3, 4]

@@ -28,7 +28,8 @@ def test_the_end_is_known_in_every_process_that_is_started(monkeypatch):
     monkeypatch.delenv(clock.END, raising=False)
     clock.begin(10)
     try:
-        said = subprocess.run([sys.executable, "-c", "from repro import clock; print(clock.left())"], capture_output=True, text=True, check=True)
+        code = "from repro import clock; print(clock.left())"
+        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert 560 < float(said.stdout) <= 600
     finally:
         clock.begin(0)

@@ -19,7 +19,7 @@ from repro.machine import UserError
 from repro.training import checkpoint, launch
 from repro.training.loop import Budget, TrainConfig, differences, loss_curve, rate, read_metrics, train
 
-CONFIG = TrainConfig(steps=8, accumulate=2, warmup=2, learning_rate=1e-2, reserve_seconds=0.0, log_every=1)
+CONFIG = TrainConfig(steps=8, accumulate=2, warmup=2, learning_rate=1e-2, reserve_seconds=0.0, log_seconds=0.0)
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,6 @@ def test_resuming_is_bit_identical_to_never_having_stopped(tmp_path, cut_after):
     second = train(Toy(ToyConfig()), batches, tmp_path / "cut", CONFIG, log=quiet)
     assert second.finished and second.resumed_from == cut_after and whole.finished
     assert all(torch.equal(a, b) for a, b in zip(tensors(whole.checkpoint), tensors(second.checkpoint), strict=True))
-    a, b = checkpoint.load_state(whole.checkpoint), checkpoint.load_state(second.checkpoint)
-    assert torch.equal(a["random"][0]["torch"], b["random"][0]["torch"]) and a["random"][0]["python"] == b["random"][0]["python"]
     one, two = (read_metrics(tmp_path / run / "metrics.jsonl") for run in ("whole", "cut"))
     assert [line["step"] for line in two] == list(range(1, 9))
     assert [{**line, "seconds": 0} for line in one] == [{**line, "seconds": 0} for line in two]
@@ -324,13 +322,13 @@ def test_jobs_train_in_subprocesses_and_a_failed_one_shows_its_last_lines(tmp_pa
             writer.add(Episode(task, columns, {}))
     size = {"hidden": 32, "layers": 1, "channels": 8, "denoiser_width": 32, "denoiser_depth": 1, "target": "whole", "vae": "pixels",
             "freeze_vision": False, "cache_features": False}
-    job = dict(store=tmp_path / "store", model=size, train={"steps": 2, "batch_size": 4, "log_every": 1})
+    job = dict(store=tmp_path / "store", model=size, train={"steps": 2, "batch_size": 4, "log_seconds": 0})
     good = launch.write_config(tmp_path / "good.json", name="good", folder=tmp_path / "good", **job)
     bad = launch.write_config(tmp_path / "bad.json", name="bad", folder=tmp_path / "bad", **{**job, "store": tmp_path / "nowhere"})
     lines = []
     with pytest.raises(UserError, match=r"1 of 2 training jobs failed[\s\S]*bad \(exit code [\s\S]*nowhere"):
         launch.jobs([good, bad], slots=2, log=lines.append)
-    assert any(line.startswith("[good] step 2/2") for line in lines)
+    assert any(line.startswith("[good] good: 2/2 steps | ") for line in lines)
     assert checkpoint.about(checkpoint.need(tmp_path / "good"))["step"] == 2
 
 

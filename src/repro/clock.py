@@ -79,9 +79,9 @@ class Progress:
 
     def __call__(self, done: int, more: str = "") -> None:
         """Say it where a line is due."""
-        time_, last = now(), done >= self.total
-        if not last and time_ - self.said < self.every:
+        if not self.due(done):
             return
+        time_, last = now(), done >= self.total
         self.said = time_
         took, speed = time_ - self.began, self.speed(done)
         parts = [f"{self.name}: {done:,}/{self.total:,} {self.unit}", *([more] if more else [])]
@@ -95,6 +95,10 @@ class Progress:
         if not self.planned and not last and speed and took >= PLAN_AFTER:
             self.planned = True
             self._plan(done)
+
+    def due(self, done: int) -> bool:
+        """Whether a line would be said now."""
+        return done >= self.total or now() - self.said >= self.every
 
     def speed(self, done: int) -> float:
         """`unit` a second in this session so far; 0.0 before the first."""

@@ -31,8 +31,8 @@ class Profile:
     validation_episodes_per_task: int
     preset: str  # model size: a preset of ReconVLAConfig
     train_steps: int  # optimizer steps, not micro-batches
-    batch_size: int  # per micro-batch and device
-    accumulate: int  # effective batch = batch_size * accumulate * devices
+    batch_size: int  # per micro-batch
+    accumulate: int  # global batch = batch_size * accumulate, on one GPU or several
     learning_rate: float  # peak of the cosine
     budget_minutes: float  # wall clock of one training run: save and stop before it ends
     checkpoint_minutes: float  # wall clock between checkpoints; the guide's default is 120
@@ -110,7 +110,7 @@ T4 = replace(
 
 PAPER = replace(
     T4, name="paper", where="a cluster, by torchrun or accelerate: the paper's own sizes",
-    train_steps=4200, batch_size=8, accumulate=8, learning_rate=2e-5,  # 2 epochs of ~1.07 M annotated frames, 8 GPUs: global 512
+    train_steps=4200, batch_size=8, accumulate=64, learning_rate=2e-5,  # 2 epochs of ~1.07 M annotated frames; 8 micro-batches a GPU
     budget_minutes=7 * 24 * 60,
     evaluate_chains=1000, simulators=64, workers=16, preset="paper", pretrain_steps=4200, ablation_chains=1000,
 )  # fmt: skip

@@ -23,7 +23,7 @@ from repro import results
 from repro.machine import UserError
 from repro.profiles import Profile
 from repro.training import launch
-from repro.training.loop import Budget
+from repro.training.budget import Budget
 
 FLOORS = "floors"  # not a row that is trained: random, constant, replay, ..., a row with blanked pictures and shuffled instruction
 

@@ -112,8 +112,6 @@ class Batches:
         gaze: bool | None = None,
         cache: Path | str | None = None,
         workers: int = 2,
-        rank: int = 0,
-        world: int = 1,
         log: Callable = print,
         corrupt: float = 0.0,
         corrupt_seed: int = 0,
@@ -121,11 +119,11 @@ class Batches:
         """`prepare` maps one step (pictures, state, task, gaze.*) to arrays of fixed shape; it must be a pure function, safe in threads.
 
         `key` names what `prepare` depends on (default: its own or its object's attribute `key`). `only` chooses episodes. `gaze`: True
-        demands gaze boxes, False ignores them. `cache`: folder for the prepared arrays, default `<store>.prepared`. `rank` of `world`
-        processes share each epoch. `corrupt`: share of the found gaze boxes that are replaced, in every epoch the same ones (attribute
-        `corrupted`, (frames of the store,) bool); what `prepare` makes of a box is made of the wrong one too.
+        demands gaze boxes, False ignores them. `cache`: folder for the prepared arrays, default `<store>.prepared`. `corrupt`:
+        share of the found gaze boxes that are replaced, in every epoch the same ones (attribute `corrupted`, (frames of the store,)
+        bool); what `prepare` makes of a box is made of the wrong one too.
         """
-        self.store, self.batch_size, self.chunk, self.seed, self.rank, self.world = store, batch_size, chunk, seed, rank, world
+        self.store, self.batch_size, self.chunk, self.seed = store, batch_size, chunk, seed
         chosen = [episode for episode in store.episodes if only is None or only(episode)]
         if not chosen:
             raise UserError(f"No episode of {store.folder} is chosen.", expected="at least one", found=f"0 of {len(store)}")
@@ -168,7 +166,7 @@ class Batches:
         """The batch of `step` (0, 1, ...); the same for the same seed and step, whatever came before."""
         if step < 0:
             raise ValueError(f"step must be >= 0, got {step}")
-        first = (step * self.world + self.rank) * self.batch_size
+        first = step * self.batch_size
         places = np.arange(first, first + self.batch_size)
         epochs = places // len(self)
         return self.gather(

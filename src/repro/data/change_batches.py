@@ -37,11 +37,11 @@ class PairBatches:
     """
 
     def __init__(self, pairs, batch_size: int, seed: int = 0, prepare: Callable | None = None, key: str = "", box: str = "main",
-                 captions: str = "first", unchanged: str = "", flips: bool = False, cache: Path | str | None = None, rank: int = 0,
-                 world: int = 1, log: Callable = print):
+                 captions: str = "first", unchanged: str = "", flips: bool = False, cache: Path | str | None = None,
+                 log: Callable = print):
         if not len(pairs):
             raise UserError("there are no pairs to make batches of", "at least one", 0, "import data first (notebook 03)")
-        self.pairs, self.batch_size, self.seed, self.rank, self.world = pairs, batch_size, seed, rank, world
+        self.pairs, self.batch_size, self.seed = pairs, batch_size, seed
         sure = np.array(pairs.column("state")) == "localisable"  # a box guessed by differencing is no truth
         self.box = np.where(sure[:, None], np.asarray(pairs.column(f"box_{box}"), np.float32), np.float32(np.nan))
         self.changed, self.told = np.asarray(pairs.column("changed"), bool), list(pairs.column("captions"))
@@ -58,7 +58,7 @@ class PairBatches:
         """The batch of `step` (0, 1, ...); the same for the same seed and step, whatever came before."""
         if step < 0:
             raise ValueError(f"step must be >= 0, got {step}")
-        places = (step * self.world + self.rank) * self.batch_size + np.arange(self.batch_size)
+        places = step * self.batch_size + np.arange(self.batch_size)
         batch = self.gather(self._rows(places))
         draws = [np.random.default_rng([self.seed, 1, place]) for place in places.tolist()]
         if self.any:

@@ -205,7 +205,7 @@ def _training(policy, model, batches: Batches, minutes: float, seed: int) -> Tra
     steps = int(min(most, max(least, 0.8 * 60 * minutes / (1.2 * min(took)))))
     rate = getattr(policy, "trained", {}).get("train", {}).get("learning_rate", 1e-3)
     return TrainConfig(seed=seed, steps=steps, batch_size=batches.batch_size, learning_rate=rate, warmup=min(50, steps // 4),
-                       budget_minutes=1.5 * minutes + 1, log_every=steps)
+                       budget_minutes=1.5 * minutes + 1)
 
 
 def _errors(model, episode: Episode) -> tuple[float, float]:

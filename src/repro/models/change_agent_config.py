@@ -87,7 +87,7 @@ PRESETS = {
 }
 # The guide's optimiser, fields of training.loop.TrainConfig; it saves every 500 steps (here by the clock), evaluates every 1000
 _OPTIMISER = {"batch_size": 4, "learning_rate": 1e-4, "weight_decay": 0.01, "warmup": 500, "final": 0.1, "clip": 1.0, "seed": 42,
-              "log_every": 100, "measure_every": 1000, "best": True}  # fmt: skip
+              "measure_every": 1000, "best": True}  # fmt: skip
 TRAIN = {
     "guide": _OPTIMISER, "ours": _OPTIMISER, "t4": _OPTIMISER,
     "tiny_guide": {"batch_size": 16, "learning_rate": 2e-3, "weight_decay": 0.01, "warmup": 100, "final": 0.0, "best": True},

@@ -30,9 +30,9 @@ def run(job, config: ChangeConfig, settings: TrainConfig, log: Callable[[str], N
     model = ChangeAgent.build(config, sorted({caption for captions in pairs.column("captions") for caption in captions}))
     state = PartialState(cpu=not torch.cuda.is_available())
     model.to(state.device)  # a frozen tower sees all pairs before the loop begins
-    batches = batches_of(pairs, model, settings.batch_size, settings.seed, state.process_index, state.num_processes, log)
+    batches = batches_of(pairs, model, settings.batch_size, settings.seed, log)
     boxes = int((~np.isnan(batches.box).any(1)).sum())
-    epochs = settings.steps * settings.batch_size * settings.accumulate * state.num_processes / len(batches)
+    epochs = settings.steps * settings.batch_size * settings.accumulate / len(batches)
     log(f"{job.name}: {len(batches)} pairs, {boxes} with a box, {epochs:.1f} epochs")
     measure = None
     if job.validation and settings.measure_every:
@@ -46,13 +46,11 @@ def run(job, config: ChangeConfig, settings: TrainConfig, log: Callable[[str], N
     return summary
 
 
-def batches_of(pairs: Pairs, model: ChangeAgent, batch_size: int, seed: int = 0, rank: int = 0, world: int = 1,
-               log: Callable[[str], None] = print) -> PairBatches:
+def batches_of(pairs: Pairs, model: ChangeAgent, batch_size: int, seed: int = 0, log: Callable[[str], None] = print) -> PairBatches:
     """The training batches that the model's config asks for. Pictures are flipped where a tower that trains sees them."""
     c = model.config
     box, flips = "union" if c.box == "union" else "main", c.flips and not model.tower.frozen
-    return PairBatches(pairs, batch_size, seed, model.prepare_many, model.key, box, c.captions, NO_CHANGE, flips, rank=rank, world=world,
-                       log=log)
+    return PairBatches(pairs, batch_size, seed, model.prepare_many, model.key, box, c.captions, NO_CHANGE, flips, log=log)
 
 
 def measured(model: ChangeAgent, held_out: PairBatches) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Checkpoints that are whole or absent, and explain themselves.
 
     runs/gaze/step_00001200/   model.safetensors, model.json   the model (its own save)
-                               training.pt                     optimizer, random generators, scaler (loads with weights_only=True)
+                               training.pt                     optimizer, scaler, seconds so far (loads with weights_only=True)
                                about.json                      config, statistics, data, versions, commit, step, digest of each file
 
 A checkpoint is written as `step_XXXXXXXX.part`, flushed to disk, then renamed: a process killed at any moment leaves either
@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import platform
-import random
 import re
 import shutil
 import subprocess
@@ -20,7 +19,6 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from repro.machine import UserError
@@ -39,25 +37,6 @@ def provenance() -> dict:
     return {"commit": commit, "versions": {"python": platform.python_version(), **packages}}
 
 
-def random_state() -> dict:
-    """State of the generators of torch (CPU and every GPU), numpy and Python, in types that a weights-only load accepts."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()
-    return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "numpy": [name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)],
-            "python": random.getstate()}
-
-
-def set_random_state(state: dict) -> None:
-    """Put back what `random_state` gave. GPU states are skipped where the number of GPUs is another one."""
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    name, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-    version_, internal, gauss_next = state["python"]
-    random.setstate((version_, tuple(internal), gauss_next))
-
-
 def flush(path: Path) -> None:
     """Force a file or folder onto the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -65,6 +44,13 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a small file, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    os.replace(part, path)
 
 
 def digest(path: Path) -> str:

@@ -135,9 +135,9 @@ def train_from_config(path: Path | str, log: Callable[[str], None] = print) -> S
     aside = held_out_episodes(store.episodes, job.held_out, job.held_out_seed) if job.held_out else frozenset()
     if aside:
         data |= {"held_out": job.held_out, "held_out_seed": job.held_out_seed, "held out episodes": sorted(aside)}
-    batches = Batches(store, settings.batch_size, seed=settings.seed, rank=state.process_index, world=state.num_processes,
-                      only=lambda episode: episode.index not in aside, corrupt=job.corrupt, corrupt_seed=job.corrupt_seed, **common)
-    epochs = settings.steps * settings.batch_size * settings.accumulate * state.num_processes / len(batches)
+    batches = Batches(store, settings.batch_size, seed=settings.seed, only=lambda episode: episode.index not in aside,
+                      corrupt=job.corrupt, corrupt_seed=job.corrupt_seed, **common)
+    epochs = settings.steps * settings.batch_size * settings.accumulate / len(batches)
     log(f"{job.name}: {len(batches)} samples of {len(store) - len(aside)} episodes, {epochs:.1f} epochs; {len(aside)} episodes held out")
     if job.corrupt:
         data |= {"corrupt": job.corrupt, "corrupt_seed": job.corrupt_seed, "corrupted frames": int(batches.corrupted.sum())}

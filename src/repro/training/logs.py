@@ -43,14 +43,13 @@ class Metrics:
         """Curves beside the file. project: of wandb, "" for none; about: what wandb shows as the run's config."""
         if self.file is None:
             return
-        folder, generators = Path(self.file.name).parent, checkpoint.random_state()
+        folder = Path(self.file.name).parent
         if find_spec("tensorboard"):
             self.curves.append(TensorBoard(folder / "tensorboard", self.lines))
         else:
             say("TensorBoard is not installed (pip install tensorboard): metrics.jsonl has every step")
         if project:
             self.curves.append(Wandb(project, folder, about))
-        checkpoint.set_random_state(generators)  # whoever draws a number over there does not change this run
 
     def write(self, line: dict) -> None:
         self.lines.append(line)

@@ -2,13 +2,13 @@
 
     summary = train(model, Batches(store, 32, model.config.chunk, prepare=model.prepare), "runs/gaze", TrainConfig(steps=2000))
 
-A step is an optimizer step: `accumulate` micro-batches, gradients clipped, then AdamW. Training stops by steps or by the clock,
-saves every `checkpoint_minutes` and before the budget ends, and goes on by itself where a folder holds a checkpoint: bit for bit the
-same run on a CPU, because a batch is a function of its number, the learning rate of the step, and every generator is saved.
+A step is an optimizer step: `accumulate` micro-batches, gradients clipped, then AdamW (step.py), the same on one GPU and on several.
+Training stops by steps, by its own budget, by the session's clock, or when it is told to (SIGTERM, Ctrl-C); it saves every
+`checkpoint_minutes` and before it stops, and goes on by itself where a folder holds a checkpoint: bit for bit the same run on a CPU,
+because a batch is a function of its number, the learning rate of the step, and the generators are seeded by the micro-batch.
 """
 import json
 import math
-import random
 import shutil
 import time
 from collections.abc import Callable
@@ -17,19 +17,21 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
 
+from repro import clock as session
 from repro import machine
 from repro.machine import UserError
 from repro.training import checkpoint
+from repro.training.budget import Budget, told_to_stop
 from repro.training.logs import WATCHED, Metrics, loss_curve, read_metrics, stops_early, watched  # noqa: F401 (two of them for callers)
+from repro.training.step import Step, same_everywhere
 
 # what may change between sessions of one run
-CLOCKWORK = ("checkpoint_minutes", "budget_minutes", "reserve_seconds", "keep", "log_every", "measure_every", "marks", "cpu_bfloat16",
+CLOCKWORK = ("checkpoint_minutes", "budget_minutes", "reserve_seconds", "keep", "log_seconds", "measure_every", "marks", "cpu_bfloat16",
              "best", "patience", "keep_epochs", "wandb")
 
 
@@ -39,8 +41,8 @@ class TrainConfig:
 
     seed: int = 0
     steps: int = 2000               # optimizer steps, not micro-batches
-    batch_size: int = 32            # per micro-batch and process; what the batches are made with
-    accumulate: int = 1             # micro-batches per step
+    batch_size: int = 32            # per micro-batch; what the batches are made with
+    accumulate: int = 1             # micro-batches per step, shared by the processes: batch_size * accumulate is the global batch on any
     learning_rate: float = 3e-3     # peak
     warmup: int = 50                # steps of linear warm-up, then a cosine down to ...
     final: float = 0.0              # ... this share of the peak
@@ -51,7 +53,7 @@ class TrainConfig:
     budget_minutes: float = 0.0     # wall clock of this session; 0: no limit
     reserve_seconds: float = 5.0    # kept free before the budget's end, on top of what steps and saves were seen to take
     keep: int = 2                   # checkpoints kept
-    log_every: int = 50             # steps between printed lines; metrics.jsonl has every step
+    log_seconds: float = 30.0       # between printed lines; metrics.jsonl has every step
     measure_every: int = 0          # steps between measurements on held-out data, and one at the end; 0: none
     marks: tuple[float, ...] = ()   # shares of the steps after which the model is kept for good, in <folder>/kept
     best: bool = False              # keep the model of the lowest held-out loss, in <folder>/best (with measure_every)
@@ -63,7 +65,7 @@ class TrainConfig:
     def __post_init__(self):
         object.__setattr__(self, "betas", tuple(self.betas))
         object.__setattr__(self, "marks", tuple(self.marks))
-        for name in ("steps", "batch_size", "accumulate", "keep", "log_every"):
+        for name in ("steps", "batch_size", "accumulate", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"training config: {name} must be at least 1", found=getattr(self, name))
         if not 0 <= self.final <= 1:
@@ -72,41 +74,23 @@ class TrainConfig:
             raise UserError("training config: patience and keep_epochs count", ">= 0 (0: none)", (self.patience, self.keep_epochs))
 
 
+SESSION_ENDS = "the session's time is over"
+
+
 @dataclass(frozen=True)
 class Summary:
-    """How a call of `train` ended."""
+    """How a call of `train` ended; it stands in <folder>/summary.json too."""
 
     step: int
-    finished: bool     # all steps done, or stopped early for good; False: the budget ended first, call again
-    reason: str
+    finished: bool     # all steps done, or stopped early for good; False: the budget or the session ended first, call again
+    reason: str        # SESSION_ENDS where nothing that follows should begin either
     minutes: float     # of all sessions of this run
     loss: float        # mean of the last 50 steps; nan if there are none
     checkpoint: Path
     resumed_from: int  # 0: from scratch
-
-
-class Budget:
-    """Wall clock of one session: when to save, when to stop. Times in seconds of `clock`."""
-
-    def __init__(self, minutes: float, checkpoint_minutes: float, reserve: float, clock: Callable[[], float] = time.monotonic):
-        self.clock, self.every, self.reserve = clock, 60 * checkpoint_minutes, reserve
-        self.start = self.saved = clock()
-        self.end = self.start + 60 * minutes if minutes else math.inf
-        self.slowest_step = self.slowest_save = 0.0
-
-    def step_took(self, seconds: float) -> None:
-        self.slowest_step = max(self.slowest_step, seconds)
-
-    def save_took(self, seconds: float) -> None:
-        self.slowest_save, self.saved = max(self.slowest_save, seconds), self.clock()
-
-    def due(self) -> bool:
-        """Is a timed checkpoint due?"""
-        return self.clock() - self.saved >= self.every
-
-    def over(self) -> bool:
-        """Must training stop now, so that one more step and a save of twice the longest one seen still fit?"""
-        return self.clock() + self.slowest_step + 2 * self.slowest_save + self.reserve >= self.end
+    processes: int = 1
+    samples_per_second: float = 0.0  # of this session, without what was saved and measured
+    peak_memory: str = ""            # of the main process
 
 
 def rate(step: int, config: TrainConfig) -> float:
@@ -139,20 +123,20 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
     if config.cpu_bfloat16 and not machine.capabilities() and machine.fast_bfloat16():
         dtype, why = torch.bfloat16, "no NVIDIA GPU: matrix products in bfloat16, which this CPU has in hardware"
         here = partial(torch.autocast, "cpu", torch.bfloat16)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision, gradient_accumulation_steps=config.accumulate)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
     say = log if accelerator.is_main_process else lambda line: None
     say(f"device {accelerator.device} x {accelerator.num_processes}, {str(dtype).removeprefix('torch.')}: {why}")
     budget = Budget(config.budget_minutes, config.checkpoint_minutes, config.reserve_seconds, clock)
-    seed = config.seed + accelerator.process_index
-    random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, betas=config.betas,
                                   weight_decay=config.weight_decay)
     model.train()
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model = accelerator.prepare_model(model, evaluation_mode=True)  # no wrapper: step.py sums the gradients
+    optimizer = accelerator.prepare_optimizer(optimizer)
     plain = accelerator.unwrap_model(model)
+    same_everywhere(plain, accelerator)
     every = list(plain.parameters())
     say(f"{sum(p.numel() for p in every if p.requires_grad):,} trainable of {sum(p.numel() for p in every):,} parameters")
-    identity = {"model": asdict(plain.config), "train": _deciding(config), "data": data, "processes": accelerator.num_processes}
+    identity = {"model": asdict(plain.config), "train": _deciding(config), "data": data}
 
     last = checkpoint.latest(folder, say)
     step, seconds_before = _resume(last, plain, optimizer, accelerator, identity) if last else (0, 0.0)
@@ -162,18 +146,17 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
     metrics = Metrics(folder / "metrics.jsonl", step, accelerator.is_main_process)
 
     def about() -> dict:
-        return {**identity, "clockwork": {name: getattr(config, name) for name in CLOCKWORK}, "stats": getattr(plain, "stats", {}),
-                "dtype": str(dtype), **checkpoint.provenance()}
+        return {**identity, "processes": accelerator.num_processes, "clockwork": {name: getattr(config, name) for name in CLOCKWORK},
+                "stats": getattr(plain, "stats", {}), "dtype": str(dtype), **checkpoint.provenance()}
 
     metrics.begin(config.wandb, {**identity, **checkpoint.provenance()}, say)
 
     def save() -> Path:
         nonlocal saved_at, last
         began = clock()
-        generators = gather_object([checkpoint.random_state()])
         if accelerator.is_main_process and saved_at != step:
             metrics.flush()
-            state = {"optimizer": optimizer.state_dict(), "random": generators, "seconds": seconds_before + clock() - budget.start,
+            state = {"optimizer": optimizer.state_dict(), "seconds": seconds_before + clock() - budget.start,
                      "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {}}
             last = checkpoint.save(folder, step, plain.save, state, about(), config.keep)
         saved_at = step
@@ -192,75 +175,69 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
     if last and config.best:
         keep_best()  # had the run been killed between the two
     early, reason = stops_early(metrics.lines, config.patience), "all steps done"
-    while True:
-        over, due, early = _agree(accelerator, [budget.over(), budget.due(), early])
-        if early or step >= config.steps:
-            reason = f"stopped early: {early}" if early else reason
-            break
-        if over:
-            reason = "the session's budget ends"
-            break
-        if due:
-            save()
-        began = clock()
-        scalars = _one_step(model, optimizer, batches, accelerator, config, step, here)
-        budget.step_took(clock() - began)
-        if not math.isfinite(scalars["loss"]):
-            raise UserError(f"the loss is {scalars['loss']} at step {step + 1}", expected="a finite number", next_step=(
-                f"lower the learning rate or look at the data; last checkpoint: {last or 'none'}"))
-        step += 1
-        measured = bool(measure and config.measure_every and (step % config.measure_every == 0 or step == config.steps))
-        if measured:
-            scalars |= _aside(plain, measure, accelerator, here)
-        metrics.write({"step": step, **scalars, "seconds": round(seconds_before + clock() - budget.start, 3)})
-        if step % config.log_every == 0 or step == config.steps:
-            shown = {name: value for name, value in metrics.mean(config.log_every).items() if name not in ("step", "seconds", "lr")}
-            parts = " ".join(f"{name} {value:.3f}" for name, value in shown.items())
-            say(f"step {step}/{config.steps} {parts} | {step / max(1e-9, metrics.lines[-1]['seconds']):.1f} steps/s")
-        if measured and config.best:
-            keep_best()
-        if measured:
-            early = stops_early(metrics.lines, config.patience)
-        marked = step in {round(share * config.steps) for share in config.marks}
-        if (marked or (epoch and step // epoch > (step - 1) // epoch)) and accelerator.is_main_process:
-            checkpoint.save(folder / "kept", step, plain.save, {}, about(), config.steps)
-    path = save()
+    one_step = Step(model, optimizer, batches, accelerator, config, here, log)
+    progress = session.Progress(folder.name, config.steps, "steps", say, before=step, every=config.log_seconds)
+    shown, worked = step, 0.0  # step of the last line; seconds of steps in this session
+    with told_to_stop() as told:
+        while True:
+            time_left = session.left() - budget.slowest_step - 2 * budget.slowest_save
+            flags = [budget.over(), time_left < session.RESERVE, told[:1], budget.due(), early]
+            over, ended, stopped, due, early = _agree(accelerator, flags)
+            if early or step >= config.steps:
+                reason = f"stopped early: {early}" if early else reason
+                break
+            if over or ended or stopped:
+                reason = f"told to stop ({stopped[0]})" if stopped else SESSION_ENDS if ended else "the budget of this run ends"
+                break
+            if due:
+                save()
+            began = clock()
+            for group in optimizer.param_groups:
+                group["lr"] = rate(step, config)
+            scalars = {**one_step(step), "lr": rate(step, config)}
+            budget.step_took(clock() - began)
+            worked += clock() - began
+            if not math.isfinite(scalars["loss"]):
+                raise UserError(f"the loss is {scalars['loss']} at step {step + 1}", expected="a finite number", next_step=(
+                    f"lower the learning rate or look at the data; last checkpoint: {last or 'none'}"))
+            step += 1
+            measured = bool(measure and config.measure_every and (step % config.measure_every == 0 or step == config.steps))
+            if measured:
+                scalars |= _aside(plain, measure, accelerator, here)
+            metrics.write({"step": step, **scalars, "seconds": round(seconds_before + clock() - budget.start, 3)})
+            if progress.due(step):
+                values = {name: value for name, value in metrics.mean(step - shown).items() if name not in ("step", "seconds", "lr")}
+                progress(step, " ".join(f"{name} {value:.3f}" for name, value in values.items()))
+                shown = step
+            if measured and config.best:
+                keep_best()
+            if measured:
+                early = stops_early(metrics.lines, config.patience)
+            marked = step in {round(share * config.steps) for share in config.marks}
+            if (marked or (epoch and step // epoch > (step - 1) // epoch)) and accelerator.is_main_process:
+                checkpoint.save(folder / "kept", step, plain.save, {}, about(), config.steps)
+        path = save()
     metrics.close()
     optimizer.zero_grad()
     seconds = seconds_before + clock() - budget.start
     finished, loss = bool(early) or step >= config.steps, metrics.mean(50).get("loss", math.nan)
-    return Summary(step, finished, reason, seconds / 60, loss, path, resumed_from)
-
-
-def _one_step(model, optimizer, batches, accelerator: Accelerator, config: TrainConfig, step: int, here: Callable) -> dict:
-    """Forward and backward of all micro-batches, then one clipped AdamW step; means over the micro-batches."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate(step, config)
-    collected, norm = [], 0.0
-    for j in range(config.accumulate):
-        with accelerator.accumulate(model):
-            with here():
-                out = model(batches(step * config.accumulate + j))
-            accelerator.backward(out["loss"])
-            if accelerator.sync_gradients:
-                norm = accelerator.clip_grad_norm_(model.parameters(), config.clip)
-            optimizer.step()
-            optimizer.zero_grad()
-        collected.append({name: float(value.detach()) for name, value in out.items()})
-    means = {name: sum(one[name] for one in collected) / len(collected) for name in collected[0]}
-    return {**means, "grad_norm": float(norm), "lr": rate(step, config)}
+    speed = (step - resumed_from) * config.batch_size * config.accumulate / worked if worked else 0.0
+    summary = Summary(step, finished, reason, seconds / 60, loss, path, resumed_from, accelerator.num_processes, speed,
+                      session.peak_memory())
+    if accelerator.is_main_process:
+        checkpoint.replace(folder / "summary.json", json.dumps({**asdict(summary), "checkpoint": path.name}, indent=1) + "\n")
+    return summary
 
 
 def _aside(model, measure, accelerator: Accelerator, here: Callable) -> dict[str, float]:
     """What `measure` says of the model as it acts; the run goes on as if nothing had been asked."""
-    state, was_training = checkpoint.random_state(), model.training
+    was_training = model.training
     model.eval()
     try:
         with torch.no_grad(), accelerator.autocast(), here():
             return {name: float(value) for name, value in measure(model).items()}
     finally:
         model.train(was_training)
-        checkpoint.set_random_state(state)
 
 
 def _epoch(batches, config: TrainConfig) -> float:
@@ -269,7 +246,7 @@ def _epoch(batches, config: TrainConfig) -> float:
         return 0.0
     if not hasattr(batches, "__len__"):
         raise UserError("keep_epochs needs to know how long an epoch is", "batches with a length", type(batches).__name__, "keep_epochs=0")
-    return config.keep_epochs * len(batches) / (config.batch_size * config.accumulate * getattr(batches, "world", 1))
+    return config.keep_epochs * len(batches) / (config.batch_size * config.accumulate)
 
 
 def _is_best(folder: Path, step: int, losses: dict[int, float]) -> bool:
@@ -289,13 +266,13 @@ def _deciding(config: TrainConfig) -> dict:
     return {name: value for name, value in asdict(config).items() if name not in CLOCKWORK and (name, value) != ("final", 0.0)}
 
 
-def _agree(accelerator: Accelerator, flags: list[bool]) -> list[bool]:
+def _agree(accelerator: Accelerator, flags: list) -> list:
     """The main process' flags for all: clocks of two processes differ, and one stopping alone would hang the others."""
     return broadcast_object_list(flags) if accelerator.num_processes > 1 else flags
 
 
 def _resume(path: Path, model, optimizer, accelerator: Accelerator, identity: dict) -> tuple[int, float]:
-    """Put weights, optimizer, scaler and generators back; (step, seconds of earlier sessions). Refuses another run's checkpoint."""
+    """Put weights, optimizer and scaler back; (step, seconds of earlier sessions). Refuses another run's checkpoint."""
     about = checkpoint.about(path)
     different = [f"{part}.{name}: checkpoint {old!r}, now {new!r}" for part, name, old, new in differences(about, identity)]
     if different:
@@ -309,7 +286,6 @@ def _resume(path: Path, model, optimizer, accelerator: Accelerator, identity: di
     optimizer.load_state_dict(state["optimizer"])
     if accelerator.scaler:
         accelerator.scaler.load_state_dict(state["scaler"])
-    checkpoint.set_random_state(state["random"][accelerator.process_index])
     return about["step"], state["seconds"]
 
 

@@ -1,9 +1,10 @@
-"""Training jobs in processes of their own: one per GPU, or side by side on the CPU's cores.
+"""Training jobs in processes of their own: one per GPU, or each on several GPUs, or side by side on the CPU's cores.
 
     path = write_config("runs/gaze.json", name="gaze", store="work/store/training", folder="runs/gaze",
                         model={"preset": "tiny", "target": "gaze"}, train={"steps": 2000})
     jobs([path, ...])                    # each runs `python -m repro train runs/gaze.json`
-    python -m repro train runs/gaze.json # the same by hand; `torchrun --nproc_per_node 2 -m repro train ..` uses two GPUs for one job
+    jobs([path], processes=2)            # torchrun --nproc_per_node 2 -m repro train runs/gaze.json: two GPUs for one job
+    python -m repro train runs/gaze.json # the same by hand; more machines: torchrun --nnodes, or accelerate launch
 
 A notebook's kernel that dies takes no training with it, and a job started again goes on from its last checkpoint.
 """
@@ -22,7 +23,7 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import load_file
 
-from repro import machine
+from repro import clock, machine
 from repro.data.batches import Batches, held_out_episodes
 from repro.data.episodes import EpisodeInfo, Store
 from repro.machine import UserError
@@ -33,9 +34,10 @@ from repro.models.keypoint_policy import KeypointConfig, KeypointPolicy
 from repro.models.reconvla import ReconVLA, ReconVLAConfig
 from repro.models.vggt_vla import VGGTVLA, VGGTVLAConfig
 from repro.models.words import vocabulary
-from repro.training import change_training, checkpoint
-from repro.training.loop import Summary, TrainConfig, train
+from repro.training import change_training, checkpoint, live
+from repro.training.loop import SESSION_ENDS, Summary, TrainConfig, train
 
+SAVING = 120  # seconds that a run which is told to stop has for its checkpoint
 HELD_OUT = 8  # batches of held-out frames, always the same; fewer where they hold all frames
 CHANGE = {f"change_{name}": config for name, config in change_agent_config.PRESETS.items()}
 PRESETS = {**reconvla.PRESETS, **keypoint_policy.PRESETS, **vggt_vla.PRESETS, **CHANGE}
@@ -197,29 +199,47 @@ def begin(model: ReconVLA, job: Job) -> dict:
                       "denoiser": "kept" if job.keep_denoiser else "begun anew"}}
 
 
-def jobs(configs: list[Path | str], slots: int | None = None, log: Callable[[str], None] = print) -> None:
+def jobs(configs: list[Path | str], slots: int | None = None, log: Callable[[str], None] = print, processes: int = 0) -> None:
     """Run the jobs of several config files in subprocesses, as many at a time as there are GPUs, else `slots` on the CPU.
 
-    `slots` defaults to one per core, at most one per job; the cores are divided among them. Lines are passed on as "[name] line".
-    All jobs are let finish; then the failed ones are one error with the last lines of each.
+    `slots` defaults to one per core, at most one per job; the cores are divided among them. `processes` of one job: each takes a GPU of its
+    own, and they share its global batch; 0: what REPRO_PROCESSES says, else 1, and never more than there are GPUs. Lines are passed on as
+    "[name] line". All jobs are let finish; then the failed ones are one error with the last lines of each. clock.OutOfTime where the
+    session ends before a job does: it goes on in the next.
     """
-    def command(path: Path) -> Callable[[], list[str]]:
-        return lambda: ["train", str(path)]
-
-    failed = side_by_side([(path.stem, command(path)) for path in map(Path, configs)], slots, log)
+    clock.check()
+    gpus = len(machine.capabilities())
+    processes = processes or int(os.environ.get("REPRO_PROCESSES") or 1)
+    if gpus and processes > gpus:
+        log(f"{processes} processes for one run, and {gpus} GPU{'s' * (gpus > 1)} here: {gpus}; the global batch stays the same")
+        processes = gpus
+    paths = list(map(Path, configs))
+    commands = [(path.stem, lambda path=path: ["train", str(path)]) for path in paths]
+    with live.curves([Path(json.loads(path.read_text())["folder"]) for path in paths]):
+        failed = side_by_side(commands, slots, log, processes)
     if failed:
         raise UserError(f"{len(failed)} of {len(configs)} training jobs failed", found="\n  ".join(failed), next_step=(
             "mend what the last lines say and start again: finished jobs are skipped, the others go on from their checkpoints"))
+    cut = [path.stem for path in paths if _ended(path) == SESSION_ENDS]
+    if cut:
+        raise clock.OutOfTime(f"the session's time is over: {', '.join(cut)} go on in the next one")
+
+
+def _ended(path: Path) -> str:
+    """How a job's run ended, as its own process says."""
+    summary = Path(json.loads(path.read_text())["folder"]) / "summary.json"
+    return json.loads(summary.read_text())["reason"] if summary.is_file() else ""
 
 
 def side_by_side(commands: list[tuple[str, Callable[[], list[str] | None]]], slots: int | None = None,
-                 log: Callable[[str], None] = print) -> list[str]:
+                 log: Callable[[str], None] = print, processes: int = 1) -> list[str]:
     """Run `repro ...` in subprocesses, as `jobs` does; a text with the last lines of each that failed.
 
     Each has a name, and arguments that are asked for when its turn comes; None: it is left out.
     """
     gpus = len(machine.capabilities())
-    slots = gpus or slots or max(1, min(machine.cores(), len(commands)))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+    slots = gpus // processes if gpus else slots or max(1, min(machine.cores() // processes, len(commands)))
     free: queue.Queue[int] = queue.Queue()
     for slot in range(slots):
         free.put(slot)
@@ -233,12 +253,12 @@ def side_by_side(commands: list[tuple[str, Callable[[], list[str] | None]]], slo
         slot = free.get()
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         if gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")[slot]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible[slot * processes : (slot + 1) * processes])
         else:
-            environment["OMP_NUM_THREADS"] = str(max(1, machine.cores() // slots))
+            environment["OMP_NUM_THREADS"] = str(max(1, machine.cores() // (slots * processes)))
         last = deque(maxlen=15)
         try:
-            process = subprocess.Popen([sys.executable, "-m", "repro", *arguments], env=environment, text=True,
+            process = subprocess.Popen([sys.executable, "-m", *_torchrun(processes), "repro", *arguments], env=environment, text=True,
                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
             running.append(process)
             for line in process.stdout:
@@ -252,8 +272,18 @@ def side_by_side(commands: list[tuple[str, Callable[[], list[str] | None]]], slo
     with ThreadPoolExecutor(slots) as pool:
         try:
             return [problem for problem in pool.map(run, commands) if problem]
-        except BaseException:  # an interrupted notebook leaves no training behind that nobody watches; checkpoints stay
+        except BaseException:  # an interrupted notebook leaves no training behind that nobody watches; each saves what it has first
             pool.shutdown(wait=False, cancel_futures=True)
             for process in running:
                 process.terminate()
+            for process in running:
+                try:
+                    process.wait(SAVING)
+                except subprocess.TimeoutExpired:
+                    process.kill()
             raise
+
+
+def _torchrun(processes: int) -> list[str]:
+    """What stands between `python -m` and `repro`, for so many processes on this machine; each run finds a free port for itself."""
+    return [] if processes == 1 else ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]

@@ -4,7 +4,7 @@
 
 The `tiny` ReconVLA on generated pictures, by `repro train` in one process, by torchrun in `--processes`, and again by one, all with one
 thread each. `same`: the largest difference of the losses of one process and several (target < 1e-5); `again`: of one process and itself.
-`efficiency` = samples/s of several / (processes * the mean samples/s of the two single runs). With as many GPUs as processes each takes one.
+`efficiency` = samples/s of several / (processes * the mean samples/s of the two single runs). With GPUs each process takes one.
 """
 
 import json

@@ -29,17 +29,18 @@ def run(job, config: ChangeConfig, settings: TrainConfig, log: Callable[[str], N
     torch.manual_seed(settings.seed)  # the first weights
     model = ChangeAgent.build(config, sorted({caption for captions in pairs.column("captions") for caption in captions}))
     state = PartialState(cpu=not torch.cuda.is_available())
+    say = log if state.is_main_process else lambda line: None
     model.to(state.device)  # a frozen tower sees all pairs before the loop begins
-    batches = batches_of(pairs, model, settings.batch_size, settings.seed, log)
+    batches = batches_of(pairs, model, settings.batch_size, settings.seed, say)
     boxes = int((~np.isnan(batches.box).any(1)).sum())
     epochs = settings.steps * settings.batch_size * settings.accumulate / len(batches)
-    log(f"{job.name}: {len(batches)} pairs, {boxes} with a box, {epochs:.1f} epochs")
+    say(f"{job.name}: {len(batches)} pairs, {boxes} with a box, {epochs:.1f} epochs")
     measure = None
     if job.validation and settings.measure_every:
-        held_out = batches_of(Pairs(job.validation), model, settings.batch_size, log=log)
+        held_out = batches_of(Pairs(job.validation), model, settings.batch_size, log=say)
         measure = lambda one: measured(one, held_out)
     summary = train(model, batches, job.folder, settings, {"hash": pairs.hash}, log=log, measure=measure)
-    log(f"{job.name}: {summary.reason} at step {summary.step} of {settings.steps}, {summary.minutes:.1f} min in all, {summary.checkpoint}")
+    say(f"{job.name}: {summary.reason} at step {summary.step} of {settings.steps}, {summary.minutes:.1f} min in all, {summary.checkpoint}")
     if state.num_processes > 1:  # without a barrier first, a process can abort at exit after a correct result
         state.wait_for_everyone()
         state.destroy_process_group()

@@ -131,16 +131,17 @@ def train_from_config(path: Path | str, log: Callable[[str], None] = print) -> S
         began_as = getattr(model.decoder, "began_as", None)
         data["parts"] = part.identities(model) | ({"language, as it began": began_as} if began_as else {})
     state = PartialState(cpu=not torch.cuda.is_available())
+    say = log if state.is_main_process else lambda line: None
     points = isinstance(config, KeypointConfig | VGGTVLAConfig)
     gaze = config.point_weight > 0 if points else config.aux != "none" or (config.recon and config.target == "gaze")
-    common = {"chunk": config.chunk, "prepare": model.prepare, "key": model.key, "log": log, "gaze": gaze}
+    common = {"chunk": config.chunk, "prepare": model.prepare, "key": model.key, "log": say, "gaze": gaze}
     aside = held_out_episodes(store.episodes, job.held_out, job.held_out_seed) if job.held_out else frozenset()
     if aside:
         data |= {"held_out": job.held_out, "held_out_seed": job.held_out_seed, "held out episodes": sorted(aside)}
     batches = Batches(store, settings.batch_size, seed=settings.seed, only=lambda episode: episode.index not in aside,
                       corrupt=job.corrupt, corrupt_seed=job.corrupt_seed, **common)
     epochs = settings.steps * settings.batch_size * settings.accumulate / len(batches)
-    log(f"{job.name}: {len(batches)} samples of {len(store) - len(aside)} episodes, {epochs:.1f} epochs; {len(aside)} episodes held out")
+    say(f"{job.name}: {len(batches)} samples of {len(store) - len(aside)} episodes, {epochs:.1f} epochs; {len(aside)} episodes held out")
     if job.corrupt:
         data |= {"corrupt": job.corrupt, "corrupt_seed": job.corrupt_seed, "corrupted frames": int(batches.corrupted.sum())}
     held_out = None
@@ -149,7 +150,7 @@ def train_from_config(path: Path | str, log: Callable[[str], None] = print) -> S
                            only=(lambda episode: episode.index in aside) if aside else None)
     measure = None if held_out is None else lambda model: _measured(model, held_out)
     summary = train(model, batches, job.folder, settings, data=data, log=log, measure=measure)
-    log(f"{job.name}: {summary.reason} at step {summary.step} of {settings.steps}, {summary.minutes:.1f} min in all, {summary.checkpoint}")
+    say(f"{job.name}: {summary.reason} at step {summary.step} of {settings.steps}, {summary.minutes:.1f} min in all, {summary.checkpoint}")
     if state.num_processes > 1:  # without a barrier first, a process can abort at exit after a correct result
         state.wait_for_everyone()
         state.destroy_process_group()

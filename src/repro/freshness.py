@@ -88,7 +88,7 @@ def contents(work: Path) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def write(file: Path, content: dict) -> None:
+def write(file: Path, content: dict | int) -> None:
     """JSON, whole or absent."""
     part = file.with_suffix(".part")
     part.write_text(json.dumps(content, indent=1) + "\n")

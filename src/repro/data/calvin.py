@@ -626,6 +626,8 @@ def main() -> None:
     """Run the commands; a UserError is a message, not a traceback."""
     try:
         calvin(standalone_mode=False)
+    except clock.OutOfTime as stopped:
+        click.echo(f"{stopped}; what is done is kept: the same command goes on from there")
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
     except click.ClickException as error:

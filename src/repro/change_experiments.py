@@ -315,8 +315,8 @@ def look(settings: Profile, work: Path, models: dict[str, ChangeAgent], found: d
          split: str = "test", count: int = MAPS) -> tuple[list[dict], dict[str, np.ndarray], np.ndarray]:
     """(records, {name: maps (m, rows, columns)}, the m rows of the store): where rows look, with the numbers of repro.attention. Saved.
 
-    Maps: "<row>, occlusion" of every row, and "<row>, reading" where the head reads by maps. Captions are withheld. Minutes at most in every
-    profile: out of time, it begins again in the next session.
+    Maps: "<row>, occlusion" of every row, and "<row>, reading" where the head reads by maps. Captions are withheld.
+    Minutes at most in every profile: out of time, it begins again in the next session.
     """
     pairs, training = pairs_of(work, split), pairs_of(work, "train")
     rows = np.flatnonzero(~np.isnan(boxes_of(pairs)).any(1))[:count]

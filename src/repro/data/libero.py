@@ -309,7 +309,6 @@ def import_libero(sources: Sequence[str | Path] | str | Path, out: Path | str, o
                     writer.add(episode)
                 note |= {"last": number, "tried": note["tried"] + 1, "noops": note["noops"] + dropped}
                 progress(note["tried"])
-                clock.check()
             if seen.episodes:
                 note["evidence"][source.path.name] = seen.found()
                 note["warnings"] += check(note["evidence"][source.path.name], str(source.path), lie, gripper)
@@ -337,6 +336,7 @@ def _read(source: Source, wanted: Callable[[int, str], bool], house: Callable[[i
     """
     last, looked, waiting = note["last"], note["looked"], []
     for number, episode in source.read(lambda n, s: wanted(n, s) and (n > last or n <= looked)):
+        clock.check()
         episode, dropped = house(number, episode)
         if seen.episodes < LOOKED:
             note["looked"] = max(number, note["looked"])

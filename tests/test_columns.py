@@ -404,3 +404,18 @@ def test_out_of_time_it_keeps_what_is_done_and_goes_on(store, tmp_path, monkeypa
     rest = Counting()
     assert replace_columns(store, rest, [PICTURE], "key").hash == whole.hash and not set(rest.calls) & set(calls)
     assert content(store) == content(tmp_path / "whole")
+
+
+def test_out_of_time_in_the_midst_of_an_episode_is_no_error(store, monkeypatch):
+    monkeypatch.setattr(clock, "now", lambda: 0.0)
+    monkeypatch.setenv(clock.END, "1000")
+
+    def detector(episode):
+        if episode.info["number"] == 2:
+            monkeypatch.setenv(clock.END, "1")
+            clock.check()
+        return found(episode)
+
+    with pytest.raises(clock.OutOfTime):
+        replace_columns(store, detector, [PICTURE], "key")
+    assert journalled(store) == {0, 1}

@@ -89,6 +89,10 @@ def make_libero(raw: Path) -> None:
     for task in ("milk", "soup"):
         path = original(raw / f"{task}_demo.hdf5", 7)
         with h5py.File(path, "a") as file:
+            for i in range(7):  # what the content says of the file depends on every episode of it
+                demo, rng = file[f"data/demo_{i}"], np.random.default_rng(i)
+                demo["obs/agentview_rgb"][:] = rng.integers(0, 255, demo["obs/agentview_rgb"].shape, dtype=np.uint8)
+                demo["obs/gripper_states"][:] = rng.normal(size=(9, 2)) * 0.01 - [0, 0.02] * demo["actions"][:, 6:]
             still = file["data/demo_3/actions"]
             still[2:5] = 0.0  # no-ops, counted once
             still[2:5, 6] = -1

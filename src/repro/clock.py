@@ -13,10 +13,12 @@ no end: on a laptop nothing stops by itself.
 
 import math
 import os
+import re
 import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 END = "REPRO_SESSION_END"
 RESERVE = 20.0  # seconds before the end at which a stage stops at the latest: what it still has to write, and the summary
@@ -57,8 +59,11 @@ def in_words(seconds: float) -> str:
 def peak_gib() -> dict[str, float]:
     """The most that this process has taken so far, in GiB: "memory", resident; where it uses one, "GPU memory" as well."""
     torch = sys.modules.get("torch")
-    unit = 2**30 if sys.platform == "darwin" else 2**20  # kilobytes elsewhere
-    found = {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+    status = Path("/proc/self/status")  # Linux: getrusage also counts what the process that started this one had taken by then
+    if status.is_file() and (told := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        found = {"memory": int(told[1]) / 2**20}
+    else:
+        found = {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)}
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         found["GPU memory"] = torch.cuda.max_memory_reserved() / 2**30
     return found

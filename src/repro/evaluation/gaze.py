@@ -49,6 +49,7 @@ from repro.sims.tabletop.tasks import initial_state, random_symbolic
 NOUNS = {"red_block": "red block", "blue_block": "blue block", "pink_block": "pink block", "drawer": "drawer", "slider": "sliding door",
          "button": "button", "switch": "switch", "led": "led", "lightbulb": "light bulb"}  # fmt: skip
 OCCLUDED, SMALL, SEEN = 0.6, 0.004, 0.1
+OPTIONS = (NONE, *SINGLE, *WITHOUT, ALL)  # that a measurement compares
 # The guide's own claims for GroundingDINO on CALVIN (papers/reconvla/notes.md); it states neither n nor rules.
 GUIDE = {"simple": 0.92, "complex": 0.67}
 
@@ -278,7 +279,7 @@ def gain(one: Measured, none: Measured, part: np.ndarray) -> dict:
     return _clustered(one.hit.astype(float) - none.hit, none.counted & part, none.group, -1.0)
 
 
-def compare(detector: Detector, sets: Sequence[Set], options: Sequence[Options] = (NONE, *SINGLE, *WITHOUT, ALL), seed: int = 0,
+def compare(detector: Detector, sets: Sequence[Set], options: Sequence[Options] = OPTIONS, seed: int = 0,
             log: Callable[[str], None] = print) -> tuple[list[dict], dict]:
     """Measure every set with every choice of options, NONE and ALL always among them; (run records, {(set, label): Measured}). A
     record's minutes are those of all its set's measurements: they share what the detector has seen."""
@@ -417,7 +418,7 @@ def run(work: Path, profile: str, detectors: Sequence[Detector], folders: Sequen
         for frames in sets:
             made = found.get((detector.name, frames.name))
             if made is None:
-                made, measured = compare(detector, [frames], seed=seed, log=log)
+                made, measured = compare(detector, [frames], OPTIONS, seed, log)
                 save_figures(measured[frames.name, "all"], measured[frames.name, "none"], work / "figures", detector.name)
                 for record in made:
                     results.save(record, work / "runs")
@@ -428,7 +429,7 @@ def run(work: Path, profile: str, detectors: Sequence[Detector], folders: Sequen
 
 def _still_good(work: Path, detectors: Sequence[Detector], sets: Sequence[Set], seed: int) -> dict[tuple[str, str], list[dict]]:
     """{(detector, set): its records} of an earlier session where they are all there and still hold; any other record is removed."""
-    commit, every, found = results.provenance()["commit"], (NONE, *SINGLE, *WITHOUT, ALL), {}
+    commit, found = results.provenance()["commit"], {}
     kept = [] if "+changes" in commit else [results.load(path) for path in sorted(work.glob("runs/*.json"))]  # edited: anything may differ
     for detector in detectors:
         for frames in sets:
@@ -436,8 +437,8 @@ def _still_good(work: Path, detectors: Sequence[Detector], sets: Sequence[Set], 
             mine = [r for r in kept if asked == (r["config"]["detector"], r["data"], r["config"]["fingerprint"],
                                                  r["data_hash"], r["seed"], r["commit"])]  # fmt: skip
             by_label = {r["config"]["options"]: r for r in mine}
-            if by_label.keys() == {options.label for options in every}:
-                found[detector.name, frames.name] = [by_label[options.label] for options in every]
+            if by_label.keys() == {options.label for options in OPTIONS}:
+                found[detector.name, frames.name] = [by_label[options.label] for options in OPTIONS]
     good = {f"{r['id']}.json" for some in found.values() for r in some}
     for path in work.glob("runs/*.json"):
         if path.name not in good:
@@ -497,7 +498,7 @@ END = "<!-- end of gaze -->"
 
 def ordered(folder: Path) -> list[dict]:
     """The records of folder/runs in the order of a report: by set, then none, one option, all but one, all."""
-    labels = [options.label for options in (NONE, *SINGLE, *WITHOUT, ALL)]
+    labels = [options.label for options in OPTIONS]
     kinds = ("clutter", "CALVIN", "tabletop")
     place = lambda r: ([r["simulator"].startswith(kind) for kind in kinds].index(True), r["data"], r["config"]["detector"],
                        labels.index(r["config"]["options"]))  # fmt: skip

@@ -111,6 +111,7 @@ def test_ensure_store_imports_once_and_again_when_the_data_changed(tmp_path):
     calvin_folder.make(tmp_path / "data")
     lines = []
     ensure_store(tmp_path / "data", "training", tmp_path / "store", workers=1, log=lines.append)
+    assert len(lines) == 1 and lines.pop().startswith("import training: 3/3 episodes")
     written = (tmp_path / "store/meta/info.json").stat().st_mtime_ns
     ensure_store(tmp_path / "data", "training", tmp_path / "store", workers=1, log=lines.append)
     assert (tmp_path / "store/meta/info.json").stat().st_mtime_ns == written and not lines

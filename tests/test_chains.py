@@ -230,4 +230,5 @@ def test_paired_comparison():
 def test_lines_are_json_of_one_chain_each(tmp_path):
     run(Obedient(), tmp_path, n=2)
     rows = [json.loads(line) for line in (tmp_path / "outcomes.jsonl").read_text().splitlines()]
-    assert [sorted(row) for row in rows] == [["chain", "policy", "steps", "success", "tasks"]] * 2
+    assert [sorted(row) for row in rows] == [["chain", "policy", "seconds", "steps", "success", "tasks"]] * 2
+    assert 0 <= rows[0]["seconds"] <= C.spent(tmp_path) == rows[1]["seconds"]

@@ -222,6 +222,7 @@ def test_prepared_features_are_found_again_and_stale_ones_are_named_and_deleted(
     data = store(place, 6, size=32)
     first = PairBatches(data, 2, prepare=prepare, key=model.key, log=told.append)
     assert first.prepared["features"].shape == (6, 2, 17, 32) and first.prepared["features"].dtype == np.float16 and sum(calls) == 6
+    assert told.pop().startswith("prepared pictures: 6/6 pairs")
     PairBatches(data, 2, prepare=prepare, key=model.key, log=told.append)
     assert sum(calls) == 6 and not told
     made = Path(first.prepared["features"].filename)

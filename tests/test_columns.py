@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from repro.data.columns import Progress, replace_columns
+from repro import clock
+from repro.data.columns import replace_columns
 from repro.data.episodes import Episode, Store, StoreWriter
 from repro.machine import UserError
 
@@ -358,32 +359,63 @@ def test_the_lock_of_a_killed_process_is_free(store):
     assert names(store) == ["store"]
 
 
-# --- progress -----------------------------------------------------------------------------------------------------------------------
-
-
-def test_progress_counts_this_run_alone(monkeypatch):
-    monkeypatch.delenv("TQDM_DISABLE", raising=False)
-    now, lines = 0.0, []
-    progress = Progress(lines.append, 100_000, 800, clock=lambda: now)
-    for _ in range(12):
-        now += 1.0
-        progress.add("gaze", 34)
-    counts = [("970", "49"), ("1,140", "48")]
-    assert lines == [f"gaze: {done} of 100,000 frames, 34 frames/s, about {left} min left" for done, left in counts]
-    now += 99_988
-    progress.add("gaze", 92)
-    assert lines[2] == "gaze: 1,300 of 100,000 frames, 0.005 frames/s, about 5483.3 h left"
-    monkeypatch.setenv("TQDM_DISABLE", "1")
-    quiet = Progress(lines.append, 10, clock=lambda: now)
-    now += 100
-    quiet.add("gaze", 1)
-    assert len(lines) == 3
+# --- the session's clock --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_tells_its_progress(store, monkeypatch):
-    monkeypatch.delenv("TQDM_DISABLE", raising=False)
-    monkeypatch.setattr(Progress.__init__, "__defaults__", (0, 0.0, time.monotonic))
+    seconds = [0.0]
+    monkeypatch.setattr(clock, "now", lambda: seconds[0])
+
+    def slow(episode):
+        seconds[0] += 40
+        return found(episode)
+
     lines = []
-    replace_columns(store, found, [PICTURE], "key", lines.append)
-    assert re.fullmatch(r"gaze: 6 of 30 frames, [\d.,e+]+ frames/s, about \d+ s left", lines[0])
-    assert len(lines) == 12 and lines[-1].startswith("writing store: 30 of 30 frames")
+    replace_columns(store, slow, [PICTURE], "key", lines.append)
+    told = [line.split(" | ")[0] for line in lines]
+    lengths = np.cumsum([episode.length for episode in Store(store).episodes])
+    assert told == [*(f"gaze: {done}/30 frames" for done in lengths), "writing store: 30/30 frames"]
+    assert "40 s to go" not in lines[-2] and lines[-2].split(" | ")[2] == "took 4 min"
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_out_of_time_it_keeps_what_is_done_and_goes_on(store, tmp_path, monkeypatch, workers):
+    """The clock stands still but for 40 s an episode: the session of 150 s and its reserve has room for three of them."""
+    shutil.copytree(store, tmp_path / "whole")
+    whole, before = replace_columns(tmp_path / "whole", found, [PICTURE], "key"), Store(store).hash
+    seconds, calls = [0.0], []
+    monkeypatch.setattr(clock, "now", lambda: seconds[0])
+    monkeypatch.setenv(clock.END, "150")
+
+    def slow(episode):
+        seconds[0] += 40
+        calls.append(episode.info["number"])
+        return found(episode)
+
+    with pytest.raises(clock.OutOfTime):
+        replace_columns(store, slow, [PICTURE], "key", workers=workers)
+    assert Store(store).hash == before and journalled(store) == set(calls) and seconds[0] <= 150
+    assert len(calls) == 3 or workers > 1, "not begun: a fourth, which would end after the session"
+    monkeypatch.setenv(clock.END, str(seconds[0] + clock.RESERVE + 41 * (6 - len(calls))))
+    with pytest.raises(clock.OutOfTime):  # all are found, and there is no time to rewrite the store
+        monkeypatch.setattr(clock, "check", lambda needed=0.0, check=clock.check: check(0.0 if needed else 60.0))
+        replace_columns(store, slow, [PICTURE], "key", workers=1)
+    monkeypatch.undo()
+    rest = Counting()
+    assert replace_columns(store, rest, [PICTURE], "key").hash == whole.hash and not set(rest.calls) & set(calls)
+    assert content(store) == content(tmp_path / "whole")
+
+
+def test_out_of_time_in_the_midst_of_an_episode_is_no_error(store, monkeypatch):
+    monkeypatch.setattr(clock, "now", lambda: 0.0)
+    monkeypatch.setenv(clock.END, "1000")
+
+    def detector(episode):
+        if episode.info["number"] == 2:
+            monkeypatch.setenv(clock.END, "1")
+            clock.check()
+        return found(episode)
+
+    with pytest.raises(clock.OutOfTime):
+        replace_columns(store, detector, [PICTURE], "key")
+    assert journalled(store) == {0, 1}

@@ -132,10 +132,12 @@ def _evaluate(settings: Profile, work: Path, run: Run, policies: dict[str, objec
     found = []
     for benchmark, places in benchmarks(settings, work, run.seed).items():
         for name, policy in policies.items():
-            begun, outcomes = time.monotonic(), []
+            seconds, outcomes = 0.0, []
             for scene, starts in places:
-                outcomes += _roll_out(policy, name, scene, starts, place(work, run) / _slug(name) / f"{_slug(benchmark)}-{scene}",
-                                      settings, clock, log)
+                folder = place(work, run) / _slug(name) / f"{_slug(benchmark)}-{scene}"
+                outcomes += _roll_out(policy, name, scene, starts, folder, settings, clock, log)
+                seconds += chains.spent(folder)
+            begun = time.monotonic() - seconds
             record = _record(settings, work, run, name, policy, benchmark, chains.summarise(outcomes) | mended(policy), begun)
             found.append({**record, "outcomes": "".join(str(outcome.length) for outcome in outcomes)})
     return found
@@ -143,11 +145,10 @@ def _evaluate(settings: Profile, work: Path, run: Run, policies: dict[str, objec
 
 def _roll_out(policy, name: str, scene: str, starts: list, folder: Path, settings: Profile, clock: Clock, log) -> list[chains.Outcome]:
     """Chains in this process; those that are done are read. Of another policy's outcomes there (trained anew) nothing is kept."""
-    told, what = {task for _, chain in starts for task in chain}, folder / "evaluation.json"
+    told = {task for _, chain in starts for task in chain}
     timed = policy if getattr(policy, "privileged", False) else Timed(policy, clock.check)
-    fresh = what.is_file() and json.loads(what.read_text()).get("identity") != chains.identity(timed)
     return chains.evaluate(timed, tabletop(scene), starts, folder, MAX_STEPS, settings.simulators,
-                           {task: language.VALIDATION[task] for task in sorted(told)}, name=name, fresh=fresh, log=log)
+                           {task: language.VALIDATION[task] for task in sorted(told)}, name=name, renew=True, log=log)
 
 
 def _record(settings: Profile, work: Path, run: Run, name: str, policy, benchmark: str, metrics: dict, begun: float, simulator="tabletop",

@@ -8,16 +8,17 @@ always shown together: *given* (the first of the five, an oracle: whoever has it
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from repro import attention, machine, results
+from repro import attention, clock, freshness, machine, results
 from repro.data.change_batches import prepared
 from repro.data.levir import Pairs
-from repro.evaluation import captions, localisation
+from repro.evaluation import captions, chains, kept, localisation
 from repro.machine import UserError
 from repro.models.change_agent import ChangeAgent
 from repro.profiles import Profile
@@ -119,28 +120,54 @@ def parameters(models: dict[str, ChangeAgent]) -> tuple[list[str], list[list[str
 class Answers:
     """Of one model in one mode on all pairs of a store. vectors (n, 3); changed (n,) or None; maps (n, rows, columns) or None; told, n."""
 
-    vectors: np.ndarray
-    changed: np.ndarray | None
-    maps: np.ndarray | None
     told: list[str | None]
+    vectors: np.ndarray
+    changed: np.ndarray | None = None
+    maps: np.ndarray | None = None
 
 
 def answers(model: ChangeAgent, pairs: Pairs, mode: str, written: list[str] | None = None, batch: int = 32) -> Answers:
     """The model's answers. written: captions that it wrote before, for "generated"; without them it writes them now."""
-    ready = prepared(pairs, model.prepare_many, model.key, log=lambda line: None)
-    told = {"given": lambda: [some[0] for some in pairs.column("captions")], "none": lambda: [None] * len(pairs),
-            "generated": lambda: written or write(model, pairs)}[mode]()  # fmt: skip
-    found = [model.answers({name: values[i : i + batch] for name, values in ready.items()}, told[i : i + batch])
-             for i in range(0, len(pairs), batch)]
+    ready = prepared(pairs, model.prepare_many, model.key)
+    told = told_in(pairs, mode, written or (write(model, pairs) if mode == "generated" else None))
+    found = [model.answers(part, told[i : i + batch]) for i, part in _parts(ready, len(pairs), batch, f"answers, caption {mode}")]
     whole = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
-    return Answers(whole["vector"], whole.get("changed"), whole.get("map"), told)
+    return Answers(told, whole["vector"], whole.get("changed"), whole.get("map"))
+
+
+def told_in(pairs: Pairs, mode: str, written: list[str] | None) -> list[str | None]:
+    """What the model is told of each pair."""
+    return {"given": [some[0] for some in pairs.column("captions")], "none": [None] * len(pairs), "generated": written}[mode]
 
 
 def write(model: ChangeAgent, pairs: Pairs, batch: int = 32, beams: int = 1) -> list[str]:
     """A caption for each pair, by the model."""
-    ready = prepared(pairs, model.prepare_many, model.key, log=lambda line: None)
-    return [text for i in range(0, len(pairs), batch)
-            for text in model.write({name: values[i : i + batch] for name, values in ready.items()}, beams)]
+    ready = prepared(pairs, model.prepare_many, model.key)
+    return [text for _, part in _parts(ready, len(pairs), batch, "captions") for text in model.write(part, beams)]
+
+
+def _parts(ready: dict[str, np.ndarray], n: int, batch: int, name: str) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """(first, arrays) of each batch of n pairs; OutOfTime where the session ends."""
+    progress = clock.Progress(name, n, "pairs")
+    for i in range(0, n, batch):
+        clock.check()
+        yield i, {name: values[i : i + batch] for name, values in ready.items()}
+        progress(min(n, i + batch))
+
+
+def answered(model: ChangeAgent, pairs: Pairs, place: Path) -> tuple[dict[str, Answers], list[str] | None, dict[str, float]]:
+    """({mode: Answers}, the captions that it wrote, {mode or "captions": seconds}): what an earlier session has kept in `place` is read."""
+    who = f"{chains.identity(model)} {pairs.hash} {freshness.code('models', 'change_experiments.py')}"
+    found, took, written = {}, {}, None
+    if "generated" in modes(model):
+        text, took["captions"] = kept.once(place / "captions.npz", who, lambda: {"text": np.array(write(model, pairs))})
+        written = text["text"].tolist()
+    for mode in modes(model):
+        arrays = lambda mode=mode: {name: value for name, value in vars(answers(model, pairs, mode, written)).items()
+                                    if isinstance(value, np.ndarray)}  # fmt: skip
+        values, took[mode] = kept.once(place / f"{mode}.npz", who, arrays)
+        found[mode] = Answers(told=told_in(pairs, mode, written), **values)
+    return found, written, took
 
 
 def modes(model: ChangeAgent) -> tuple[str, ...]:
@@ -164,7 +191,7 @@ def _record(pairs: Pairs, training: Pairs, settings: Profile, variant: str, what
 def score(settings: Profile, work: Path, models: dict[str, ChangeAgent], seed: int = 0, split: str = "test", floors: bool = True,
           folder: Path | None = None, log=print) -> tuple[list[dict], dict[str, dict[str, Answers]]]:
     """Records of every row in every mode and, unless floors is False, of the floors and the ceiling, saved in `folder` (work/runs); and the
-    answers, {row: {mode: Answers}}.
+    answers, {row: {mode: Answers}}. Answers are kept as they come: out of time, the next session goes on with the modes that are missing.
 
     Boxes are the largest changed component's, whatever a row was trained on.
     """
@@ -179,20 +206,19 @@ def score(settings: Profile, work: Path, models: dict[str, ChangeAgent], seed: i
         found.append(record)
 
     for row, model in models.items():
-        begun, given[row] = time.monotonic(), {}
-        about = {"model": vars(model.config), "trained": model.trained}
-        written = write(model, pairs) if "generated" in modes(model) else None
-        for mode in modes(model):
-            one = given[row][mode] = answers(model, pairs, mode, written)
+        place = work / "outcomes" / "change agent" / f"{row} seed {seed} {split}"
+        given[row], written, took = answered(model, pairs, place)
+        about, spent = {"model": vars(model.config), "trained": model.trained}, took.get("captions", 0.0)
+        for mode, one in given[row].items():
+            spent += took[mode]
             metrics = localisation.averages(localisation.numbers(one.vectors, boxes, masks), seed)
             if one.changed is not None:
                 metrics |= localisation.gate(one.changed, changed, states)
-            keep(f"{row}, caption {mode}", "localisation", {**about, "caption": mode}, metrics,
-                 model.minutes + (time.monotonic() - begun) / 60)
+            keep(f"{row}, caption {mode}", "localisation", {**about, "caption": mode}, metrics, model.minutes + spent / 60)
             log(f"{row}, caption {mode}: mean IoU {metrics['mean IoU of the square']['value']:.3f}")
         if written:
             keep(f"{row}, greedy", "captions", {**about, "meteor": captions.lacks_meteor() or "1.5"},
-                 flat(captions.report(written, references, changed, seed=seed)), model.minutes + (time.monotonic() - begun) / 60)
+                 flat(captions.report(written, references, changed, seed=seed)), model.minutes + spent / 60)
     for name, vectors in localisation.floors(boxes_of(training), pairs, boxes, seed).items() if floors else ():
         keep(name, "localisation", {"floor": name}, localisation.averages(localisation.numbers(vectors, boxes, masks), seed), 0)
     for name, sentences in captions.floors(changed, taught).items() if floors else ():
@@ -290,14 +316,19 @@ def look(settings: Profile, work: Path, models: dict[str, ChangeAgent], found: d
     """(records, {name: maps (m, rows, columns)}, the m rows of the store): where rows look, with the numbers of repro.attention. Saved.
 
     Maps: "<row>, occlusion" of every row, and "<row>, reading" where the head reads by maps. Captions are withheld.
+    Minutes at most in every profile: out of time, it begins again in the next session.
     """
     pairs, training = pairs_of(work, split), pairs_of(work, "train")
     rows = np.flatnonzero(~np.isnan(boxes_of(pairs)).any(1))[:count]
     boxes, maps, made = boxes_of(pairs)[rows], {}, []
     for row, model in models.items():
         begun = time.monotonic()
-        pictures = [[picture[0] for picture in pairs.pictures([i])] for i in rows]
-        maps[f"{row}, occlusion"] = np.stack([occlusion(model, *both, None) for both in pictures])
+        found_maps, progress = [], clock.Progress(f"occlusion, {row}", len(rows), "pairs")
+        for i in rows:
+            clock.check()
+            found_maps.append(occlusion(model, *(picture[0] for picture in pairs.pictures([i])), None))
+            progress(len(found_maps))
+        maps[f"{row}, occlusion"] = np.stack(found_maps)
         if found[row]["none"].maps is not None:
             maps[f"{row}, reading"] = found[row]["none"].maps[rows]
         for name in (name for name in maps if name.startswith(f"{row}, ")):

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 import repro
-from repro import machine
+from repro import clock, machine
 from repro.machine import UserError
 
 PROFILE = click.option("--profile", default="smoke", show_default=True, help="smoke | cpu | t4 | paper")
@@ -417,9 +417,11 @@ def store(arguments: tuple[str, ...]) -> None:
 
 
 def main() -> None:
-    """Entry point: a UserError is for the reader, without a traceback (exit code 2)."""
+    """Entry point: a UserError is for the reader, without a traceback (exit code 2). Out of time is no failure (exit code 0)."""
     try:
         cli()
+    except clock.OutOfTime as stopped:
+        click.echo(f"{stopped}; what is done is kept: the same command goes on from there")
     except UserError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)

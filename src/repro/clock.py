@@ -13,10 +13,12 @@ no end: on a laptop nothing stops by itself.
 
 import math
 import os
+import re
 import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 END = "REPRO_SESSION_END"
 RESERVE = 20.0  # seconds before the end at which a stage stops at the latest: what it still has to write, and the summary
@@ -54,14 +56,27 @@ def in_words(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def peak_memory() -> str:
-    """"memory 1.2 GiB", or with GPUs "GPU memory 9.1 of 14.6 GiB, memory ..": the most this process has taken so far."""
+def peak_gib() -> dict[str, float]:
+    """The most that this process has taken so far, in GiB: "memory", resident; where it uses one, "GPU memory" as well."""
     torch = sys.modules.get("torch")
-    unit = 2**30 if sys.platform == "darwin" else 2**20  # kilobytes elsewhere
-    parts = [f"memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:.1f} GiB"]
+    status = Path("/proc/self/status")  # Linux: getrusage also counts what the process that started this one had taken by then
+    if status.is_file() and (told := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        found = {"memory": int(told[1]) / 2**20}
+    else:
+        found = {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)}
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        whole = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-        parts.insert(0, f"GPU memory {torch.cuda.max_memory_reserved() / 2**30:.1f} of {whole / 2**30:.1f} GiB")
+        found["GPU memory"] = torch.cuda.max_memory_reserved() / 2**30
+    return found
+
+
+def peak_memory() -> str:
+    """"memory 1.2 GiB", or with GPUs "GPU memory 9.1 of 14.6 GiB, memory ..": `peak_gib` in words."""
+    peak = peak_gib()
+    parts = [f"memory {peak['memory']:.1f} GiB"]
+    if "GPU memory" in peak:
+        cuda = sys.modules["torch"].cuda
+        whole = cuda.get_device_properties(cuda.current_device()).total_memory
+        parts.insert(0, f"GPU memory {peak['GPU memory']:.1f} of {whole / 2**30:.1f} GiB")
     return ", ".join(parts)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from repro import attention, machine, pictures, results
+from repro import attention, clock, machine, pictures, results
 from repro.data.episodes import Store
 from repro.evaluation import chains, floors, offline, protocols, suites
 from repro.evaluation.policies import about, load_policy, mended, minutes  # noqa: F401 (callers know them from here)
@@ -204,9 +204,8 @@ def roll_out(settings: Profile, work: Path, models: dict[str, object], seed: int
     for benchmark, starts in benchmarks.items():
         told = {task: sentences[task] for task in sorted({task for _, chain in starts for task in chain})}
         for name, policy in policies(models, work, told, seed).items():
-            begun = time.monotonic()
             folder = work / "outcomes" / re.sub(r"[^A-Za-z0-9]+", "_", benchmark) / name.replace(" ", "_").replace(",", "")
-            outcomes = chains.evaluate(policy, launch, starts, folder, limit, settings.simulators, told, name=name, fresh=True, log=log,
+            outcomes = chains.evaluate(policy, launch, starts, folder, limit, settings.simulators, told, name=name, renew=True, log=log,
                                        workers=2 if simulator not in ("tabletop", "grocery") else 2 * (settings.workers > 1))
             config = {"profile": settings.name, "policy": about(policy), "max_steps": limit}
             if simulator != "tabletop":
@@ -269,10 +268,18 @@ def _frame(info, columns: dict, t: int) -> dict:
             "step": t}
 
 
-def attention_of(model: ReconVLA, frames: list[dict], batch: int = 32) -> np.ndarray:
-    """(N, static rows, columns): the static camera's part of the last layer's attention, mean over heads and action tokens."""
-    parts = [frames[i : i + batch] for i in range(0, len(frames), batch)]
-    return np.concatenate([attention.static_maps(model, part, [frame["task"] for frame in part]) for part in parts])
+def attention_of(model: ReconVLA, frames: list[dict], batch: int = 32, log=print) -> np.ndarray:
+    """(N, static rows, columns): the static camera's part of the last layer's attention, mean over heads and action tokens.
+
+    A minute or two for the frames of any profile: out of time, it begins again in the next session.
+    """
+    found, progress = [], clock.Progress("attention", len(frames), "frames", log)
+    for i in range(0, len(frames), batch):
+        clock.check()
+        part = frames[i : i + batch]
+        found.append(attention.static_maps(model, part, [frame["task"] for frame in part]))
+        progress(i + len(part))
+    return np.concatenate(found)
 
 
 def attention_columns(static: np.ndarray, frames: list[dict], seed: int = 0) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ A manifest work/<profile>/notebooks/NN_name.json is written when a notebook ende
 (its text, parameters, the library, the environment, the user's data, the executed notebooks before it) and what it made.
 """
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -21,6 +22,14 @@ def digest(*parts: bytes | str) -> str:
         raw = part.encode() if isinstance(part, str) else part
         whole.update(len(raw).to_bytes(8, "little") + raw)
     return whole.hexdigest()[:16]
+
+
+@functools.cache
+def code(*names: str) -> str:
+    """Digest of these files and folders of the library: what a result that is kept over sessions depends on beside its inputs."""
+    package = Path(repro.__file__).parent
+    files = [file for name in names for file in ([package / name] if name.endswith(".py") else sorted((package / name).rglob("*.py")))]
+    return digest(*(part for file in files for part in (str(file.relative_to(package)), file.read_bytes())))
 
 
 def surroundings(root: Path, parameters: dict) -> dict[str, str]:
@@ -88,7 +97,7 @@ def contents(work: Path) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def write(file: Path, content: dict) -> None:
+def write(file: Path, content: dict | int) -> None:
     """JSON, whole or absent."""
     part = file.with_suffix(".part")
     part.write_text(json.dumps(content, indent=1) + "\n")

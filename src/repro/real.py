@@ -175,15 +175,14 @@ def roll_out(work: Path, scored: dict[str, object], starts: dict[str, list], how
     found = []
     for benchmark, begin in starts.items():
         for name, policy in scored.items():
-            begun = time.monotonic()
             folder = work / "outcomes" / benchmark.replace(" ", "_").replace(",", "") / name.replace(" ", "_")
             outcomes = chains.evaluate(policy, how, begin, folder, settings["max_steps"], instructions=sentences, name=name, workers=2,
-                                       fresh=True, execute=settings.get("execute"), log=log)
+                                       renew=True, execute=settings.get("execute"), log=log)
             record = results.record(
                 "real simulators", name, benchmark=benchmark, data=store.meta["name"], data_hash=store.hash,
                 config={**settings, "policy": about_policy(policy), "simulator": simulator}, seed=seed,
-                metrics=chains.summarise(outcomes, seed), minutes=minutes(policy, begun), simulator=simulator["simulator"],
-                renderer=renderer, not_comparable_with=[CANNOT])
+                metrics=chains.summarise(outcomes, seed), minutes=minutes(policy, seconds=chains.spent(folder)),
+                simulator=simulator["simulator"], renderer=renderer, not_comparable_with=[CANNOT])
             results.save(record, work / "runs")
             found.append(record)
     return found

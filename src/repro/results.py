@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from repro import clock
 from repro.intervals import bootstrap, wilson  # noqa: F401
 from repro.machine import UserError
 
@@ -34,6 +35,7 @@ FIELDS = {  # what every record holds, and its type
     "metrics": dict, "hardware": str, "minutes": (int, float), "commit": str, "packages": dict, "simulator": str, "renderer": str,
     "not_comparable_with": list, "created": str,
 }
+LATER = {"peak_memory_gib": dict}  # what records made by earlier versions lack: of the process that wrote it, by kind (clock.peak_gib)
 PACKAGES = ("torch", "transformers", "numpy", "opencv-python-headless", "pyarrow", "accelerate", "pillow", "matplotlib")
 STAND_IN = {"tabletop": "Measured on the embedded play table, a stand-in simulator: **not comparable** with the paper's rows",
             "grocery table": "Measured on the embedded grocery table, a stand-in simulator: **not comparable** with LIBERO"}
@@ -70,6 +72,7 @@ def record(system: str, variant: str, *, benchmark: str, data: str, data_hash: s
     digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:10]
     name = re.sub(r"[^a-z0-9]+", "-", f"{system}-{variant}".lower()).strip("-")
     return {"id": f"{name}-{digest}", **what, "metrics": metrics, "minutes": round(float(minutes), 2), **provenance(),
+            "peak_memory_gib": {kind: round(gib, 2) for kind, gib in clock.peak_gib().items()},
             "not_comparable_with": list(not_comparable_with), "created": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
@@ -79,7 +82,7 @@ def check(record: dict, where: str) -> dict:
         return UserError(f"{where}: field {field} is wrong", expected, repr(found)[:200], "run again what wrote it, or delete the file")
     if not isinstance(record, dict):
         raise bad("(whole file)", "a JSON object", type(record).__name__)
-    for field, kind in FIELDS.items():
+    for field, kind in {**FIELDS, **{name: kind for name, kind in LATER.items() if name in record}}.items():
         if field not in record:
             raise bad(repr(field), "present", f"only {', '.join(sorted(record))}")
         if not isinstance(record[field], kind) or isinstance(record[field], bool):

@@ -9,6 +9,7 @@ made(settings, work, run, clock, log), the records, or OutOfTime. A run that is 
 
 import fcntl
 import json
+import math
 import os
 import shutil
 import time
@@ -19,17 +20,14 @@ from pathlib import Path
 
 import torch
 
-from repro import results
+from repro import clock, results
+from repro.clock import OutOfTime
 from repro.machine import UserError
 from repro.profiles import Profile
 from repro.training import launch
 from repro.training.budget import Budget
 
 FLOORS = "floors"  # not a row that is trained: random, constant, replay, ..., a row with blanked pictures and shuffled instruction
-
-
-class OutOfTime(Exception):
-    """A run cannot go on now, mostly because the budget ends; what is done is on disk."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class Timed:
 
 
 class Clock:
-    """Budget of one process; without minutes, no limit."""
+    """Budget of one process, which ends with the session at the latest; without minutes, no limit but the session's."""
 
     def __init__(self, minutes: float):
         self.budget = Budget(minutes, 1e9, reserve=5.0)
@@ -74,9 +72,12 @@ class Clock:
     def left(self) -> float:
         """Minutes for a training session; 0 where there is no limit."""
         self.check()
-        return (self.budget.end - self.budget.clock()) / 60 if self.limited else 0.0
+        own = (self.budget.end - self.budget.clock()) / 60 if self.limited else math.inf
+        left = min(own, (clock.left() - clock.RESERVE) / 60)
+        return 0.0 if math.isinf(left) else left
 
     def check(self) -> None:
+        clock.check()
         if self.budget.over():
             raise OutOfTime("the budget ends")
 
@@ -93,13 +94,13 @@ def do(system, settings: Profile, work: Path, run: Run, minutes: float = 0.0, lo
     """Do or finish one run; False where the budget ended first, or another process is at it."""
     if is_done(system, settings, work, run):
         return True
-    clock, begun, folder = Clock(minutes), time.monotonic(), system.place(work, run)
+    limit, begun, folder = Clock(minutes), time.monotonic(), system.place(work, run)
     with alone(folder) as free:
         if not free:
             log(f"{run.key}: another process is at it")
             return False
         try:
-            found = system.made(settings, work, run, clock, log)
+            found = system.made(settings, work, run, limit, log)
         except OutOfTime as reason:
             log(f"{run.key}: {reason}; to be continued")
             return False
@@ -118,20 +119,20 @@ def one(system, settings: Profile, work: Path, key: str, minutes: float, log=pri
 
 def run(system, settings: Profile, work: Path, minutes: float = 0.0, slots: int | None = None, log=print) -> list[Run]:
     """Do all runs of the profile, `slots` at a time in processes of a core each (0: one after another in this one); those left over."""
-    clock, wanted = Clock(minutes), system.runs(settings)
+    limit, wanted = Clock(minutes), system.runs(settings)
     system.prepare(settings, work, log)
 
     def left(run: Run) -> list[str] | None:
         try:
             return None if is_done(system, settings, work, run) else [
-                "ablation", "--system", system.SYSTEM, "--profile", settings.name, "--one", run.key, "--minutes", f"{clock.left():.3f}"]
+                "ablation", "--system", system.SYSTEM, "--profile", settings.name, "--one", run.key, "--minutes", f"{limit.left():.3f}"]
         except OutOfTime:
             return None
 
     if slots == 0:
         for one in wanted:
             if left(one):
-                do(system, settings, work, one, clock.left(), log)
+                do(system, settings, work, one, limit.left(), log)
         failed = []
     else:
         failed = launch.side_by_side([(one.key, lambda one=one: left(one)) for one in wanted], slots, log)

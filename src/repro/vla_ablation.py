@@ -90,7 +90,7 @@ def _score(settings: Profile, work: Path, run: Run, scored: dict[str, object], c
     timed = {name: policy if getattr(policy, "privileged", False) else Timed(policy, clock.check) for name, policy in scored.items()}
     for layout in LAYOUTS:
         found += suites.score(timed, vla_experiments.plan(settings, store, layout, run.seed), place(work, run), store, SYSTEM, run.seed,
-                              simulators=settings.simulators, config=_about(settings, work, run), log=log)
+                              simulators=settings.simulators, config=_about(settings, work, run), renew=True, log=log)
     return found
 
 

@@ -198,7 +198,7 @@ def roll_out(settings: Profile, work: Path, models: dict[str, VGGTVLA], seed: in
     store = data(work)
     here, seeing = plan(settings, store, layout, seed), [row for row, model in models.items() if not model.config.blind]
     floors = floors_of(seeing[-1], models[seeing[-1]], store, here, seed) if seeing else {}
-    return suites.score({**models, **floors}, here, work, store, seed=seed, simulators=settings.simulators, fresh=True,
+    return suites.score({**models, **floors}, here, work, store, seed=seed, simulators=settings.simulators, renew=True,
                         config={"profile": settings.name}, log=log)
 
 
@@ -220,7 +220,7 @@ def first_look(settings: Profile, work: Path, models: dict[str, VGGTVLA], seed: 
     told, begin = {episode.task_id: episode.task for episode in store.episodes}, starts(store, settings.vla_rollouts, seed)
     workers = settings.workers if settings.workers > 1 and len(begin) > FEW else 0
     return {row: chains.evaluate(model, base.grocery(), begin, work / "outcomes" / "first look" / row, MAX_STEPS, settings.simulators, told,
-                                 name=row, fresh=True, workers=workers, log=log)
+                                 name=row, renew=True, workers=workers, log=log)
             for row, model in models.items()}  # fmt: skip
 
 

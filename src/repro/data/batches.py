@@ -21,7 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
+from repro import clock
 from repro.data.episodes import EpisodeInfo, Store
+from repro.freshness import write
 from repro.machine import UserError
 
 TOGETHER = 32  # steps that `prepare_many` is given at once
@@ -246,8 +248,9 @@ def _drop_stale(store: Store, cache: Path, log: Callable) -> None:
 
 
 def _build(store: Store, prepare: Callable, key: str, folder: Path, workers: int, boxes: np.ndarray | None, log: Callable) -> None:
-    """Written to `<folder>.part` and renamed. Episodes that a killed run has finished are kept; `about.json` stands there from the start,
-    so that a stale part is known as one."""
+    """Written to `<folder>.part` and renamed. Episodes that a run has finished before it was killed, or stopped by clock.OutOfTime, are
+    kept; `about.json` stands there from the start, so that a stale part is known as one."""
+    clock.check()
     part, columns = folder.with_name(folder.name + ".part"), [n for n in store.columns if n.startswith(("observation.", "gaze."))]
     step = next(_steps(store, 0, columns))
     first = prepare(step)
@@ -257,9 +260,8 @@ def _build(store: Store, prepare: Callable, key: str, folder: Path, workers: int
     drawn = np.asarray(store.column("info.drawn"), bool) if "info.drawn" in store.columns else np.ones(store.frames, bool)
     done = {int(i) for i in (part / DONE).read_text().split()} if (part / DONE).is_file() else set()
     _room(part.parent, first, int(drawn.sum()) if not done else 0, log)
-    about = {"store": str(store.folder.resolve()), "hash": store.hash, "key": key, "frames": store.frames}
     part.mkdir(exist_ok=True)
-    (part / "about.json").write_text(json.dumps(about, indent=1) + "\n")
+    write(part / "about.json", {"store": str(store.folder.resolve()), "hash": store.hash, "key": key, "frames": store.frames})
     arrays = {name: np.lib.format.open_memmap(part / f"{name}.npy", "r+" if done else "w+", np.asarray(value).dtype,
                                               (store.frames, *np.shape(value))) for name, value in first.items()}  # fmt: skip
 
@@ -267,6 +269,7 @@ def _build(store: Store, prepare: Callable, key: str, folder: Path, workers: int
         steps = ((row, step if boxes is None else {**step, "gaze.box": boxes[row]})
                  for row, step in enumerate(_steps(store, i, columns), store.episodes[i].start) if drawn[row])  # fmt: skip
         while some := list(islice(steps, TOGETHER)):
+            clock.check()
             for (row, _), found in zip(some, _many(prepare, [step for _, step in some]), strict=True):
                 for name, array in arrays.items():
                     if np.shape(found[name]) != array.shape[1:]:
@@ -274,6 +277,8 @@ def _build(store: Store, prepare: Callable, key: str, folder: Path, workers: int
                     array[row] = found[name]
         return i
 
+    before = sum(store.episodes[i].length for i in done)
+    progress = clock.Progress("prepared pictures", store.frames, "frames", log, before=before)
     try:
         with ThreadPoolExecutor(workers) as pool:  # decoding and resizing free the interpreter lock
             left = iter([i for i in range(len(store)) if i not in done])
@@ -283,8 +288,10 @@ def _build(store: Store, prepare: Callable, key: str, folder: Path, workers: int
                     array.flush()
                 with open(part / DONE, "a") as file:
                     file.write("".join(f"{i}\n" for i in finished))
-        (part / DONE).unlink(missing_ok=True)
+                before += sum(store.episodes[i].length for i in finished)
+                progress(before)
         os.rename(part, folder)
+        (folder / DONE).unlink(missing_ok=True)
     except ValueError:
         shutil.rmtree(part, ignore_errors=True)
         raise

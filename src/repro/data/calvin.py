@@ -32,9 +32,11 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
+from repro import clock
 from repro.data import npy
 from repro.data.boxes import box_index
-from repro.data.episodes import Column, Episode, Store, StoreWriter, encode_pictures
+from repro.data.episodes import Column, Episode, Store, encode_pictures
+from repro.data.resumable import ResumableWriter
 from repro.data.stored import Stored, is_store
 from repro.machine import UserError
 from repro.sims.tabletop.scenes import scene as play_table
@@ -508,37 +510,36 @@ def as_episode(source: Split, note: Annotation, columns: dict) -> Episode:
     return Episode(note.instruction, columns, info)
 
 
-def import_calvin(
-    root: Path | str,
-    split: str,
-    out: Path | str,
-    workers: int = 2,
-    on_episode: Callable | None = None,
-    scene: str | None = None,
-    replace: bool = False,
-) -> dict:
+def import_calvin(root: Path | str, split: str, out: Path | str, workers: int = 2, scene: str | None = None, replace: bool = False,
+                  log: Callable[[str], None] = print) -> dict:  # fmt: skip
     """Write the annotated episodes of one split as a store at `out`. Streams: memory does not grow with the data.
 
     A damaged frame is left out of its episode and reported (the step before it is then followed by the step after it; `info.frame`
-    keeps the numbers, so that the gap can be seen). on_episode(done, total) is called after each episode.
+    keeps the numbers, so that the gap can be seen). Killed, or stopped by clock.OutOfTime, it goes on at the next call.
     Returns the report {episodes, frames, damaged: {name: why}, dropped: [annotation], scene_known_by, hash, out}.
     Raises UserError for a wrong structure or more than 1 % damaged frames; then nothing is left at `out`.
     """
+    clock.check()
     source = Calvin(root).split(split, scene)
-    notes, damage, dropped = source.annotations, Damage(source.frames), []
-    where = (source.folder, source.digits, source.shapes)
-    every = frames_a_picture(root, split)
+    notes, where, every = source.annotations, (source.folder, source.digits, source.shapes), frames_a_picture(root, split)
     meta = store_meta(root, source)
-    with StoreWriter(out, FPS, meta, replace) as writer:
-        tasks = ((where, note.start, note.end, note.scene, every) for note in notes)
-        for note, (columns, damaged) in zip(notes, in_order(read_episode, tasks, workers), strict=True):
+    with ResumableWriter(out, FPS, meta, {**meta, "scene": scene, "every": every}, replace, drop=UserError) as writer:
+        done, dropped = writer.note.get("tried", 0), writer.note.get("dropped", [])
+        damage = Damage(source.frames, writer.note.get("damaged", {}))
+        if done:
+            log(f"{split}: {done:,} of {len(notes):,} episodes are here already")
+        progress = clock.Progress(f"import {split}", len(notes), "episodes", log, before=done)
+        tasks = ((where, note.start, note.end, note.scene, every) for note in notes[done:])
+        found = zip(notes[done:], in_order(read_episode, tasks, workers), strict=True)
+        for tried, (note, (columns, damaged)) in enumerate(found, done + 1):
             damage.add(damaged, source.folder)
-            if not columns:
+            if columns:
+                writer.add(as_episode(source, note, columns))
+            else:
                 dropped.append(note.index)
-                continue
-            writer.add(as_episode(source, note, columns))
-            if on_episode:
-                on_episode(note.index + 1, len(notes))
+            writer.note = {"tried": tried, "damaged": damage.frames, "dropped": dropped}
+            progress(tried)
+            clock.check()
         writer.meta["damaged"], writer.meta["dropped_annotations"] = damage.frames, dropped
     return {
         "out": str(out), "episodes": writer.episodes, "frames": writer.frames, "damaged": damage.frames, "dropped": dropped,
@@ -556,7 +557,7 @@ def ensure_store(root: Path | str, split: str, out: Path | str, workers: int = 2
         log(f"{out} was made from other data than {root}/{split} holds now: importing again")
     if isinstance(source, Stored):
         return source.copy(out)
-    report = import_calvin(root, split, out, workers, scene=scene, replace=True)
+    report = import_calvin(root, split, out, workers, scene, True, log)
     for name, why in report["damaged"].items():
         log(f"left out {name}: {why}")
     return Store(out)
@@ -584,8 +585,7 @@ def _report(report: dict) -> None:
 @click.option("--scene", help="A, B, C or D, for data whose scene no file tells")
 @click.option("--replace", is_flag=True, help="replace a store that is already there")
 def import_command(root: Path, out: Path, split: str, workers: int, scene: str | None, replace: bool) -> None:
-    tell = lambda done, total: click.echo(f"{done} of {total} episodes") if done % 500 == 0 else None
-    _report(import_calvin(root, split, out, workers, tell, scene, replace))
+    _report(import_calvin(root, split, out, workers, scene, replace, click.echo))
 
 
 @calvin.command("extract", help="Guide, step 1: ROOT/{i}_{task}/ with lang_ann/lang_ann.yaml and img/frame_XXXXXXX.png.")
@@ -626,6 +626,8 @@ def main() -> None:
     """Run the commands; a UserError is a message, not a traceback."""
     try:
         calvin(standalone_mode=False)
+    except clock.OutOfTime as stopped:
+        click.echo(f"{stopped}; what is done is kept: the same command goes on from there")
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
     except click.ClickException as error:

@@ -4,7 +4,8 @@
     # calvin_store/training and calvin_store/validation; give `calvin_store` as calvin_root, or `repro store push` it
 
 Only the zip's index and the frames of the chosen episodes are read; each is checked by its CRC-32, read by data/calvin.py, stored and
-dropped. Interrupted, the next call goes on from the last COMMIT episodes. Disk: the store, the index, the frames of one episode.
+dropped. Killed, the next call goes on from the last COMMIT episodes; stopped by clock.OutOfTime or an error, from where it was. Disk: the
+store, the index, the frames of one episode.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from repro import clock
 from repro.data import calvin
 from repro.data.calvin import FPS, Annotation, Damage, Split
 from repro.data.episodes import Store
@@ -82,11 +84,13 @@ def _split(archive: RemoteZip, split: str, out: Path, state: Path, count: int, a
     meta = calvin.store_meta(state / "data", source)
     meta |= {"name": prefix.strip("/") or meta["name"], "partial": {**asked, "of": len(source.annotations)}}
     every = calvin.frames_a_picture(state / "data", split)
+    clock.check()
     with ResumableWriter(out, FPS, meta, {**asked, "scene": scene, "file": [archive.file.size, archive.file.tag]}) as writer:
         log(f"{split}: {len(notes)} of {len(source.annotations)} annotated episodes, {len(members)} frames, {size / 1e6:.0f} MB to read"
             + (f"; {writer.episodes} episodes are here already" if writer.episodes else ""))  # fmt: skip
         damage = Damage(len(wanted), writer.note.get("damaged", {}))
         done = writer.note.get("tried", 0)
+        progress = clock.Progress(f"fetch {split}", len(notes), "episodes", log, before=done)
         for tried, note in enumerate(notes[done:], done + 1):
             room = min(budget - writer.bytes, shutil.disk_usage(out.parent).free - SPARE)
             frames = [members[name] for name in names[note.index] if name in members]
@@ -103,7 +107,8 @@ def _split(archive: RemoteZip, split: str, out: Path, state: Path, count: int, a
             writer.note = {"tried": tried, "damaged": damage.frames}
             if tried % commit == 0:
                 writer.commit()
-                log(f"{split}: {tried} of {len(notes)} episodes, {writer.bytes / 1e6:.0f} MB stored, {archive.received / 1e6:.0f} MB read")
+            progress(tried, f"{archive.received / 1e6:.0f} MB read")
+            clock.check()
         writer.meta["partial"]["episodes"] = writer.episodes
         writer.meta["damaged"] = damage.frames
         writer.meta["source_fingerprint"] = hashlib.sha256((meta["source_fingerprint"] + writer.hash.hexdigest()).encode()).hexdigest()

@@ -18,9 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
+from repro import clock
+from repro.freshness import write
 from repro.machine import UserError
 
-TOGETHER = 64  # pairs that are prepared at once
+TOGETHER, DONE = 64, "pairs.done"  # pairs that are prepared at once, and the file that says how many are
 SWAPS = (  # words that a flip exchanges: left to right, top to bottom
     {"left": "right", "right": "left"},
     {"top": "bottom", "bottom": "top", "upper": "lower", "lower": "upper", "above": "below", "below": "above"},
@@ -118,7 +120,7 @@ def prepared(pairs, prepare: Callable, key: str, cache: Path | str | None = None
             fcntl.flock(lock, fcntl.LOCK_EX)  # freed by the kernel when this process ends, however it ends
             _drop_stale(pairs, key, cache, log)
             if not folder.is_dir():
-                _build(pairs, prepare, key, folder)
+                _build(pairs, prepare, key, folder, log)
     return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
 
 
@@ -132,22 +134,28 @@ def _drop_stale(pairs, key: str, cache: Path, log: Callable) -> None:
             log(f"{about.parent} was prepared by another model ({made['key']}): not used here")
 
 
-def _build(pairs, prepare: Callable, key: str, folder: Path) -> None:
+def _build(pairs, prepare: Callable, key: str, folder: Path, log: Callable) -> None:
+    """Written to `<folder>.part` and renamed. Pairs that a run has finished before it was killed, or stopped by clock.OutOfTime, are kept:
+    DONE says how many; `about.json` stands there from the start, so that a stale part is known as one."""
+    clock.check()
     part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
-    part.mkdir()
-    try:
-        arrays = {}
-        for first in range(0, len(pairs), TOGETHER):
-            rows = np.arange(first, min(first + TOGETHER, len(pairs)))
-            for name, value in prepare(*pairs.pictures(rows)).items():
-                if name not in arrays:
-                    arrays[name] = np.lib.format.open_memmap(part / f"{name}.npy", "w+", value.dtype, (len(pairs), *value.shape[1:]))
-                arrays[name][rows] = value
+    done = int((part / DONE).read_text()) if (part / DONE).is_file() else 0
+    if not done:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        write(part / "about.json", {"store": str(pairs.store.folder.resolve()), "hash": pairs.hash, "key": key, "pairs": len(pairs)})
+    arrays = {path.stem: np.load(path, mmap_mode="r+", allow_pickle=False) for path in part.glob("*.npy")}
+    progress = clock.Progress("prepared pictures", len(pairs), "pairs", log, before=done)
+    for first in range(done, len(pairs), TOGETHER):
+        clock.check()
+        rows = np.arange(first, min(first + TOGETHER, len(pairs)))
+        for name, value in prepare(*pairs.pictures(rows)).items():
+            if name not in arrays:
+                arrays[name] = np.lib.format.open_memmap(part / f"{name}.npy", "w+", value.dtype, (len(pairs), *value.shape[1:]))
+            arrays[name][rows] = value
         for array in arrays.values():
             array.flush()
-        about = {"store": str(pairs.store.folder.resolve()), "hash": pairs.hash, "key": key, "pairs": len(pairs)}
-        (part / "about.json").write_text(json.dumps(about, indent=1) + "\n")
-        os.rename(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        write(part / DONE, int(rows[-1]) + 1)
+        progress(int(rows[-1]) + 1)
+    os.rename(part, folder)
+    (folder / DONE).unlink()

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from repro import clock
 from repro.data.episodes import EPISODES_PATH, Column, Episode, Store, StoreWriter, as_column, aside
 from repro.machine import UserError
 
@@ -30,11 +30,11 @@ def replace_columns(folder: Path | str, new: Callable[[Episode], dict], reads: S
                     log: Callable[[str], None] | None = None, workers: int = 1, drops: Sequence[str] = ()) -> Store:  # fmt: skip
     """Add or replace columns: `new` gets each episode with the columns `reads` and returns {name: values of its T frames}.
 
-    `key` names what `new` depends on besides the episode (detector, weights, options). With it a killed run goes on with the episodes
-    that are missing, and a store that has these columns from this key, and from the same episodes, is left as it is; without it nothing
-    is kept. `workers`: threads that call `new`, with a key. `drops`: columns that go, where they are there. Pictures are copied as they
-    are, not encoded again. The store is rewritten aside and then takes the old one's name; its hash changes, and `meta["columns"]` says
-    which key made what. `log` gets the progress.
+    `key` names what `new` depends on besides the episode (detector, weights, options). With it a run that was
+    killed, or stopped by clock.OutOfTime, goes on with the episodes that are missing, and a store that has these columns from this key, and
+    from the same episodes, is left as it is; without it nothing is kept. `workers`: threads that call `new`, with a key. `drops`: columns
+    that go, where they are there. Pictures are copied as they are, not encoded again. The store is rewritten aside and then takes the old
+    one's name; its hash changes, and `meta["columns"]` says which key made what. `log` gets the progress.
     """
     folder, say = Path(folder), log or (lambda line: None)
     with _locked(folder):
@@ -52,6 +52,8 @@ def replace_columns(folder: Path | str, new: Callable[[Episode], dict], reads: S
                     raise UserError("New columns of another length.", expected=f"{store.episodes[i].length} values each", found=lengths)
                 if journal:
                     journal.put(i, columns)
+            except clock.OutOfTime:
+                raise  # in the midst of an episode: it begins again
             except Exception as error:
                 step = f"{len(journal.done)} of {len(store)} episodes are done and kept: run the same again to go on" if journal else None
                 raise UserError(f"Episode {i} of {folder} ({store.episodes[i].task!r}) got no new columns; the store is as it was.",
@@ -62,30 +64,44 @@ def replace_columns(folder: Path | str, new: Callable[[Episode], dict], reads: S
             say(f"{folder} has these columns already, made with the same key: {key}")
         else:
             if journal:
-                _fill(journal, made, Progress(log, store.frames, journal.frames), workers)
+                _fill(journal, made, say, workers)
             stamp = {"key": key, "stamp": journal.stamp if journal else None}
-            _rewrite(store, journal.get if journal else made, stamp, Progress(log, store.frames), drops)
+            _rewrite(store, journal.get if journal else made, stamp, say, drops)
         if journal:
             journal.remove()
     return Store(folder)
 
 
-def _fill(journal: "Journal", made: Callable[[int], dict], progress: "Progress", workers: int) -> None:
-    """Make and keep the columns of the episodes that the journal lacks."""
-    lacking = [i for i in range(len(journal.store)) if i not in journal.done]
+def _fill(journal: "Journal", made: Callable[[int], dict], say: Callable[[str], None], workers: int) -> None:
+    """Make and keep the columns of the episodes that the journal lacks. Stops before one that would take longer than the session lasts."""
+    store, done, slowest = journal.store, journal.frames, [0.0]
+    progress = clock.Progress("new columns", store.frames, "frames", say, before=done)
+
+    def timed(i: int) -> tuple[int, list[str]]:
+        clock.check(slowest[0])
+        began = clock.now()
+        names = list(made(i))
+        slowest[0] = max(slowest[0], clock.now() - began)
+        return i, names
+
+    lacking = [i for i in range(len(store)) if i not in journal.done]
     with ThreadPoolExecutor(workers) as pool:  # one worker is this thread: what is set for a thread (torch's modes) holds in `new`
-        for i, names in (map if workers == 1 else pool.map)(lambda i: (i, list(made(i))), lacking):
-            label = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))  # gaze for gaze.box and gaze.score
-            progress.add(label, journal.store.episodes[i].length)
+        for i, names in (map if workers == 1 else pool.map)(timed, lacking):
+            done += store.episodes[i].length
+            progress.name = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))  # gaze for gaze.box and gaze.score
+            progress(done)
 
 
-def _rewrite(store: Store, found: Callable[[int], dict[str, Column]], stamp: dict, progress: "Progress",
+def _rewrite(store: Store, found: Callable[[int], dict[str, Column]], stamp: dict, say: Callable[[str], None],
              drops: Sequence[str] = ()) -> None:  # fmt: skip
-    """The store once more, with the columns `found(i)` in place of those of the same names, or after the others."""
+    """The store once more, with the columns `found(i)` in place of those of the same names, or after the others. Out of time, it is as it
+    was: what is rewritten in a session is rewritten whole."""
     kept, columns = pq.ParquetFile(store.folder / EPISODES_PATH), {}
     meta = {name: value for name, value in store.meta.items() if name != "hash"}
+    progress = clock.Progress(f"writing {store.folder.name}", store.frames, "frames", say)
     with StoreWriter(store.folder, store.fps, meta, replace=True) as writer:
         for row in (row for batch in kept.iter_batches(32) for row in batch.to_pylist()):
+            clock.check()
             episode, digests = store.episodes[row["episode_index"]], json.loads(row["digests"])
             columns = found(episode.index)
             stays = [name for name in store.columns if name not in columns and name not in drops]
@@ -95,7 +111,7 @@ def _rewrite(store: Store, found: Callable[[int], dict[str, Column]], stamp: dic
                 stats = {key: np.array(row[f"stats/{name}/{key}"]) for key in keys}
                 both[name] = Column(table[name].combine_chunks(), store.info["features"][name], digests[name], stats or None)
             writer.add(Episode(episode.task, both, episode.info))
-            progress.add(f"writing {store.folder.name}", episode.length)
+            progress(episode.start + episode.length)
         others = [one for one in meta.get("columns", []) if not set(one["names"]) & set(columns)]
         writer.meta["columns"] = [*others, {**stamp, "names": list(columns)}]
 
@@ -203,27 +219,3 @@ def _given(store: Store, reads: Sequence[str]) -> str:
         given = [episode.task, episode.length, episode.info, {name: digests.get(name) for name in reads}]
         found.update((json.dumps(given, sort_keys=True) + "\n").encode())
     return found.hexdigest()
-
-
-class Progress:
-    """Lines such as "gaze: 1,200 of 100,000 frames, 34 frames/s, about 48 min left", at least `every` seconds apart.
-
-    Speed and time left are those of this run: frames that were `done` before do not count. With TQDM_DISABLE there are no lines.
-    """
-
-    def __init__(self, log: Callable[[str], None] | None, total: int, done: int = 0, every: float = 5.0, clock=time.monotonic):
-        self.log = None if os.environ.get("TQDM_DISABLE", "0") not in ("", "0") else log
-        self.total, self.before, self.done, self.every, self.clock = total, done, done, every, clock
-        self.began = self.said = clock()
-
-    def add(self, what: str, frames: int) -> None:
-        """`frames` more are done; `what` begins the line."""
-        self.done += frames
-        now = self.clock()
-        if self.log is None or now - self.said < self.every:
-            return
-        self.said, rate = now, (self.done - self.before) / (now - self.began)
-        left = (self.total - self.done) / rate
-        words = f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min" if left < 6000 else f"{left / 3600:.1f} h"
-        speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-        self.log(f"{what}: {self.done:,} of {self.total:,} frames, {speed} frames/s, about {words} left")

@@ -247,9 +247,7 @@ class StoreWriter:
         self.features = self.features or {name: column.feature for name, column in columns.items()}
         arrays = {name: columns[name].array for name in self.features}
         if self.data is not None and (self.sink.tell() > FILE_BYTES or self.groups == FILE_EPISODES):
-            self.data.close()
-            self.sink.close()
-            self.data, self.file, self.groups = None, self.file + 1, 0
+            self._close_file()
         if self.data is None:
             schema = pa.schema({name: array.type for name, array in arrays.items()}, metadata={"huggingface": _hugging_face(self.features)})
             path = self.part / DATA_PATH.format(chunk_index=self.file // FILES_PER_CHUNK, file_index=self.file % FILES_PER_CHUNK)
@@ -271,6 +269,11 @@ class StoreWriter:
         self.data.write_table(pa.Table.from_arrays(list(arrays.values()), schema=self.data.schema), row_group_size=len(arrays["index"]))
         self.groups += 1
 
+    def _close_file(self) -> None:
+        self.data.close()
+        self.sink.close()
+        self.data, self.file, self.groups = None, self.file + 1, 0
+
     def _flush_rows(self) -> None:
         if not self.rows:
             return
@@ -285,8 +288,8 @@ class StoreWriter:
             raise UserError(f"No episode was added to {self.folder}.", expected="at least one", found=0)
         self._flush_rows()
         self.episode_table.close()
-        self.data.close()
-        self.sink.close()
+        if self.data is not None:
+            self._close_file()
         meta = self.part / "meta"
         pq.write_table(_task_table(self.tasks), meta / "tasks.parquet")
         info = {

@@ -22,12 +22,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from repro import clock
 from repro.data.calvin import DAMAGED_LIMIT, in_order
-from repro.data.episodes import Column, Episode, Store, StoreWriter
+from repro.data.episodes import Column, Episode, Store
 from repro.data.levir_arrow import png_of
 from repro.data.levir_entries import NO_CHANGE, Entry, Layout
 from repro.data.levir_layouts import find, unpack
 from repro.data.levir_pairs import GREY, GROUP, Pair, Pairs, cell, columns_of, pair, state_table, write_store
+from repro.data.resumable import ResumableWriter
 from repro.machine import UserError
 
 __all__ = ["GREY", "NO_CHANGE", "Pair", "Pairs", "ensure_store", "find", "import_levir", "pair", "read", "state_table", "unpack",
@@ -154,24 +156,32 @@ def _group(entries: list[Entry], difference: bool, size: str | None) -> tuple[di
 
 def import_levir(layout: Layout, split: str, place: Path | str, difference: bool = False, workers: int = 2, replace: bool = False,
                  log: Callable[[str], None] | None = None) -> dict:  # fmt: skip
-    """Write one split of a layout as a store, with `workers` processes; memory does not grow with the data.
+    """Write one split of a layout as a store, with `workers` processes; memory does not grow with the data. Killed, or stopped by
+    clock.OutOfTime, it goes on at the next call.
 
     Returns {pairs, states: {cell: count}, left_out: {name: why}, hash}. Raises UserError for a wrong structure, or for more than 1 % of
     pairs that cannot be used; then nothing is left at `place`.
     """
+    clock.check()
     say, entries = log or (lambda line: None), layout.of(split)
     say(f"{split}, {len(entries):,} pairs of {layout.describe().splitlines()[0]}")
-    left_out, states, size = {}, Counter(), usual_size(entries)
-    groups = ((entries[i : i + GROUP], difference, size) for i in range(0, len(entries), GROUP))
+    size, firsts = usual_size(entries), range(0, len(entries), GROUP)
     about = {"source": layout.kind, "split": split, "asked": _asked(layout, split, difference),
              "drawn": (layout.root / "aerial.json").is_file()}  # by sims/aerial.py
-    with StoreWriter(place, 1, about, replace) as writer:
-        for columns, counts, wrong in in_order(_group, groups, workers):
+    with ResumableWriter(place, 1, about, about, replace, drop=UserError) as writer:
+        done, left_out, states = (writer.note.get(name, none) for name, none in (("groups", 0), ("left_out", {}), ("states", {})))
+        states = Counter(states)
+        progress = clock.Progress(f"import {split}", len(entries), "pairs", say, before=min(len(entries), done * GROUP))
+        groups = ((entries[i : i + GROUP], difference, size) for i in firsts[done:])
+        for i, (columns, counts, wrong) in enumerate(in_order(_group, groups, workers), done + 1):
             left_out |= wrong
             few(left_out, len(entries), layout.root)
             states.update(counts)
             if columns:
                 writer.add(Episode("", columns, {"split": split}))
+            writer.note = {"groups": i, "left_out": left_out, "states": dict(states)}
+            progress(min(len(entries), i * GROUP))
+            clock.check()
         writer.meta |= {"states": dict(states), "left_out": left_out, "known_by": layout.known_by, "remarks": list(layout.remarks)}
     for name, why in left_out.items():
         say(f"left out: {name}: {why}")

@@ -32,9 +32,11 @@ from pathlib import Path
 import click
 import numpy as np
 
-from repro.data.episodes import Episode, Store, StoreWriter, as_column
-from repro.data.evidence import Evidence, check
+from repro import clock
+from repro.data.episodes import Episode, Store, as_column
+from repro.data.evidence import LOOKED, Evidence, check
 from repro.data.lerobot import LeRobot
+from repro.data.resumable import ResumableWriter
 from repro.machine import UserError
 
 FPS = 20  # of the simulator; LeRobot's sets say 10, which is a label
@@ -44,6 +46,7 @@ ORIENTATION = "upright, true left and right"
 ROWS, COLUMNS = (slice(None), slice(None, None, -1)), (slice(None), slice(None), slice(None, None, -1))
 UPRIGHT = {"raw": ROWS, "rotated": COLUMNS, "upright": (slice(None),)}  # how pictures (T, H, W, 3) lie -> what makes them upright
 GRIPPER = {"closes": (-1.0, 0.0), "opens": (1.0, 0.0), "opens01": (2.0, -1.0)}  # what +1 does (opens01: 1 open, 0 closed) -> scale, shift
+BEGUN = {"last": -1, "looked": -1}  # of a source: number of the last episode that is written, and of the last that Evidence looked at
 NOOP = 1e-4  # OpenVLA's rule: a movement below this, and the gripper as at the last action that was kept
 
 
@@ -57,6 +60,7 @@ class Source:
     observation: str  # what its rows hold: before | after the action
     orientation: str  # a key of UPRIGHT
     tasks: dict[str, str]
+    episodes: list[tuple[int, str]]  # (number, sentence) of all
     read: Callable[[Callable[[int, str], bool]], Iterator[tuple[int, Episode]]]
 
     def describe(self) -> str:
@@ -102,7 +106,8 @@ def _lerobot(folder: Path) -> Source:
             episode.info |= {"task_id": episode.task.replace(" ", "_"), "scene": folder.name}
             yield episode.info["episode"], episode
 
-    return Source(folder, f"LeRobot {data.version}", "codebase_version in meta/info.json", "before", "rotated", sentences, read)
+    return Source(folder, f"LeRobot {data.version}", "codebase_version in meta/info.json", "before", "rotated", sentences,
+                  [(index, sentence) for index, sentence, _, _ in data.episodes], read)
 
 
 def _hdf5(path: Path) -> Source:
@@ -134,7 +139,7 @@ def _hdf5(path: Path) -> Source:
     kind = "scripted" if scripted else "after" if own is not None else "before"
     read = lambda wanted: _demos(path, task, sentence, own, kind, wanted)
     return Source(path, layout, known_by, "before" if kind == "before" else "after", "upright" if upright else "raw",
-                  {task: sentence}, read)
+                  {task: sentence}, [(number, sentence) for number in sorted(int(name.split("_")[1]) for name in names)], read)
 
 
 def _opened(path: Path):
@@ -268,7 +273,8 @@ def chosen(sources: list[Source], task_names: Sequence[str]) -> set[str]:
 def import_libero(sources: Sequence[str | Path] | str | Path, out: Path | str, only: Callable[[int], bool] | None = None,
                   replace: bool = False, task_names: Sequence[str] = (), drop_noops: bool = False, orientation: str | None = None,
                   gripper: str = "closes", workers: int = 1, log: Callable[[str], None] | None = None) -> dict:  # fmt: skip
-    """Write the demonstrations of the sources as a store at `out`. Streams: at most `workers` + 1 episodes are in memory.
+    """Write the demonstrations of the sources as a store at `out`. Streams: at most `workers` + 1 episodes are in memory. Killed, or
+    stopped by clock.OutOfTime, it goes on at the next call.
 
     only: which demonstrations of each file (LeRobot: episodes), by number. orientation: how the sources' pictures lie (raw | rotated |
     upright), where it is not as the table above says. gripper: what +1 does in the sources (closes | opens; opens01: 1 open, 0 closed).
@@ -278,6 +284,7 @@ def import_libero(sources: Sequence[str | Path] | str | Path, out: Path | str, o
     for name, value, known in (("orientation", orientation, (None, *UPRIGHT)), ("gripper", gripper, GRIPPER)):
         if value not in known:
             raise UserError(f"no {name} {value!r}", " | ".join(filter(None, known)), value)
+    clock.check()
     found, say = sources_of(sources), log or (lambda line: None)
     sentences = chosen(found, task_names)
     meta = {"source": found[0].layout, "robot_type": "panda", "simulator": "libero", "action": ACTION_UNITS,
@@ -285,26 +292,28 @@ def import_libero(sources: Sequence[str | Path] | str | Path, out: Path | str, o
             "observation": "before its action", "files": [source.path.name for source in found],
             "sources": [source.describe() for source in found], "noops_dropped": drop_noops,
             "asked": _asked(task_names, drop_noops, orientation, gripper)}  # fmt: skip
-    noops, evidence, warnings = 0, {}, []
-    with StoreWriter(out, FPS, meta, replace) as writer, ThreadPoolExecutor(workers) as pool:
-        for source in found:
+    wanted = lambda number, sentence: sentence in sentences and (only is None or only(number))
+    asked = [[source.path.name, *_sizes(source.path), [n for n, sentence in source.episodes if wanted(n, sentence)]] for source in found]
+    total = sum(len(one[-1]) for one in asked)
+    with ResumableWriter(out, FPS, meta, {**meta, "of": asked}, replace, UserError) as writer, ThreadPoolExecutor(workers) as pool:
+        note = writer.note = {"sources": 0, **BEGUN, "tried": 0, "noops": 0, "evidence": {}, "warnings": []} | writer.note
+        if note["tried"]:
+            say(f"{note['tried']:,} of {total:,} episodes are here already")
+        progress = clock.Progress("import", total, "episodes", say, before=note["tried"])
+        for source in found[note["sources"] :]:
             say(source.describe())
-            seen, lie = Evidence(), orientation or source.orientation
-
-            def house(source=source, seen=seen, lie=lie):
-                nonlocal noops
-                for number, episode in source.read(lambda n, s: s in sentences and (only is None or only(n))):
-                    episode, dropped = _house(episode, f"{source.path}, episode {number}", lie, gripper, drop_noops)
-                    noops += dropped
-                    if len(episode.columns["action"]):
-                        seen.add(episode)
-                        yield episode
-
-            for episode in encoded(house(), pool, workers):
-                writer.add(episode)
+            lie, seen = orientation or source.orientation, Evidence()
+            house = lambda n, episode, source=source, lie=lie: _house(episode, f"{source.path}, episode {n}", lie, gripper, drop_noops)
+            for number, dropped, episode in _read(source, wanted, house, note, seen, pool, workers):
+                if len(episode.columns["action"].array):
+                    writer.add(episode)
+                note |= {"last": number, "tried": note["tried"] + 1, "noops": note["noops"] + dropped}
+                progress(note["tried"])
             if seen.episodes:
-                evidence[source.path.name] = seen.found()
-                warnings += check(evidence[source.path.name], str(source.path), lie, gripper)
+                note["evidence"][source.path.name] = seen.found()
+                note["warnings"] += check(note["evidence"][source.path.name], str(source.path), lie, gripper)
+            note |= {"sources": note["sources"] + 1, **BEGUN}
+        noops, evidence, warnings = (note[name] for name in ("noops", "evidence", "warnings"))
         scripted, maker = _maker(found[0])
         writer.meta |= {"made_by": maker, "evidence": evidence, "simulator": "grocery table" if "grocery" in maker else "libero"}
         suites = sorted({source.path.parent.name if source.path.is_file() else source.path.name for source in found})
@@ -315,18 +324,35 @@ def import_libero(sources: Sequence[str | Path] | str | Path, out: Path | str, o
             "evidence": evidence, "warnings": warnings, "hash": writer.hash.hexdigest(), "files": [str(s.path) for s in found]}  # fmt: skip
 
 
-def encoded(episodes: Iterator[Episode], pool: ThreadPoolExecutor, workers: int) -> Iterator[Episode]:
-    """The episodes in order with columns ready to be written, made by the pool's threads, `workers` at a time."""
+def _sizes(path: Path) -> list[int]:
+    return [file.stat().st_size for file in (sorted(path.rglob("*.parquet")) if path.is_dir() else [path])]
 
-    def columns(episode: Episode) -> Episode:
-        return Episode(episode.task, {name: as_column(name, values) for name, values in episode.columns.items()}, episode.info)
 
-    waiting = []
-    for episode in episodes:
-        waiting.append(pool.submit(columns, episode))
+def _read(source: Source, wanted: Callable[[int, str], bool], house: Callable[[int, Episode], tuple[Episode, int]], note: dict,
+          seen: Evidence, pool: ThreadPoolExecutor, workers: int) -> Iterator[tuple[int, int, Episode]]:  # fmt: skip
+    """(number, rows left out, episode encoded by the pool's threads) of the source's episodes after note["last"].
+
+    Of those before, written in an earlier session, the ones up to note["looked"] are read again for what they say of the source.
+    """
+    last, looked, waiting = note["last"], note["looked"], []
+    for number, episode in source.read(lambda n, s: wanted(n, s) and (n > last or n <= looked)):
+        clock.check()
+        episode, dropped = house(number, episode)
+        if seen.episodes < LOOKED:
+            note["looked"] = max(number, note["looked"])
+        if len(episode.columns["action"]):
+            seen.add(episode)
+        if number > last:
+            waiting.append((number, dropped, pool.submit(_encoded, episode)))
         if len(waiting) > workers:
-            yield waiting.pop(0).result()
-    yield from (job.result() for job in waiting)
+            number, dropped, job = waiting.pop(0)
+            yield number, dropped, job.result()
+    for number, dropped, job in waiting:
+        yield number, dropped, job.result()
+
+
+def _encoded(episode: Episode) -> Episode:
+    return Episode(episode.task, {name: as_column(name, values) for name, values in episode.columns.items()}, episode.info)
 
 
 def _asked(task_names=(), drop_noops=False, orientation=None, gripper="closes") -> dict:

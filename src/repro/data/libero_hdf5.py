@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from repro import clock
 from repro.machine import UserError
 from repro.sims import demos, environments
 from repro.sims.base import Launch
@@ -46,7 +47,8 @@ def write(folder: Path | str, suite: str = "libero_object", tasks: Sequence[int 
           layout: str = "official", seed: int = 0, workers: int = 1, launch: Callable[[str], Launch] | None = None,
           noise: Sequence[float] = (0.0,), pushes: float = 0.0, every: int = 1, first: int = 0, image_size: int = 128,
           log: Callable[[str], None] = print) -> Path:
-    """Play and write `per_task` episodes of each task; one file a task, whole or not at all. Returns the suite's folder.
+    """Play and write `per_task` episodes of each task; one file a task, whole or not at all. Returns the suite's folder. Out of time, the
+    task that is being written is dropped.
 
     The content depends on the arguments alone, not on `workers`. suite "grocery" is the embedded table;
     layout: "official" | "wide" (libero_object, grocery); first: number of the first start, so official init states `first` ... are used;
@@ -67,16 +69,22 @@ def write(folder: Path | str, suite: str = "libero_object", tasks: Sequence[int 
         if there := [path for path in paths if path.exists()]:
             raise UserError(f"{there[0]} is there already", "a new folder", ", ".join(path.name for path in there),
                             "remove it, or give another folder")
+        progress = clock.Progress("demonstrations", per_task * len(paths), "episodes", log)
         for task, path in zip(tasks, paths, strict=True):
             jobs = [(task, number) for number in range(first, first + per_task)]
             found = crew.map(lambda job: _episode(crew, suite, layout, seed, settings, per_task, *job), jobs)
             failed = _write_task(path, found, per_task, settings, layout, seed)
             log(f"{path}: {per_task} episodes" + (f", {failed} other attempts failed" if failed else ""))
+            progress(per_task * (paths.index(path) + 1))
     return folder
 
 
 def ensure_grocery(folder: Path | str, settings, seed: int = 0, log: Callable[[str], None] = print) -> Path:
-    """The grocery table's files of a profile, wide layout: those in `folder` where they are of the same request, else written anew."""
+    """The grocery table's files of a profile, wide layout: those in `folder` where they are of the same request, else written anew.
+
+    Out of time, all of it is written anew in the next session: 6 minutes of one core in every profile.
+    """
+    clock.check()
     folder = Path(folder).expanduser()
     request = {"per_task": settings.grocery_per_task, "seed": seed, "noise": settings.noise / 2, "version": 2}
     note, place = folder / "request.json", folder / "grocery"
@@ -111,6 +119,7 @@ def _write_task(path: Path, episodes, per_task: int, settings: dict, layout: str
         with h5py.File(part, "w") as file:
             data = file.create_group("data")
             for i, played in enumerate(episodes):
+                clock.check()
                 if i == 0:
                     _describe(data, played, settings, layout, seed)
                 _demo(data.create_group(f"demo_{i}"), played, settings["every"])

@@ -20,6 +20,7 @@ from urllib.parse import urljoin, urlsplit
 
 import numpy as np
 
+from repro import clock
 from repro.machine import UserError
 
 CHUNK = 8 * 2**20  # bytes of one request
@@ -62,6 +63,7 @@ class Remote:
         """Bytes start..end (end excluded)."""
         why = ""
         for wait in (0, *self.waits):
+            clock.check(wait)
             if wait:
                 self.sleep(wait)
             try:

@@ -5,7 +5,8 @@ current task is tested after every simulator step; the instruction is the task's
 loop; when a task is achieved the rest of the chunk is dropped and the policy is asked anew with the next instruction.
 
 Many simulators are stepped together and one batched policy call serves all of them. Only frames the policy sees are rendered.
-Every finished chain is one line of `<folder>/outcomes.jsonl`; a killed run continues there. A chain of length 1 is a plain rollout.
+Every finished chain is one line of `<folder>/outcomes.jsonl`; a run that was killed, or stopped by clock.OutOfTime, continues there: chains
+that were under way begin again. A chain of length 1 is a plain rollout.
 Rates are counts over N chains (an official script divides by N+1).
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from repro import clock, freshness
 from repro.intervals import bootstrap, wilson
 from repro.machine import UserError
 from repro.sims.base import Launch
@@ -44,16 +46,17 @@ class Outcome:
 
 def evaluate(policy, simulator: Launch | Callable[[], object], chains: list, folder: str | Path, max_steps: int = 360, simulators: int = 32,
              instructions: dict[str, str] | None = None, execute: int | None = None, name: str | None = None, fresh: bool = False,
-             workers: int = 0, patience: float = 180.0, log: Callable[[str], None] = print) -> list[Outcome]:
+             workers: int = 0, patience: float = 180.0, renew: bool = False, log: Callable[[str], None] = print) -> list[Outcome]:
     """Outcomes of `policy` on `chains`, in their order.
 
     policy: `act(observations: list[dict], instructions: list[str]) -> (B, K, 7)` in [-1, 1]; `sees = False` on it asks for no pictures,
     `privileged = True` stands for the simulator's own expert. simulator: how one is started (`sims.base.Launch`), or, without workers, a
     callable that gives one. chains: (initial state, tasks) pairs, all of one length. execute: how many actions of a chunk are run (None:
-    all). folder: holds `evaluation.json` (what is evaluated) and `outcomes.jsonl`; a rerun continues, another evaluation there is refused
-    unless `fresh`. instructions: task -> sentence (default: the play table's validation wordings). simulators: stepped together.
-    workers: processes that share them, each with its simulator's own interpreter; 0: this process. A worker that dies or gives no answer
-    for `patience` seconds is replaced and its chains begin again from their start states.
+    all). folder: holds `evaluation.json` (what is evaluated) and `outcomes.jsonl`; a rerun continues. Outcomes of another evaluation there
+    (policy, chains, rules or the library's code) are refused; with `renew` they go, with `fresh` those of this one go too. instructions:
+    task -> sentence (default: the play table's validation wordings). simulators: stepped together. workers: processes that share them, each
+    with its simulator's own interpreter; 0: this process. A worker that dies or gives no answer for `patience` seconds is replaced and its
+    chains begin again from their start states.
     """
     if instructions is None:
         from repro.sims.tabletop.language import VALIDATION as instructions
@@ -61,17 +64,21 @@ def evaluate(policy, simulator: Launch | Callable[[], object], chains: list, fol
     name = name or getattr(policy, "name", type(policy).__name__)
     used = {task: instructions[task] for _, tasks in chains for task in tasks}
     what = {"policy": name, "identity": identity(policy), "chains": _digest(chains), "n": len(chains), "max_steps": max_steps,
-            "execute": execute, "instructions": _digest(used)}
-    file = _open_folder(Path(folder), what, fresh, log)
+            "execute": execute, "instructions": _digest(used), "code": freshness.code("models", "sims", "evaluation/chains.py")}
+    clock.check()
+    file = _open_folder(Path(folder), what, fresh, renew, log)
     outcomes = {o.chain: o for o in read_outcomes(file, log)}
     waiting = [i for i in range(len(chains)) if i not in outcomes]
     if outcomes and waiting:
         log(f"{name}: {len(outcomes)} of {len(chains)} chains are done already, continuing")
-    started, before, renders = time.monotonic(), len(outcomes), getattr(policy, "sees", True)
+    earlier, started, slowest, renders = spent(file.parent), time.monotonic(), 0.0, getattr(policy, "sees", True)
+    progress = clock.Progress(name, len(chains), "chains", log, before=len(outcomes))
     groups, simulators = _groups(simulator, renders, max_steps, simulators if waiting else 0, workers, patience, log)
     home, seen = {}, {}  # chain -> its group, chain -> what its policy sees
     try:
         while waiting or seen:
+            clock.check(slowest)
+            round_began = time.monotonic()
             fresh_chains = [{} for _ in groups]
             while waiting and len(home) < simulators:
                 index = waiting.pop(0)
@@ -85,14 +92,13 @@ def evaluate(policy, simulator: Launch | Callable[[], object], chains: list, fol
             found = _everywhere(groups, "run", [{i: chunks[i] for i in order if home[i] == g} for g in range(len(groups))])
             seen = {i: answer for i, answer in found.items() if isinstance(answer, dict)}
             ended = [Outcome(i, name, tuple(chains[i][1]), *found[i]) for i in sorted(found.keys() - seen.keys())]
-            _append(file, ended)
+            _append(file, ended, earlier + time.monotonic() - started)
             for outcome in ended:
                 outcomes[outcome.chain] = outcome
                 del home[outcome.chain]
-                if len(outcomes) % max(1, len(chains) // 10) == 0 or len(outcomes) == len(chains):
-                    rate = (len(outcomes) - before) / max(time.monotonic() - started, 1e-9)
-                    mean = np.mean([o.length for o in outcomes.values()])
-                    log(f"{name}: {len(outcomes)}/{len(chains)} chains, {rate:.2f} chains/s, average length so far {mean:.2f}")
+            if ended:
+                progress(len(outcomes), f"average length so far {np.mean([o.length for o in outcomes.values()]):.2f}")
+            slowest = max(slowest, time.monotonic() - round_began)
     finally:
         for group in groups:
             group.close()
@@ -126,12 +132,12 @@ def _everywhere(groups: list, method: str, work: list[dict]) -> dict:
     return {index: answer for group, _ in asked for index, answer in group.answer().items()}
 
 
-def _append(file: Path, ended: list[Outcome]) -> None:
-    """One line each, on the disk before anything else happens."""
+def _append(file: Path, ended: list[Outcome], seconds: float) -> None:
+    """One line each, on the disk before anything else happens; with the seconds that the evaluation has taken so far, in all sessions."""
     if not ended:
         return
     with open(file, "a") as lines:
-        lines.writelines(json.dumps(asdict(outcome)) + "\n" for outcome in ended)
+        lines.writelines(json.dumps({**asdict(outcome), "seconds": round(seconds, 1)}) + "\n" for outcome in ended)
         lines.flush()
         os.fsync(lines.fileno())
 
@@ -185,11 +191,12 @@ def _bytes():
     return torch.uint8
 
 
-def _open_folder(folder: Path, what: dict, fresh: bool, log) -> Path:
+def _open_folder(folder: Path, what: dict, fresh: bool, renew: bool, log) -> Path:
     """Path of outcomes.jsonl in a folder that belongs to this evaluation, or a UserError that names what differs."""
     about, file = folder / "evaluation.json", folder / "outcomes.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
-    if fresh and (about.exists() or file.exists()):
+    other = about.exists() and json.loads(about.read_text()) != what
+    if (fresh or renew and other) and (about.exists() or file.exists()):
         log(f"{folder}: starting anew, earlier outcomes are removed")
         file.unlink(missing_ok=True)
         about.unlink(missing_ok=True)
@@ -226,6 +233,13 @@ def read_outcomes(file: str | Path, log=print) -> list[Outcome]:
             raise UserError(f"{file}, line {number} is not an outcome", "chain, policy, tasks, success, steps", line[:80],
                             "remove the line; its chain runs again") from error
     return found
+
+
+def spent(folder: Path | str) -> float:
+    """Seconds that the evaluation in this folder has taken, over all its sessions; 0 where none is told."""
+    file = Path(folder) / "outcomes.jsonl"
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return float(json.loads(lines[-1]).get("seconds", 0)) if lines else 0.0
 
 
 # ---- what the outcomes say -----------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from repro import machine, results
+from repro import clock, machine, results
 from repro.data.boxes import BoxIndex
 from repro.data.calvin import Calvin, canonical, ensure_store
 from repro.data.episodes import Store
@@ -49,6 +49,7 @@ from repro.sims.tabletop.tasks import initial_state, random_symbolic
 NOUNS = {"red_block": "red block", "blue_block": "blue block", "pink_block": "pink block", "drawer": "drawer", "slider": "sliding door",
          "button": "button", "switch": "switch", "led": "led", "lightbulb": "light bulb"}  # fmt: skip
 OCCLUDED, SMALL, SEEN = 0.6, 0.004, 0.1
+OPTIONS = (NONE, *SINGLE, *WITHOUT, ALL)  # that a measurement compares
 # The guide's own claims for GroundingDINO on CALVIN (papers/reconvla/notes.md); it states neither n nor rules.
 GUIDE = {"simple": 0.92, "complex": 0.67}
 
@@ -232,10 +233,13 @@ class Measured:
         return calibration(np.array([g.score for g in self.gazes])[claims], self.hit[claims])
 
 
-def measure(detector: Detector, frames: Set, options: Options) -> Measured:
-    """Look for every episode's thing in its frames."""
+def measure(detector: Detector, frames: Set, options: Options, log: Callable[[str], None] = lambda line: None) -> Measured:
+    """Look for every episode's thing in its frames; OutOfTime where the session ends."""
     source, gazes, start = "colour" if detector.name == "colour" else "detector", [], time.monotonic()
-    for episode in frames.episodes:
+    progress = clock.Progress(f"{detector.name}, {frames.name}, {options.label}", len(frames.episodes), "episodes", log)
+    for i, episode in enumerate(frames.episodes):
+        clock.check()
+        progress(i)
         gazes += look(detector, episode.images, episode.phrases, options, episode.held, source)
     seconds = time.monotonic() - start
     truth = np.concatenate([e.truth for e in frames.episodes])
@@ -275,7 +279,7 @@ def gain(one: Measured, none: Measured, part: np.ndarray) -> dict:
     return _clustered(one.hit.astype(float) - none.hit, none.counted & part, none.group, -1.0)
 
 
-def compare(detector: Detector, sets: Sequence[Set], options: Sequence[Options] = (NONE, *SINGLE, *WITHOUT, ALL), seed: int = 0,
+def compare(detector: Detector, sets: Sequence[Set], options: Sequence[Options] = OPTIONS, seed: int = 0,
             log: Callable[[str], None] = print) -> tuple[list[dict], dict]:
     """Measure every set with every choice of options, NONE and ALL always among them; (run records, {(set, label): Measured}). A
     record's minutes are those of all its set's measurements: they share what the detector has seen."""
@@ -283,7 +287,7 @@ def compare(detector: Detector, sets: Sequence[Set], options: Sequence[Options] 
     for frames in sets:
         start = time.monotonic()
         for each in dict.fromkeys((NONE, ALL, *options)):
-            one = found[frames.name, each.label] = measure(detector, frames, each)
+            one = found[frames.name, each.label] = measure(detector, frames, each, log)
             rates = {"simple": one.rate(~one.complex), "complex": one.rate(one.complex)}
             shares = ", ".join(f"{name} {m['value']:.3f} (n {m['n']})" for name, m in rates.items() if m["n"])
             log(f"{detector.name}, {frames.name}, {each.label}: {shares}, {1000 * one.seconds / max(1, len(one.hit)):,.0f} ms a frame")
@@ -395,30 +399,51 @@ def run(work: Path, profile: str, detectors: Sequence[Detector], folders: Sequen
         log: Callable[[str], None] = print) -> list[dict]:
     """Measure detectors on cluttered scenes, on unseen textures and on the validation split of every folder in CALVIN's layout with
     boxes.json (its instructions' own things, and all items); records in work/runs, sheets and reliability in work/figures, tables
-    in work/report.md."""
+    in work/report.md. What an earlier session has measured of the same sets, with the same detector and commit, is not measured again."""
     if profile not in SIZES:
         raise UserError(f"there is no profile {profile!r}", " | ".join(SIZES), profile, "use one of these names")
     for folder in folders:  # before an hour is spent
         if not (Path(folder) / "validation" / "boxes.json").is_file():
             raise UserError(f"{folder} has no true boxes to compare with.", f"{folder}/validation/boxes.json", "none",
                             "the folder over training/ and validation/, in CALVIN's layout, that a simulator wrote (repro demos calvin)")
-    for earlier in ("runs", "figures"):
-        shutil.rmtree(work / earlier, ignore_errors=True)
     clips, tables = SIZES[profile]
     sets, every = [clutter(clips), textures(tables, seed=1)], 4 if profile == "smoke" else 1
     for folder in folders:
         store = ensure_store(folder, "validation", work / "store" / Path(folder).name)
         sets += [stored(store, every), items(folder, "validation", every, Path(folder).name)]
-    records = []
+    records, found = [], _still_good(work, detectors, sets, seed)
+    if not found:
+        shutil.rmtree(work / "figures", ignore_errors=True)
     for detector in detectors:
         for frames in sets:
-            made, found = compare(detector, [frames], seed=seed, log=log)
-            for record in made:
-                results.save(record, work / "runs")
-            save_figures(found[frames.name, "all"], found[frames.name, "none"], work / "figures", detector.name)
-            (work / "report.md").write_text(report(ordered(work)))
+            made = found.get((detector.name, frames.name))
+            if made is None:
+                made, measured = compare(detector, [frames], OPTIONS, seed, log)
+                save_figures(measured[frames.name, "all"], measured[frames.name, "none"], work / "figures", detector.name)
+                for record in made:
+                    results.save(record, work / "runs")
+                (work / "report.md").write_text(report(ordered(work)))
             records += made
     return records
+
+
+def _still_good(work: Path, detectors: Sequence[Detector], sets: Sequence[Set], seed: int) -> dict[tuple[str, str], list[dict]]:
+    """{(detector, set): its records} of an earlier session where they are all there and still hold; any other record is removed."""
+    commit, found = results.provenance()["commit"], {}
+    kept = [] if "+changes" in commit else [results.load(path) for path in sorted(work.glob("runs/*.json"))]  # edited: anything may differ
+    for detector in detectors:
+        for frames in sets:
+            asked = (detector.name, frames.name, detector.fingerprint(), frames.digest, seed, commit)
+            mine = [r for r in kept if asked == (r["config"]["detector"], r["data"], r["config"]["fingerprint"],
+                                                 r["data_hash"], r["seed"], r["commit"])]  # fmt: skip
+            by_label = {r["config"]["options"]: r for r in mine}
+            if by_label.keys() == {options.label for options in OPTIONS}:
+                found[detector.name, frames.name] = [by_label[options.label] for options in OPTIONS]
+    good = {f"{r['id']}.json" for some in found.values() for r in some}
+    for path in work.glob("runs/*.json"):
+        if path.name not in good:
+            path.unlink()
+    return found
 
 
 def save_figures(one: Measured, none: Measured, folder: Path, name: str) -> list[Path]:
@@ -473,7 +498,7 @@ END = "<!-- end of gaze -->"
 
 def ordered(folder: Path) -> list[dict]:
     """The records of folder/runs in the order of a report: by set, then none, one option, all but one, all."""
-    labels = [options.label for options in (NONE, *SINGLE, *WITHOUT, ALL)]
+    labels = [options.label for options in OPTIONS]
     kinds = ("clutter", "CALVIN", "tabletop")
     place = lambda r: ([r["simulator"].startswith(kind) for kind in kinds].index(True), r["data"], r["config"]["detector"],
                        labels.index(r["config"]["options"]))  # fmt: skip

@@ -6,6 +6,7 @@ beside it (a constant action, a blind model, another episode's instruction), and
 
 import numpy as np
 
+from repro import clock
 from repro.data.episodes import Store
 from repro.intervals import bootstrap
 
@@ -28,17 +29,19 @@ def recorded_chunks(actions: np.ndarray, starts: np.ndarray, chunk: int) -> np.n
     return actions[np.minimum(starts[:, None] + np.arange(chunk), len(actions) - 1)]
 
 
-def action_error(policy, store: Store, every: int = 5, shuffle_instructions: bool = False) -> dict[str, dict]:
+def action_error(policy, store: Store, every: int = 5, shuffle_instructions: bool = False, log=print) -> dict[str, dict]:
     """Errors of `policy` on every `every`-th frame of each episode of `store`.
 
     Returns {"motion error": .., "gripper accuracy": ..}, each {"value", "n", "low", "high"}: the mean absolute error of the six
     motion dimensions over the whole chunk (in action units, [-1, 1]) and the share of right gripper signs. n counts episodes;
     the 95 % interval is a bootstrap over episodes, because frames of one episode are not independent.
-    `shuffle_instructions` gives every episode the sentence of another task (the next one in the store that differs).
+    `shuffle_instructions` gives every episode the sentence of another task (the next one in the store that differs). Minutes at most in
+    every profile: out of time, it begins again in the next session.
     """
-    motion, gripper = [], []
+    motion, gripper, progress = [], [], clock.Progress("action error", len(store), "episodes", log)
     sentences = [info.task for info in store.episodes]
     for position, info in enumerate(store.episodes):
+        clock.check()
         episode = store.read(info.index)
         starts = np.arange(0, info.length, every)
         seen = {key: column for key, column in episode.columns.items() if key.startswith("observation")}
@@ -48,6 +51,7 @@ def action_error(policy, store: Store, every: int = 5, shuffle_instructions: boo
         truth = recorded_chunks(episode.columns["action"], starts, predicted.shape[1])
         motion.append(float(np.abs(predicted[..., :6] - truth[..., :6]).mean()))
         gripper.append(float((np.sign(predicted[..., 6]) == np.sign(truth[..., 6])).mean()))
+        progress(position + 1)
     return {"motion error": _measured(motion, (0.0, 2.0)), "gripper accuracy": _measured(gripper, (0.0, 1.0))}
 
 

@@ -54,9 +54,9 @@ def load_policy(folder: Path | str, store=None, run: Path | str | None = None):
     return policy.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def minutes(policy, begun: float) -> float:
-    """Wall clock of a record: training, where the policy was trained, and evaluation since `begun`."""
-    return getattr(policy, "minutes", 0.0) + (time.monotonic() - begun) / 60
+def minutes(policy, begun: float | None = None, seconds: float = 0.0) -> float:
+    """Wall clock of a record: training, where the policy was trained, and evaluation since `begun`, or of so many seconds."""
+    return getattr(policy, "minutes", 0.0) + (seconds if begun is None else time.monotonic() - begun) / 60
 
 
 def mended(policy) -> dict[str, dict]:

@@ -15,14 +15,13 @@ drawn from seeds that no scripted demonstration has (`WIDE_SEED`).
 """
 
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from repro import results
+from repro import clock, results
 from repro.data.episodes import Store
 from repro.data.libero import sentence_of
 from repro.evaluation import chains, films, floors, protocols
@@ -121,11 +120,11 @@ def beside(policy, demonstrations: dict[str, np.ndarray], plan: Plan, seed: int 
 
 
 def run(policy, plan: Plan, folder: Path | str, name: str | None = None, simulators: int = 16, workers: int = 0, fresh: bool = False,
-        log: Callable[[str], None] = print) -> list[Outcome]:
+        renew: bool = False, log: Callable[[str], None] = print) -> list[Outcome]:
     """The outcomes of a policy on a plan, in its order; what `folder` holds of the same evaluation is kept (chains.evaluate)."""
     workers = workers if plan.suite == GROCERY else max(1, workers)  # LIBERO's packages are not ours
     return chains.evaluate(policy, plan.launch, plan.chains, folder, plan.max_steps, simulators, plan.sentences, plan.execute, name, fresh,
-                           workers, log=log)
+                           workers, renew=renew, log=log)
 
 
 def summarise(outcomes: list[Outcome], seed: int = 0) -> dict[str, dict]:
@@ -146,24 +145,25 @@ def summarise(outcomes: list[Outcome], seed: int = 0) -> dict[str, dict]:
 
 
 def score(scored: dict[str, object], plan: Plan, folder: Path | str, store: Store, system: str = "vggt_vla", seed: int = 0, videos: int = 0,
-          simulators: int = 16, workers: int = 0, fresh: bool = False, config: dict | None = None,
+          simulators: int = 16, workers: int = 0, fresh: bool = False, config: dict | None = None, renew: bool = False,
           log: Callable[[str], None] = print) -> list[dict]:
     """Evaluate every policy on the same starts; outcomes, films (of the first policy) and a run record each, below `folder`. The records,
     each with the successes of all episodes, a digit each, as `outcomes`.
 
-    store: the training data. videos: films of so many successes and as many failures.
+    store: the training data. videos: films of so many successes and as many failures. fresh, renew: see chains.evaluate.
     """
     folder, found = Path(folder), []
     for name, policy in scored.items():
-        begun, place = time.monotonic(), folder / "outcomes" / _file(plan.name) / _file(name)
-        outcomes = run(policy, plan, place, name, simulators, workers, fresh, log)
+        place = folder / "outcomes" / _file(plan.name) / _file(name)
+        outcomes = run(policy, plan, place, name, simulators, workers, fresh, renew, log)
         if name == next(iter(scored)) and videos:
             film(policy, plan, outcomes, folder / "films" / _file(plan.name), videos, log)
         rules = {"protocol": plan.protocol, "layout": plan.layout, "max_steps": plan.max_steps, "execute": plan.execute,
                  "settle_steps": plan.about["settle_steps"], "simulator": plan.about}
         record = results.record(
             system, name, benchmark=plan.name, data=store.meta["name"], data_hash=store.hash, seed=seed,
-            config={**(config or {}), **rules, "policy": about(policy)}, metrics=summarise(outcomes, seed), minutes=minutes(policy, begun),
+            config={**(config or {}), **rules, "policy": about(policy)}, metrics=summarise(outcomes, seed),
+            minutes=minutes(policy, seconds=chains.spent(place)),
             simulator=plan.about["simulator"], renderer=f"{plan.about['renderer']}, {plan.about['assets']}", not_comparable_with=[system])
         found.append({**record, "outcomes": "".join(str(outcome.length) for outcome in outcomes)})
         results.save(found[-1], folder / "runs")
@@ -181,6 +181,7 @@ def film(policy, plan: Plan, outcomes: list[Outcome], folder: Path | str, count:
         first = {o.tasks: o for o in reversed(ended)}  # one a task, then the others
         for outcome in sorted(ended, key=lambda o: (first[o.tasks] is not o, o.chain))[:count]:
             task, = outcome.tasks
+            clock.check()
             shots, solved = films.play(policy, plan.launch, plan.chains[outcome.chain], plan.sentences[task], plan.max_steps, plan.execute,
                                        outcome.chain)
             made.append(films.write(Path(folder) / f"{_file(task)}_{outcome.chain}_{'success' if solved else 'failure'}.mp4", shots))

@@ -3,7 +3,8 @@
     annotate("data/store", "truth")                       # adds gaze.box, gaze.score, gaze.source, gaze.note
     annotate("data/store", "transformers", weights="IDEA-Research/grounding-dino-tiny", crop_size=(224, 224))
 
-Episodes stream through; what is done is kept, so that a killed run goes on where it was (`data.columns`).
+Episodes stream through; what is done is kept, so that a run that was killed, or stopped by clock.OutOfTime, goes on where it was
+(`data.columns`).
 """
 
 import hashlib
@@ -32,7 +33,7 @@ EXACT = ("truth", "state")  # where boxes come from without looking
 
 def annotate(folder: Path | str, detector: str | Detector = "truth", options: Options = ALL, *, weights: str | Path | None = None,
              follow: bool = True, look_ahead: bool = True, crop_size: tuple[int, int] | None = None, margin: float = 0.0,
-             minimum: int = 0, camera: Camera | None = None, log: Callable[[str], None] | None = None) -> dict:
+             minimum: int = 0, camera: Camera | None = None, log: Callable[[str], None] | None = print) -> dict:
     """Add gaze.box (T, 4), gaze.score (T,), gaze.source and gaze.note to every episode of a store; a report of what was found.
 
     detector: "truth" takes the simulator's boxes from the column `info.boxes`; "state" projects CALVIN's recorded state through the

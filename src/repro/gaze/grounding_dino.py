@@ -89,6 +89,7 @@ class GroundingDino:
         sizes = [self._size(image, i) for i, image in enumerate(images)]
         found, order = {}, sorted(range(len(sizes)), key=lambda i: (sizes[i], texts[i]))
         while order:
+            clock.check()  # a batch may take seconds, an episode minutes
             take = [i for i in order[: self.batch] if sizes[i] == sizes[order[0]]]
             order = order[len(take) :]
             logits, boxes = self.raw([images[i] for i in take], [texts[i][0] for i in take])

@@ -18,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from repro import clock
 from repro.data.calvin import in_order
 from repro.data.episodes import encode_png
 from repro.data.levir_entries import NO_CHANGE
@@ -154,8 +155,9 @@ def tasks(folder: Path, counts: dict[str, int], seed: int) -> Iterator[tuple]:
             yield folder, split, number, state, (seed, which, i)
 
 
-def write(folder: Path | str, train: int, val: int, test: int, seed: int = 0, workers: int = 1) -> Path:
-    """Write `train`, `val` and `test` pairs as LEVIR-MCI lays them out, whole or not at all; the folder must not exist yet.
+def write(folder: Path | str, train: int, val: int, test: int, seed: int = 0, workers: int = 1, log=print) -> Path:
+    """Write `train`, `val` and `test` pairs as LEVIR-MCI lays them out, whole or not at all; the folder must not exist yet. Out of time, it
+    is written anew in the next session: in every profile that is less than 2 minutes.
 
     LevirCCcaptions.json; images/{train,val,test}/{A,B,label}/<split>_<6 digits>.png; aerial.json says that a program drew them.
     """
@@ -164,7 +166,8 @@ def write(folder: Path | str, train: int, val: int, test: int, seed: int = 0, wo
         raise UserError(f"{folder} exists", found="a file or folder", next_step="choose another folder, or delete it")
     if min(counts.values()) < 0 or not sum(counts.values()):
         raise UserError("these are no numbers of pairs", "none below 0, one above", counts)
-    part = folder.with_name(folder.name + ".part")
+    clock.check()
+    part, progress = folder.with_name(folder.name + ".part"), clock.Progress("drawing", sum(counts.values()), "pairs", log)
     shutil.rmtree(part, ignore_errors=True)
     try:
         for split in counts:
@@ -176,6 +179,8 @@ def write(folder: Path | str, train: int, val: int, test: int, seed: int = 0, wo
             told = [{"tokens": s.split(), "raw": f" {s} .", "imgid": i, "sentid": 5 * i + k} for k, s in enumerate(sentences)]
             images.append({"filepath": split, "filename": name, "imgid": i, "sentids": [5 * i + k for k in range(5)], "split": split,
                            "changeflag": int(changed), "sentences": told})  # fmt: skip
+            progress(i + 1)
+            clock.check()
         (part / CAPTIONS).write_text(json.dumps({"images": images, "dataset": "repro aerial"}))
         (part / "aerial.json").write_text(json.dumps(about(counts, seed)))
         os.rename(part, folder)

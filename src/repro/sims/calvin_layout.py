@@ -22,7 +22,7 @@ import os
 import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from repro import clock
 from repro.machine import UserError
 from repro.sims import demos
 from repro.sims.base import Launch
@@ -129,7 +130,10 @@ def _players(launch: Callable[[str], Launch] | None, scene: str, workers: int, l
             yield _Table(map)
             return
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            yield _Table(pool.map)
+            try:
+                yield _Table(pool.map)
+            finally:
+                pool.shutdown(cancel_futures=True)  # after an error, or out of time, what waits is not done any more
         return
     with demos.Crew(launch, workers, log) as crew:
         yield _Real(crew, scene)
@@ -179,7 +183,8 @@ def write(root: Path | str, scenes=("D",), tasks=None, episodes_per_task: int = 
           validation_scene: str | None = None, seed: int = 0, workers: int = 2, launch: Callable[[str], Launch] | None = None,
           log=print, variation: float = 1.0, noise: float = 0.0, row: int = TASKS_IN_A_ROW,
           draw_every: int = 1) -> Path:  # fmt: skip
-    """Write the data set at `root` (which must not exist), whole or not at all.
+    """Write the data set at `root` (which must not exist), whole or not at all: out of time, it is written anew in the next session. On the
+    play table that is less than 5 minutes in every profile.
 
     launch: how CALVIN's simulator is started, scene -> Launch; None: the play table.
 
@@ -201,6 +206,7 @@ def write(root: Path | str, scenes=("D",), tasks=None, episodes_per_task: int = 
         raise UserError(f"{root} is there already", expected="a folder that does not exist", next_step="remove it, or give another place")
     part = root.with_name(root.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
+    clock.check()
     splits = {"training": tuple(scenes), "validation": (validation_scene or ("D" if "D" in scenes else scenes[-1]),)}
     with _players(launch, splits["training"][0], workers, log) as players:
         for split, its_scenes in splits.items():
@@ -217,16 +223,26 @@ def write(root: Path | str, scenes=("D",), tasks=None, episodes_per_task: int = 
     return root
 
 
+def _each(results: Iterable, name: str, total: int, log) -> list:
+    """The results as they come, with a line of progress every 30 s; OutOfTime where the session ends."""
+    progress, found = clock.Progress(name, total, "recordings", log), []
+    for result in results:
+        found.append(result)
+        progress(len(found))
+        clock.check()
+    return found
+
+
 def _write_split(folder: Path, split: str, plans: list[Plan], seed: int, draw_every: int, players, log) -> None:
     (folder / "lang_annotations").mkdir(parents=True)
-    plans, played = demos.kept(plans, list(players.play(plans)), log)
+    plans, played = demos.kept(plans, _each(players.play(plans), f"playing {split}", len(plans), log), log)
     lengths = np.array([len(p["robot_obs"]) for p in played])
     firsts = FIRST_FRAME[split] + np.concatenate([[0], np.cumsum(lengths)[:-1]])
     log(f"{split}: {len(plans)} recordings of {lengths.sum()} frames; drawing them")
     for recording in played:
         recording["drawn"] = _drawn(recording, draw_every)
     jobs = [(str(folder), p.scene, int(first), recording) for p, first, recording in zip(plans, firsts, played, strict=True)]
-    tables = [line for lines in players.draw(jobs) for line in lines]
+    tables = [line for lines in _each(players.draw(jobs), f"drawing {split}", len(jobs), log) for line in lines]
     np.save(folder / "ep_start_end_ids.npy", np.column_stack([firsts, firsts + lengths - 1]).astype(np.int64))
     np.save(folder / "ep_lens.npy", lengths.astype(np.int64))
     ranges = {}

@@ -16,7 +16,8 @@ from repro.data import levir_boxes
 from repro.data.change_batches import PairBatches, flipped
 from repro.machine import UserError
 from repro.models.change_agent import ASK, NO_CHANGE, PRESETS, ChangeAgent, shrink
-from repro.models.change_agent_parts import Readers, TinyTower, crossed, giou, target
+from repro.models.change_agent_losses import crossed, giou, target
+from repro.models.change_agent_parts import Readers, TinyTower
 from repro.models.prompt import small_tokenizer
 
 TINY = {"image_size": 32, "channels": 4, "hidden": 32, "heads": 2, "intermediate": 32, "layers": 1}

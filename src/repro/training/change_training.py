@@ -48,11 +48,12 @@ def run(job, config: ChangeConfig, settings: TrainConfig, log: Callable[[str], N
 
 def batches_of(pairs: Pairs, model: ChangeAgent, batch_size: int, seed: int = 0, rank: int = 0, world: int = 1,
                log: Callable[[str], None] = print) -> PairBatches:
-    """The training batches that the model's config asks for. Pictures are flipped where a tower that trains sees them."""
+    """The training batches that the model's config asks for. Pictures are flipped where a tower that trains sees them; augmented, also
+    where a frozen one sees them in each step."""
     c = model.config
     box, flips = "union" if c.box == "union" else "main", c.flips and not model.tower.frozen
     return PairBatches(pairs, batch_size, seed, model.prepare_many, model.key, box, c.captions, NO_CHANGE, flips, rank=rank, world=world,
-                       log=log)
+                       log=log, augment=c.augment)
 
 
 def measured(model: ChangeAgent, held_out: PairBatches) -> dict[str, float]:

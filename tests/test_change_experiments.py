@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from fake_pairs import one, store
 
-from repro import change_experiments, change_figures, cli, profiles, results
+from repro import change_experiments, change_figures, change_tables, cli, profiles, results
 from repro.evaluation import change_answer, localisation
 from repro.machine import UserError
 from repro.training import checkpoint, launch, loop
@@ -99,12 +99,17 @@ def test_records_hold_every_mode_floor_and_ceiling_of_the_same_pairs(work, score
 
 def test_tables_and_figures_are_made_of_records_and_answers(work, scored, tmp_path):
     models, records, found = scored
-    header, rows = change_experiments.localisation_table(records)
+    header, rows = change_tables.localisation_table(records)
     assert len(header) == len(rows[0]) and len(rows) == 10 and all("[" in row[3] for row in rows)
-    header, rows = change_experiments.state_table(records, found, change_experiments.pairs_of(work, "test"))
-    assert {row[2] for row in rows} == {"unchanged", "localisable", "not localisable"} and len(rows) == 9
-    header, rows = change_experiments.caption_table(records)
-    assert {row[1] for row in rows} == {"overall", "change only"} and len(rows) == 6
+    header, rows = change_tables.state_table(records)
+    assert {row[3] for row in rows} == {"unchanged", "localisable", "not localisable"} and len(rows) == 9
+    assert header[6] == 'says "changed, no box"'
+    given = found["ours"]["none"].changed[np.array(change_experiments.pairs_of(work, "test").column("state")) == "not localisable"]
+    third = next(row for row in rows if row[1] == "none" and row[3] == "not localisable")
+    assert third[4:7] == [str(len(given)), third[5], "no such answer"] and third[5].startswith(f"{100 * (given >= 0.5).mean():.1f} [")
+    assert third[7].startswith(f"{given.mean():.3f} [") and third[8] == "nothing to point at"
+    header, rows = change_tables.caption_table(records)
+    assert {row[1] for row in rows} == {"overall", "change only"} and len(rows) == 6 and rows[0][7] == "n/a (no java)"
     header, rows = change_experiments.parameters(models)
     assert rows[-1][0] == "all" and all(" of " in cell for cell in rows[-1][1:])
     pairs = change_experiments.pairs_of(work, "test")

@@ -87,14 +87,22 @@ def difference(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> dict:
 
 
 def gate(probability: np.ndarray, changed: np.ndarray, states: list[str]) -> dict[str, dict]:
-    """Metrics: share of pairs for which the gate (change where >= 0.5) is right, over all and by state."""
-    right = (np.asarray(probability) >= 0.5) == np.asarray(changed, bool)
+    """Metrics: share of pairs for which the gate (change where >= 0.5) is right, over all and by state; by state its mean probability too.
+
+    Changed without a box counts as changed: the gate has no third answer.
+    """
+    probability = np.asarray(probability, float)
+    right = (probability >= 0.5) == np.asarray(changed, bool)
     groups = {"gate accuracy": np.ones(len(right), bool),
               **{f"gate accuracy, {state}": np.array(states) == state for state in sorted(set(states))}}
     found = {}
     for name, rows in groups.items():
         low, high = wilson(int(right[rows].sum()), int(rows.sum()))
         found[name] = {"value": float(right[rows].mean()), "n": int(rows.sum()), "low": low, "high": high}
+    for state in sorted(set(states)):
+        some = probability[np.array(states) == state]
+        low, high = bootstrap(some, (0, 1))
+        found[f"gate probability, {state}"] = {"value": float(some.mean()), "n": len(some), "low": low, "high": high}
     return found
 
 

@@ -1,6 +1,7 @@
 """The change agent's way from stores to records, tables and figures, and its command. Run: pytest tests/test_change_experiments.py"""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -144,6 +145,21 @@ def test_occlusion_finds_what_the_answer_hangs_on():
     assert np.allclose(change_experiments.occlusion(Corner(), before, before, None, cells=4), 1 / 16)
 
 
+def test_the_command_says_how_good_the_checkpoint_was_by_its_own_metrics(work, tmp_path):
+    for row, gated in (("ours", True), ("guide", False)):
+        place = change_experiments.folder(work, row)
+        path = checkpoint.need(place / "best")
+        line = next(line for line in loop.read_metrics(place / "metrics.jsonl") if line["step"] == checkpoint.about(path)["step"])
+        said = change_answer.measured(path)
+        assert f"step {line['step']}: mean IoU {1 - line['held_out']:.2f}, " in said and ("gate was right" in said) == gated
+        assert f"the box for {100 * line['held_out_pointing']:.0f} %" in said
+    shutil.copytree(path, tmp_path / "alone" / path.name)
+    assert "is not known" in change_answer.measured(tmp_path / "alone" / path.name)
+    PIL.Image.fromarray(one(1, "x", 32).after).save(tmp_path / "a.png")
+    lines = change_answer.answer(place, tmp_path / "a.png", tmp_path / "a.png", out=tmp_path / "out.png")
+    assert any("no gate: it always points somewhere" in line for line in lines) and (tmp_path / "out.png").exists()
+
+
 def test_the_command_says_vector_and_box_or_no_change(work, tmp_path, monkeypatch):
     shown = one(1, "x", 32)
     for name, picture in (("a", shown.before), ("b", shown.after)):
@@ -157,6 +173,7 @@ def test_the_command_says_vector_and_box_or_no_change(work, tmp_path, monkeypatc
             out = tmp_path / f"{chance}.png"
             done = CliRunner().invoke(cli.cli, [*base, "--out", str(out)])
         assert done.exit_code == 0 and said in done.output and "[0.500, 0.375, 0.500]" in done.output and out.exists() == (chance > 0.5)
+        assert f"probability of a change: {chance:.2f}" in done.output and ("told as any other" in done.output) == (chance > 0.5)
     drawn = np.asarray(PIL.Image.open(tmp_path / "0.9.png"))
     assert drawn.shape == (32, 32, 3) and (drawn[4, 8:24] == 0).all() and not list(tmp_path.glob("*.part"))
     plain = CliRunner().invoke(cli.cli, [*base, "--out", str(tmp_path / "c.png"), "--caption", "a house appears"])

@@ -155,6 +155,9 @@ def test_the_command_says_how_good_the_checkpoint_was_by_its_own_metrics(work, t
         assert f"the box for {100 * line['held_out_pointing']:.0f} %" in said
     shutil.copytree(path, tmp_path / "alone" / path.name)
     assert "is not known" in change_answer.measured(tmp_path / "alone" / path.name)
+    lines = [{"step": 1, "held_out": 0.9}, {"step": 2}, {"step": line["step"], "held_out": 0.25}]
+    (tmp_path / "alone" / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    assert change_answer.measured(tmp_path / "alone" / path.name).endswith(f"step {line['step']}: mean IoU 0.75"), "of its own step"
     PIL.Image.fromarray(one(1, "x", 32).after).save(tmp_path / "a.png")
     lines = change_answer.answer(place, tmp_path / "a.png", tmp_path / "a.png", out=tmp_path / "out.png")
     assert any("no gate: it always points somewhere" in line for line in lines) and (tmp_path / "out.png").exists()

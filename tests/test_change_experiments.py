@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from fake_pairs import one, store
 
 from repro import change_experiments, change_figures, change_tables, cli, profiles, results
+from repro.data import levir_boxes
 from repro.evaluation import change_answer, localisation
 from repro.machine import UserError
 from repro.training import checkpoint, launch, loop
@@ -127,6 +128,23 @@ def test_tables_and_figures_are_made_of_records_and_answers(work, scored, tmp_pa
                          "reach": change_figures.reach({row: said.vectors for row, said in none.items()}, boxes)}.items():  # fmt: skip
         figure.savefig(tmp_path / f"{name}.png")
         assert PIL.Image.open(tmp_path / f"{name}.png").size[0] > 300
+
+
+def test_the_sheet_says_what_each_answer_is_to_its_pair(work):
+    pairs = change_experiments.pairs_of(work, "test")
+    rows = [pairs.column("state").index(state) for state in change_tables.STATES]  # unchanged, localisable, not localisable
+    vectors = np.tile(np.float32([0.5, 0.5, 0.5]), (len(pairs), 1))
+    sure = lambda p: change_experiments.Answers(vectors, np.full(len(pairs), p), None, [])
+    models = {"loud": sure(0.9), "silent": sure(0.2), "no gate": change_experiments.Answers(vectors, None, None, [])}
+    figure = change_figures.sheet(pairs, rows, models)
+    labels = np.array([axis.get_xlabel() for axis in figure.axes]).reshape(3, 6)[:, 2:]
+    iou = float(levir_boxes.iou(levir_boxes.decode(vectors[0]), pairs.column("box_main")[rows[1]]))
+    assert labels.tolist() == [
+        ["unchanged", "change (p = 0.90), false alarm", "no change (p = 0.20), right", "false alarm"],
+        ["localisable", f"change (p = 0.90), IoU {iou:.2f}", "no change (p = 0.20), missed", f"IoU {iou:.2f}"],
+        ["not localisable", "change (p = 0.90), no box to check", "no change (p = 0.20), missed", "no box to check"]]  # fmt: skip
+    drawn = np.array([len(axis.patches) for axis in figure.axes]).reshape(3, 6)[:, 2:]
+    assert drawn.tolist() == [[0, 1, 0, 1], [1, 2, 1, 2], [0, 1, 0, 1]], "no square where the gate is silent, the truth where there is one"
 
 
 class Corner:

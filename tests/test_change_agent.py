@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from fake_pairs import store
@@ -331,6 +332,26 @@ def test_the_towers_pooled_vector_is_transformers_own(shelf):
     with torch.no_grad():
         assert torch.allclose(model.tower.whole(pixels)[:, 0], own(pixels).pooler_output, atol=1e-5)
         assert torch.equal(model.tower(pixels), model.tower.whole(pixels)[:, 1:])
+
+
+def test_another_vision_tower_is_one_argument_and_sees_its_own_normalisation(tmp_path, shelf, pairs):
+    from transformers import Dinov2Config, Dinov2Model, SiglipVisionConfig, SiglipVisionModel
+
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(tmp_path / "dino")
+    SiglipVisionModel(SiglipVisionConfig(**sizes, intermediate_size=32)).save_pretrained(tmp_path / "siglip")
+    (tmp_path / "siglip" / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
+    model = published(shelf, vision=str(tmp_path / "dino"))
+    shown = np.stack(pairs.pictures([0, 1]), 1)
+    size, own = model.tower.image_size, Dinov2Model.from_pretrained(tmp_path / "dino")
+    small = np.stack([PIL.Image.fromarray(one).resize((size, size), PIL.Image.Resampling.BICUBIC) for pair in shown for one in pair])
+    pixels = (small / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        wanted = own(torch.tensor(pixels).permute(0, 3, 1, 2).float()).last_hidden_state.unflatten(0, (2, 2))
+        assert torch.allclose(model._see(shown), wanted, atol=1e-3)
+    assert model.grid.join.in_features == 3 * 24 and model.loss(batch(model, pairs))["loss"].isfinite()
+    with pytest.raises(UserError, match="no pooled vector"):
+        published(shelf, vision=str(tmp_path / "siglip"))
 
 
 @pytest.mark.parametrize("preset", ["guide", "t4"])

@@ -58,6 +58,14 @@ def test_training_is_the_loop_of_all_models_and_goes_on_bit_for_bit(work, tmp_pa
     assert weights[0] == weights[1]
 
 
+def test_models_are_kept_by_epochs_and_shares_of_the_run_where_a_job_asks(work, tmp_path):
+    config = json.loads(change_experiments.folder(work, "guide").with_suffix(".json").read_text())
+    config["train"] |= {"keep_epochs": 1, "marks": [0.25], "measure_every": 0, "best": False}  # 16 pairs in batches of 4: 4 steps an epoch
+    job = launch.write_config(tmp_path / "kept.json", **{**config, "folder": str(tmp_path / "kept")})
+    launch.train_from_config(job, log=lambda line: None)
+    assert [path.name for path in checkpoint.steps(tmp_path / "kept" / "kept")] == ["step_00000001", "step_00000004"]
+
+
 def test_the_learning_rate_falls_to_a_share_and_old_checkpoints_do_not_see_the_field():
     settings = loop.TrainConfig(steps=100, warmup=10, learning_rate=1e-4, final=0.1)
     assert loop.rate(9, settings) == pytest.approx(1e-4) and loop.rate(100, settings) == pytest.approx(1e-5)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -77,6 +78,14 @@ def test_the_learning_rate_falls_to_a_share_and_old_checkpoints_do_not_see_the_f
         given = launch.TRAIN[preset]
         assert (given["batch_size"], given["learning_rate"], given["weight_decay"], given["warmup"], given["final"], given["clip"]) == (
             4, 1e-4, 0.01, 500, 0.1, 1.0)  # fmt: skip
+
+
+def test_the_readmes_memory_is_the_benchmarks_of_the_present_presets():
+    root = Path(__file__).parents[1]
+    found = json.loads((root / "results" / "benchmarks" / "change_memory.json").read_text())
+    line = next(line for line in (root / "README.md").read_text().splitlines() if "benchmarks/change_memory.py" in line and "t4" in line)
+    assert f"| {found['cases']['t4']['GB with context and slack']:.1f} GB, **{found['how']}**" in line and found["cases"]["t4"]["met"]
+    assert {"t4", "t4, features cached", "guide"} <= set(found["cases"])
 
 
 def test_debug_is_five_batches_and_wrong_jobs_are_refused(work):

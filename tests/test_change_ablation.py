@@ -6,6 +6,7 @@ import pytest
 from fake_pairs import store
 
 from repro import change_ablation, change_experiments, change_tables, profiles, results, seeds
+from repro.evaluation import localisation
 from repro.machine import UserError
 from repro.seeds import FLOORS, Run
 from repro.training import launch
@@ -60,7 +61,8 @@ def test_the_third_state_is_told_apart_in_the_table_and_not_by_the_gate(work, fo
     states = change_experiments.pairs_of(work, "test").column("state")
     for state, title in zip(change_tables.STATES, header[2:5], strict=True):
         assert f"{state} (n = {states.count(state)})" in title
-    assert [row[0] for row in rows] == [f"ours, caption {mode}" for mode in change_experiments.MODES], "only rows with a gate"
+    gated = [*(f"ours, caption {mode}" for mode in change_experiments.MODES), localisation.CONSTANT]
+    assert [row[0] for row in rows] == gated, "rows with a gate, and the floor of a gate"
     assert {row[-1] for row in rows} == {"no such answer"}
     metrics = next(r["metrics"] for r in found if r["variant"] == "ours, caption none")
     quiet, third = metrics["gate accuracy, unchanged"], metrics["gate accuracy, not localisable"]

@@ -88,6 +88,25 @@ def test_the_readmes_memory_is_the_benchmarks_of_the_present_presets():
     assert {"t4", "t4, features cached", "guide"} <= set(found["cases"])
 
 
+def test_pairs_without_any_box_are_refused_before_anything_is_made(work, tmp_path):
+    from repro.data import levir
+
+    levir.write_store((replace_mask(one(i, "train", 32)) for i in range(6)), tmp_path / "cc")
+    config = json.loads(change_experiments.folder(work, "ours").with_suffix(".json").read_text())
+    for field in ("store", "validation"):
+        job = launch.write_config(tmp_path / "cc.json", **{**config, "folder": str(tmp_path / "run"), field: str(tmp_path / "cc")})
+        with pytest.raises(UserError, match="(?s)no pair with a box.*6 pairs, none localisable.*LEVIR-MCI"):
+            launch.train_from_config(job, log=lambda line: None)
+    assert not (tmp_path / "run").exists() and not (tmp_path / "cc.prepared").exists()
+
+
+def replace_mask(pair):
+    """As LEVIR-CC has it: captions, no mask."""
+    from repro.data import levir
+
+    return levir.pair(pair.name, pair.split, pair.before, pair.after, pair.captions)
+
+
 def test_debug_is_five_batches_and_wrong_jobs_are_refused(work):
     path = change_experiments.job(SETTINGS, work, "upstream", debug=True)
     given = json.loads(path.read_text())
@@ -111,6 +130,9 @@ def test_records_hold_every_mode_floor_and_ceiling_of_the_same_pairs(work, score
     one = next(r for r in records if r["variant"] == "ours, caption none")
     mine = localisation.numbers(models["ours"].act(*pairs.pictures(range(len(pairs))))["vector"], pairs.column("box_main"))
     assert one["metrics"]["mean IoU of the square"]["value"] == pytest.approx(np.nanmean(mine["IoU of the square"]), abs=1e-5)
+    guess = next(r for r in records if r["variant"] == "differencing")["metrics"]["mean IoU of the square"]["value"]
+    apart = one["metrics"]["IoU minus differencing's"]
+    assert apart["value"] == pytest.approx(np.nanmean(mine["IoU of the square"]) - guess, abs=1e-5) and apart["n"] == n
     assert one["metrics"]["gate accuracy"]["n"] == len(pairs) and "change_agent" in one["not_comparable_with"]
     assert found["ours"]["generated"].told == change_experiments.write(models["ours"], pairs)
     assert found["ours"]["given"].told[1] == pairs.column("captions")[1][0]
@@ -121,7 +143,9 @@ def test_tables_and_figures_are_made_of_records_and_answers(work, scored, tmp_pa
     header, rows = change_tables.localisation_table(records)
     assert len(header) == len(rows[0]) and len(rows) == 10 and all("[" in row[3] for row in rows)
     header, rows = change_tables.state_table(records)
-    assert {row[3] for row in rows} == {"unchanged", "localisable", "not localisable"} and len(rows) == 9
+    assert {row[3] for row in rows} == {"unchanged", "localisable", "not localisable"} and len(rows) == 12
+    blind = [row for row in rows if row[0] == localisation.CONSTANT]  # half of the training pairs are changed: so it says of all
+    assert [row[5].split()[0] for row in blind] == ["100.0"] * 3 and {row[7].split()[0] for row in blind} == {"0.500"}
     assert header[6] == 'says "changed, no box"'
     given = found["ours"]["none"].changed[np.array(change_experiments.pairs_of(work, "test").column("state")) == "not localisable"]
     third = next(row for row in rows if row[1] == "none" and row[3] == "not localisable")

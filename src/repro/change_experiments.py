@@ -178,13 +178,17 @@ def score(settings: Profile, work: Path, models: dict[str, ChangeAgent], seed: i
         results.save(record, folder or work / "runs")
         found.append(record)
 
+    guesses = localisation.floors(boxes_of(training), pairs, boxes, seed)
+    differencing = localisation.numbers(guesses["differencing"], boxes)["IoU of the square"]
     for row, model in models.items():
         begun, given[row] = time.monotonic(), {}
         about = {"model": vars(model.config), "trained": model.trained}
         written = write(model, pairs) if "generated" in modes(model) else None
         for mode in modes(model):
             one = given[row][mode] = answers(model, pairs, mode, written)
-            metrics = localisation.averages(localisation.numbers(one.vectors, boxes, masks), seed)
+            columns = localisation.numbers(one.vectors, boxes, masks)
+            metrics = localisation.averages(columns, seed)
+            metrics["IoU minus differencing's"] = localisation.difference(columns["IoU of the square"], differencing, seed)
             if one.changed is not None:
                 metrics |= localisation.gate(one.changed, changed, states)
             keep(f"{row}, caption {mode}", "localisation", {**about, "caption": mode}, metrics,
@@ -193,8 +197,11 @@ def score(settings: Profile, work: Path, models: dict[str, ChangeAgent], seed: i
         if written:
             keep(f"{row}, greedy", "captions", {**about, "meteor": captions.lacks_meteor() or "1.5"},
                  flat(captions.report(written, references, changed, seed=seed)), model.minutes + (time.monotonic() - begun) / 60)
-    for name, vectors in localisation.floors(boxes_of(training), pairs, boxes, seed).items() if floors else ():
-        keep(name, "localisation", {"floor": name}, localisation.averages(localisation.numbers(vectors, boxes, masks), seed), 0)
+    for name, vectors in guesses.items() if floors else ():
+        metrics = localisation.averages(localisation.numbers(vectors, boxes, masks), seed)
+        if name == localisation.CONSTANT:  # says of every pair what most training pairs are
+            metrics |= localisation.gate(np.full(len(pairs), np.mean(training.column("changed"))), changed, states)
+        keep(name, "localisation", {"floor": name}, metrics, 0)
     for name, sentences in captions.floors(changed, taught).items() if floors else ():
         keep(name, "captions", {"floor": name, "meteor": captions.lacks_meteor() or "1.5"},
              flat(captions.report(sentences, references, changed, seed=seed)), 0)

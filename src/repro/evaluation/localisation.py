@@ -22,6 +22,7 @@ from repro.machine import UserError
 
 RATES = ("hit rate at IoU 0.25", "hit rate at IoU 0.5", "pointing in the box", "pointing in the mask")  # shares of pairs: Wilson
 WHOLE = np.float32([0.5, 0.5, 1.0])
+CONSTANT = "constant (training mean)"
 
 
 def numbers(vectors: np.ndarray, boxes: np.ndarray, masks: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -120,6 +121,6 @@ def floors(training: np.ndarray, pairs, boxes: np.ndarray, seed: int = 0) -> dic
         if (box := levir_boxes.difference_box(before[0], after[0])) is not None:
             differing[row] = levir_boxes.encode(box)
     true = levir_boxes.encode(boxes)
-    return {"constant (training mean)": np.tile(known.mean(0), (n, 1)), "whole frame": np.tile(WHOLE, (n, 1)),
+    return {CONSTANT: np.tile(known.mean(0), (n, 1)), "whole frame": np.tile(WHOLE, (n, 1)),
             "random (a training pair's)": known[rng.integers(len(known), size=n)], "differencing": differing,
             "ceiling (three numbers)": np.where(np.isnan(true), WHOLE, true)}  # fmt: skip

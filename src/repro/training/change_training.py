@@ -26,6 +26,10 @@ def run(job, config: ChangeConfig, settings: TrainConfig, log: Callable[[str], N
     if unused:
         raise UserError(f"{job.name}: the change agent knows no such fields", "store, validation, folder, model, train", unused)
     pairs = Pairs(job.store)
+    for some in (pairs, Pairs(job.validation) if job.validation else pairs):
+        if "localisable" not in some.column("state"):
+            raise UserError(f"{some.store.folder} has no pair with a box: there is no pointing to learn", "masks, or boxes as given",
+                            f"{len(some)} pairs, none localisable", "LEVIR-CC has captions alone; LEVIR-MCI has its pairs with masks")
     torch.manual_seed(settings.seed)  # the first weights
     model = ChangeAgent.build(config, sorted({caption for captions in pairs.column("captions") for caption in captions}))
     state = PartialState(cpu=not torch.cuda.is_available())

@@ -80,7 +80,8 @@ pictures.keep(loss_curve(runs, "held_out", 1, f"1 - mean IoU, {n} validation pai
 # %% [markdown]
 # ## How well they point
 # Captions *given* (an oracle), *none*, and *generated* (the model's own), always together; then floors, and the ceiling of three numbers.
-# Squares against the largest changed component's box, on localisable test pairs only. Brackets are 95 % intervals.
+# Squares against the largest changed component's box, on localisable test pairs only; "minus differencing's" is paired: the same pairs.
+# Brackets are 95 % intervals. The constant floor's gate says of every pair what most training pairs are.
 
 # %%
 from repro import change_tables

@@ -26,7 +26,7 @@ GB, TARGET, WORDS = 1e9, 6.0, 39
 RANDOM = {"name": "random numbers", "revision": None, "sha256": "none: memory only"}
 CASES = {  # name: (preset, config changes)
     "t4": ("t4", {}),
-    "t4, vision in each step": ("t4", {"cache_features": False}),
+    "t4, features cached": ("t4", {"cache_features": True, "augment": False}),
     "t4, language in 16 bits": ("t4", {"quantise": ""}),
     "t4, checkpointing": ("t4", {"checkpointing": True}),
     "guide": ("guide", {}),

@@ -99,7 +99,8 @@ print(f"IoU of at least 0.25: {found['hit25']:.2f}, of at least 0.5: {found['hit
 
 # %% [markdown]
 # ## Boxes move with the pixels
-# One of eight positions, then a window of at least three quarters of each side, for both dates alike.
+# One of eight positions, then a window of at least three quarters of each side, for both dates alike. Training does this where the tower
+# sees pictures in each step (`augment` of the agent's config, on in preset `t4`); a caption that names a place is flipped, words and all.
 
 # %%
 pictures.keep(levir_figures.augmented_sheet(pairs[marked[0]], range(6)), work / "figures" / "levir_augment.png")

@@ -70,6 +70,34 @@ def test_without_java_there_is_no_meteor_and_nothing_instead(monkeypatch):
     assert not {"METEOR", "S*m"} & captions.report(["a house"] * 4, REFERENCES, CHANGED)["overall"].keys()
 
 
+def test_a_java_program_that_died_is_started_anew_and_one_that_answers_is_kept(monkeypatch):
+    from pycocoevalcap.meteor import meteor
+
+    started = []
+
+    class Program:
+        """Stands for Meteor, which starts Java: the first one is dead."""
+
+        def __init__(self):
+            started.append(self)
+
+        def compute_score(self, truth, said):
+            if self is started[0]:
+                raise BrokenPipeError("the program is gone")
+            return 0.5, [0.5] * len(said)
+
+    monkeypatch.setattr(meteor, "Meteor", Program)
+    captions._program.cache_clear()
+    try:
+        with pytest.raises(UserError, match="METEOR's Java program gave no score"):
+            captions.scores(["a house"] * 4, REFERENCES, meteor=True)
+        assert captions.scores(["a house"] * 4, REFERENCES, meteor=True)["METEOR"]["value"] == 0.5 and len(started) == 2
+        captions.scores(["a house"] * 4, REFERENCES, meteor=True)
+        assert len(started) == 2, "its tables are read once"
+    finally:
+        captions._program.cache_clear()  # the next test gets Java's own
+
+
 @pytest.mark.full
 @pytest.mark.skipif(bool(captions.lacks_meteor()), reason="SKIPPED LOUDLY: METEOR needs Java")
 def test_meteor_and_the_mean_of_four():

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 from fake_pairs import store
 
-from repro import change_ablation, change_experiments, profiles, results, seeds
+from repro import change_ablation, change_experiments, change_tables, profiles, results, seeds
+from repro.evaluation import localisation
 from repro.machine import UserError
 from repro.seeds import FLOORS, Run
 from repro.training import launch
@@ -51,8 +52,22 @@ def test_every_row_is_scored_in_its_modes_and_floors_stand_beside(work, found):
     assert rows[0][0].startswith("upstream") and [row[-1] != "-" for row in rows if row[0].startswith("ours")] == [True] * 3
     _, written = change_ablation.writing_table(found)
     assert written[0][0] == "ours, greedy" and len(written) >= 3
-    assert change_ablation.markdown(found).count("not comparable with LEVIR-CC") == 2
-    assert not list((work / "runs").glob("*")) if (work / "runs").exists() else True
+    assert change_ablation.markdown(found).count("not comparable with LEVIR-CC") == 3
+    assert not list((work / "runs").glob("*")), "records of the rows lie in their own folders"
+
+
+def test_the_third_state_is_told_apart_in_the_table_and_not_by_the_gate(work, found):
+    header, rows = change_ablation.state_table(found)
+    states = change_experiments.pairs_of(work, "test").column("state")
+    for state, title in zip(change_tables.STATES, header[2:5], strict=True):
+        assert f"{state} (n = {states.count(state)})" in title
+    gated = [*(f"ours, caption {mode}" for mode in change_experiments.MODES), localisation.CONSTANT]
+    assert [row[0] for row in rows] == gated, "rows with a gate, and the floor of a gate"
+    assert {row[-1] for row in rows} == {"no such answer"}
+    metrics = next(r["metrics"] for r in found if r["variant"] == "ours, caption none")
+    quiet, third = metrics["gate accuracy, unchanged"], metrics["gate accuracy, not localisable"]
+    assert rows[1][2].startswith(f"{100 * (1 - quiet['value']):.1f} [{100 * (1 - quiet['high']):.1f}, ")
+    assert rows[1][4].startswith(f"{100 * third['value']:.1f} [{100 * third['low']:.1f}, "), "changed: that it says so is right"
 
 
 def test_done_is_done_until_something_else_is_asked(work, found, monkeypatch):

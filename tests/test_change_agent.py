@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from fake_pairs import store
@@ -13,11 +14,13 @@ from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModel, Qwen2Config, Qwen2ForCausalLM
 
 from repro.data import levir_boxes
-from repro.data.change_batches import PairBatches, flipped
+from repro.data.change_batches import PairBatches, augmented, flipped
 from repro.machine import UserError
 from repro.models.change_agent import ASK, NO_CHANGE, PRESETS, ChangeAgent, shrink
-from repro.models.change_agent_parts import Readers, TinyTower, crossed, giou, target
+from repro.models.change_agent_losses import crossed, giou, target
+from repro.models.change_agent_parts import Readers, TinyTower
 from repro.models.prompt import small_tokenizer
+from repro.training import change_training
 
 TINY = {"image_size": 32, "channels": 4, "hidden": 32, "heads": 2, "intermediate": 32, "layers": 1}
 SMALL = {"tiny_guide": TINY, "tiny_ours": {**TINY, "width": 16, "readers": 2, "mixing": 1}}
@@ -215,6 +218,67 @@ def test_flips_move_pictures_boxes_and_words_together():
     assert flipped(picture, box, "top left", 0)[2] == "top left" and np.isnan(flipped(picture, np.full(4, np.nan), "", 3)[1]).all()
 
 
+def lit(i: int, size: int = 32):
+    """A pair whose only change is one white oblong, at the mask; every third names a place, every fifth is changed without a mask."""
+    from repro.data import levir
+
+    rng = np.random.default_rng(i)
+    before = np.full((size, size, 3), 60, np.uint8)
+    before[:4, :4] = 150  # a corner that both dates have
+    after, mask = before.copy(), np.zeros((size, size), np.uint8)
+    x, y = rng.integers(5, 20, 2)
+    after[y : y + 5, x : x + 9] = 255
+    if i % 5 != 4:
+        mask[y : y + 5, x : x + 9] = 2
+    side = "left" if x + 4.5 < size / 2 else "right"
+    return levir.pair(f"p{i}", "train", before, after, (f"a house is built on the {side}" if i % 3 == 0 else "a house is built",) * 5, mask)
+
+
+def test_augmented_batches_move_both_dates_the_box_and_the_words_together(tmp_path, shelf):
+    from repro.data import levir
+
+    made = levir.write_store(map(lit, range(15)), tmp_path / "lit")
+    model = published(shelf, "t4")
+    assert model.config.augment and not model.config.cache_features and not PRESETS["ours"].augment and not PRESETS["tiny_ours"].augment
+    build_batches = lambda seed=0: change_training.batches_of(made, model, 5, seed, log=lambda line: None)
+    batches, places, tall, sizes = build_batches(), set(), set(), []
+    for step in range(24):
+        one = batches(step)
+        for (before, after), box, caption, row in zip(one["pictures"], one["box"], one["caption"], one["index"], strict=True):
+            white = np.argwhere(after.min(2) > 200)
+            top, left, bottom, right = (*white.min(0), *(white.max(0) + 1))
+            assert (before < 200).all() and (before > 100).any() == (after[..., 0] == 150).any(), "the corner moves in both dates"
+            if row % 5 == 4:
+                assert np.isnan(box).all() and len(white) == 45, "a change that nobody can point at is not cut off"
+            else:
+                assert np.abs(box * 32 - (left, top, right, bottom)).max() < 1.5, "where its pixels are"
+            if row % 3 == 0:
+                assert caption.split()[-1] == ("left" if left + right < 32 else "right") and right - left == 9
+            else:
+                tall.add(bool(bottom - top > right - left))
+                sizes.append(len(white))
+            places.add((left + right < 32, top + bottom < 32))
+    assert len(places) == 4 and tall == {True, False} and max(sizes) > 55, "turned, flipped and cut"
+    again, other = build_batches()(3), build_batches(1)(3)
+    assert all(np.array_equal(again[name], batches(3)[name], equal_nan=name == "box") for name in ("pictures", "box", "index"))
+    assert not np.array_equal(again["pictures"], other["pictures"])
+    plain = batches.gather(np.arange(3))
+    assert np.array_equal(plain["pictures"][:, 1], made.pictures(range(3))[1]), "what is measured is not moved"
+    model.train().loss(again)["loss"].backward()
+    assert model.projector.weight.grad.abs().sum() > 0
+
+
+def test_cached_features_are_never_augmented(shelf, pairs, sentences):
+    for preset, given in (("t4", {"cache_features": True}), ("ours", {"augment": True})):
+        with pytest.raises(UserError, match="cached cannot be augmented"):
+            published(shelf, preset, **given)
+    model = published(shelf)
+    with pytest.raises(UserError, match="only pictures can be augmented"):
+        PairBatches(pairs, 4, 0, model.prepare_many, model.key, augment=True, log=lambda line: None)
+    tiny = build("tiny_ours", sentences, augment=True)  # trains, so it sees pictures anyway
+    assert change_training.batches_of(pairs, tiny, 4, log=lambda line: None).move is augmented
+
+
 def test_prepared_features_are_found_again_and_stale_ones_are_named_and_deleted(tmp_path, shelf):
     place, told = tmp_path / "data", []
     model, calls = published(shelf), []
@@ -269,6 +333,26 @@ def test_the_towers_pooled_vector_is_transformers_own(shelf):
     with torch.no_grad():
         assert torch.allclose(model.tower.whole(pixels)[:, 0], own(pixels).pooler_output, atol=1e-5)
         assert torch.equal(model.tower(pixels), model.tower.whole(pixels)[:, 1:])
+
+
+def test_another_vision_tower_is_one_argument_and_sees_its_own_normalisation(tmp_path, shelf, pairs):
+    from transformers import Dinov2Config, Dinov2Model, SiglipVisionConfig, SiglipVisionModel
+
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(tmp_path / "dino")
+    SiglipVisionModel(SiglipVisionConfig(**sizes, intermediate_size=32)).save_pretrained(tmp_path / "siglip")
+    (tmp_path / "siglip" / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
+    model = published(shelf, vision=str(tmp_path / "dino"))
+    shown = np.stack(pairs.pictures([0, 1]), 1)
+    size, own = model.tower.image_size, Dinov2Model.from_pretrained(tmp_path / "dino")
+    small = np.stack([PIL.Image.fromarray(one).resize((size, size), PIL.Image.Resampling.BICUBIC) for pair in shown for one in pair])
+    pixels = (small / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        wanted = own(torch.tensor(pixels).permute(0, 3, 1, 2).float()).last_hidden_state.unflatten(0, (2, 2))
+        assert torch.allclose(model._see(shown), wanted, atol=1e-3)
+    assert model.grid.join.in_features == 3 * 24 and model.loss(batch(model, pairs))["loss"].isfinite()
+    with pytest.raises(UserError, match="no pooled vector"):
+        published(shelf, vision=str(tmp_path / "siglip"))
 
 
 @pytest.mark.parametrize("preset", ["guide", "t4"])

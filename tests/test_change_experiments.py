@@ -1,7 +1,9 @@
 """The change agent's way from stores to records, tables and figures, and its command. Run: pytest tests/test_change_experiments.py"""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -9,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 from fake_pairs import one, store
 
-from repro import change_experiments, change_figures, cli, profiles, results
+from repro import change_experiments, change_figures, change_tables, cli, profiles, results
+from repro.data import levir_boxes
 from repro.evaluation import change_answer, localisation
 from repro.machine import UserError
 from repro.training import checkpoint, launch, loop
@@ -56,6 +59,14 @@ def test_training_is_the_loop_of_all_models_and_goes_on_bit_for_bit(work, tmp_pa
     assert weights[0] == weights[1]
 
 
+def test_models_are_kept_by_epochs_and_shares_of_the_run_where_a_job_asks(work, tmp_path):
+    config = json.loads(change_experiments.folder(work, "guide").with_suffix(".json").read_text())
+    config["train"] |= {"keep_epochs": 1, "marks": [0.25], "measure_every": 0, "best": False}  # 16 pairs in batches of 4: 4 steps an epoch
+    job = launch.write_config(tmp_path / "kept.json", **{**config, "folder": str(tmp_path / "kept")})
+    launch.train_from_config(job, log=lambda line: None)
+    assert [path.name for path in checkpoint.steps(tmp_path / "kept" / "kept")] == ["step_00000001", "step_00000004"]
+
+
 def test_the_learning_rate_falls_to_a_share_and_old_checkpoints_do_not_see_the_field():
     settings = loop.TrainConfig(steps=100, warmup=10, learning_rate=1e-4, final=0.1)
     assert loop.rate(9, settings) == pytest.approx(1e-4) and loop.rate(100, settings) == pytest.approx(1e-5)
@@ -67,6 +78,33 @@ def test_the_learning_rate_falls_to_a_share_and_old_checkpoints_do_not_see_the_f
         given = launch.TRAIN[preset]
         assert (given["batch_size"], given["learning_rate"], given["weight_decay"], given["warmup"], given["final"], given["clip"]) == (
             4, 1e-4, 0.01, 500, 0.1, 1.0)  # fmt: skip
+
+
+def test_the_readmes_memory_is_the_benchmarks_of_the_present_presets():
+    root = Path(__file__).parents[1]
+    found = json.loads((root / "results" / "benchmarks" / "change_memory.json").read_text())
+    line = next(line for line in (root / "README.md").read_text().splitlines() if "benchmarks/change_memory.py" in line and "t4" in line)
+    assert f"| {found['cases']['t4']['GB with context and slack']:.1f} GB, **{found['how']}**" in line and found["cases"]["t4"]["met"]
+    assert {"t4", "t4, features cached", "guide"} <= set(found["cases"])
+
+
+def test_pairs_without_any_box_are_refused_before_anything_is_made(work, tmp_path):
+    from repro.data import levir
+
+    levir.write_store((replace_mask(one(i, "train", 32)) for i in range(6)), tmp_path / "cc")
+    config = json.loads(change_experiments.folder(work, "ours").with_suffix(".json").read_text())
+    for field in ("store", "validation"):
+        job = launch.write_config(tmp_path / "cc.json", **{**config, "folder": str(tmp_path / "run"), field: str(tmp_path / "cc")})
+        with pytest.raises(UserError, match="(?s)no pair with a box.*6 pairs, none localisable.*LEVIR-MCI"):
+            launch.train_from_config(job, log=lambda line: None)
+    assert not (tmp_path / "run").exists() and not (tmp_path / "cc.prepared").exists()
+
+
+def replace_mask(pair):
+    """As LEVIR-CC has it: captions, no mask."""
+    from repro.data import levir
+
+    return levir.pair(pair.name, pair.split, pair.before, pair.after, pair.captions)
 
 
 def test_debug_is_five_batches_and_wrong_jobs_are_refused(work):
@@ -92,6 +130,9 @@ def test_records_hold_every_mode_floor_and_ceiling_of_the_same_pairs(work, score
     one = next(r for r in records if r["variant"] == "ours, caption none")
     mine = localisation.numbers(models["ours"].act(*pairs.pictures(range(len(pairs))))["vector"], pairs.column("box_main"))
     assert one["metrics"]["mean IoU of the square"]["value"] == pytest.approx(np.nanmean(mine["IoU of the square"]), abs=1e-5)
+    guess = next(r for r in records if r["variant"] == "differencing")["metrics"]["mean IoU of the square"]["value"]
+    apart = one["metrics"]["IoU minus differencing's"]
+    assert apart["value"] == pytest.approx(np.nanmean(mine["IoU of the square"]) - guess, abs=1e-5) and apart["n"] == n
     assert one["metrics"]["gate accuracy"]["n"] == len(pairs) and "change_agent" in one["not_comparable_with"]
     assert found["ours"]["generated"].told == change_experiments.write(models["ours"], pairs)
     assert found["ours"]["given"].told[1] == pairs.column("captions")[1][0]
@@ -99,12 +140,19 @@ def test_records_hold_every_mode_floor_and_ceiling_of_the_same_pairs(work, score
 
 def test_tables_and_figures_are_made_of_records_and_answers(work, scored, tmp_path):
     models, records, found = scored
-    header, rows = change_experiments.localisation_table(records)
+    header, rows = change_tables.localisation_table(records)
     assert len(header) == len(rows[0]) and len(rows) == 10 and all("[" in row[3] for row in rows)
-    header, rows = change_experiments.state_table(records, found, change_experiments.pairs_of(work, "test"))
-    assert {row[2] for row in rows} == {"unchanged", "localisable", "not localisable"} and len(rows) == 9
-    header, rows = change_experiments.caption_table(records)
-    assert {row[1] for row in rows} == {"overall", "change only"} and len(rows) == 6
+    header, rows = change_tables.state_table(records)
+    assert {row[3] for row in rows} == {"unchanged", "localisable", "not localisable"} and len(rows) == 12
+    blind = [row for row in rows if row[0] == localisation.CONSTANT]  # half of the training pairs are changed: so it says of all
+    assert [row[5].split()[0] for row in blind] == ["100.0"] * 3 and {row[7].split()[0] for row in blind} == {"0.500"}
+    assert header[6] == 'says "changed, no box"'
+    given = found["ours"]["none"].changed[np.array(change_experiments.pairs_of(work, "test").column("state")) == "not localisable"]
+    third = next(row for row in rows if row[1] == "none" and row[3] == "not localisable")
+    assert third[4:7] == [str(len(given)), third[5], "no such answer"] and third[5].startswith(f"{100 * (given >= 0.5).mean():.1f} [")
+    assert third[7].startswith(f"{given.mean():.3f} [") and third[8] == "nothing to point at"
+    header, rows = change_tables.caption_table(records)
+    assert {row[1] for row in rows} == {"overall", "change only"} and len(rows) == 6 and rows[0][7] == "n/a (no java)"
     header, rows = change_experiments.parameters(models)
     assert rows[-1][0] == "all" and all(" of " in cell for cell in rows[-1][1:])
     pairs = change_experiments.pairs_of(work, "test")
@@ -123,6 +171,23 @@ def test_tables_and_figures_are_made_of_records_and_answers(work, scored, tmp_pa
         assert PIL.Image.open(tmp_path / f"{name}.png").size[0] > 300
 
 
+def test_the_sheet_says_what_each_answer_is_to_its_pair(work):
+    pairs = change_experiments.pairs_of(work, "test")
+    rows = [pairs.column("state").index(state) for state in change_tables.STATES]  # unchanged, localisable, not localisable
+    vectors = np.tile(np.float32([0.5, 0.5, 0.5]), (len(pairs), 1))
+    sure = lambda p: change_experiments.Answers(vectors, np.full(len(pairs), p), None, [])
+    models = {"loud": sure(0.9), "silent": sure(0.2), "no gate": change_experiments.Answers(vectors, None, None, [])}
+    figure = change_figures.sheet(pairs, rows, models)
+    labels = np.array([axis.get_xlabel() for axis in figure.axes]).reshape(3, 6)[:, 2:]
+    iou = float(levir_boxes.iou(levir_boxes.decode(vectors[0]), pairs.column("box_main")[rows[1]]))
+    assert labels.tolist() == [
+        ["unchanged", "change (p = 0.90), false alarm", "no change (p = 0.20), right", "false alarm"],
+        ["localisable", f"change (p = 0.90), IoU {iou:.2f}", "no change (p = 0.20), missed", f"IoU {iou:.2f}"],
+        ["not localisable", "change (p = 0.90), no box to check", "no change (p = 0.20), missed", "no box to check"]]  # fmt: skip
+    drawn = np.array([len(axis.patches) for axis in figure.axes]).reshape(3, 6)[:, 2:]
+    assert drawn.tolist() == [[0, 1, 0, 1], [1, 2, 1, 2], [0, 1, 0, 1]], "no square where the gate is silent, the truth where there is one"
+
+
 class Corner:
     """Stands for an agent: its answer moves with the brightness of the later picture's first quarter."""
 
@@ -139,6 +204,24 @@ def test_occlusion_finds_what_the_answer_hangs_on():
     assert np.allclose(change_experiments.occlusion(Corner(), before, before, None, cells=4), 1 / 16)
 
 
+def test_the_command_says_how_good_the_checkpoint_was_by_its_own_metrics(work, tmp_path):
+    for row, gated in (("ours", True), ("guide", False)):
+        place = change_experiments.folder(work, row)
+        path = checkpoint.need(place / "best")
+        line = next(line for line in loop.read_metrics(place / "metrics.jsonl") if line["step"] == checkpoint.about(path)["step"])
+        said = change_answer.measured(path)
+        assert f"step {line['step']}: mean IoU {1 - line['held_out']:.2f}, " in said and ("gate was right" in said) == gated
+        assert f"the box for {100 * line['held_out_pointing']:.0f} %" in said
+    shutil.copytree(path, tmp_path / "alone" / path.name)
+    assert "is not known" in change_answer.measured(tmp_path / "alone" / path.name)
+    lines = [{"step": 1, "held_out": 0.9}, {"step": 2}, {"step": line["step"], "held_out": 0.25}]
+    (tmp_path / "alone" / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    assert change_answer.measured(tmp_path / "alone" / path.name).endswith(f"step {line['step']}: mean IoU 0.75"), "of its own step"
+    PIL.Image.fromarray(one(1, "x", 32).after).save(tmp_path / "a.png")
+    lines = change_answer.answer(place, tmp_path / "a.png", tmp_path / "a.png", out=tmp_path / "out.png")
+    assert any("no gate: it always points somewhere" in line for line in lines) and (tmp_path / "out.png").exists()
+
+
 def test_the_command_says_vector_and_box_or_no_change(work, tmp_path, monkeypatch):
     shown = one(1, "x", 32)
     for name, picture in (("a", shown.before), ("b", shown.after)):
@@ -152,6 +235,7 @@ def test_the_command_says_vector_and_box_or_no_change(work, tmp_path, monkeypatc
             out = tmp_path / f"{chance}.png"
             done = CliRunner().invoke(cli.cli, [*base, "--out", str(out)])
         assert done.exit_code == 0 and said in done.output and "[0.500, 0.375, 0.500]" in done.output and out.exists() == (chance > 0.5)
+        assert f"probability of a change: {chance:.2f}" in done.output and ("told as any other" in done.output) == (chance > 0.5)
     drawn = np.asarray(PIL.Image.open(tmp_path / "0.9.png"))
     assert drawn.shape == (32, 32, 3) and (drawn[4, 8:24] == 0).all() and not list(tmp_path.glob("*.part"))
     plain = CliRunner().invoke(cli.cli, [*base, "--out", str(tmp_path / "c.png"), "--caption", "a house appears"])

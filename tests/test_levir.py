@@ -164,6 +164,21 @@ def test_arrow_without_splits_is_divided_and_says_so(tmp_path):
     assert {e.name for e in layout.of("train")} | {e.name for e in layout.of("val")} == {f"levir-cc-train_{i:06d}" for i in range(20)}
 
 
+def test_an_arrow_row_without_a_partner_or_with_a_torn_one_is_named_and_never_filled(tmp_path):
+    good, torn = [row(i) for i in range(102)], row(3)["image2"]["bytes"][:-40]
+    cases = {"after: row 3 of data-00000": {"bytes": None, "path": "b.png"}, "holds no picture in its column image2": None,
+             "after: a torn picture": {"bytes": torn, "path": None}}  # fmt: skip
+    for i, (said, lacking) in enumerate(cases.items()):
+        rows, told = [*good[:3], good[3] | {"image2": lacking}, *good[4:]], []
+        pairs = levir.ensure_store(arrow_folder(tmp_path / f"raw{i}", rows, ("train",)), "train", tmp_path / f"store{i}", workers=1,
+                                   log=told.append)  # fmt: skip
+        assert len(pairs) == 101 and list(pairs.store.meta["left_out"]) == ["train_000003"]
+        assert any("left out: train_000003" in line and said in line for line in told), told
+        with pytest.raises(UserError, match="train_000003"):
+            levir.ensure_store(arrow_folder(tmp_path / f"few{i}", rows[:8], ("train",)), "train", tmp_path / "none", workers=1)
+    assert not (tmp_path / "none").exists()
+
+
 def test_boxes_that_are_all_the_whole_picture_are_not_used(tmp_path):
     root = arrow_folder(tmp_path / "constant", [row(i, [0.0, 0.0, float(SIZE), float(SIZE)]) for i in range(3)], ("train",))
     assert "localises nothing" in levir.find(root).describe()
@@ -203,6 +218,13 @@ def test_a_data_set_of_ones_own(tmp_path):
 
 # --- what bad input gets ------------------------------------------------------------------------------------------------------------
 
+
+def flipped_bytes(data: bytes) -> bytes:
+    """Of its right length, and wrong in the middle: a PNG's own check sum tells."""
+    middle = len(data) // 2
+    return data[:middle] + bytes(byte ^ 0x5A for byte in data[middle : middle + 4]) + data[middle + 4 :]
+
+
 BREAK = {
     "no file B/train_000003.png": lambda root, a, b, label: b.unlink(),
     "no file label/train_000003.png": lambda root, a, b, label: label.unlink(),
@@ -214,6 +236,7 @@ BREAK = {
     r"the mask holds the values \[77\]": lambda root, a, b, label: label.write_bytes(encode_png(np.full((SIZE, SIZE, 3), 77, np.uint8))),
     "a coloured picture, not grey": lambda root, a, b, label: label.write_bytes(encode_png(picture(5))),
     "after: a torn picture": lambda root, a, b, label: b.write_bytes(b.read_bytes()[:-40]),
+    "mask: a torn picture": lambda root, a, b, label: label.write_bytes(flipped_bytes(label.read_bytes())),
     "before: a torn picture": lambda root, a, b, label: a.write_bytes(b""),
     "1 of its 5 captions say that nothing": lambda root, a, b, label: edit(
         root, lambda images: images[1]["sentences"][2].update(raw=" no change has occurred .")

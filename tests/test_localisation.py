@@ -49,6 +49,9 @@ def test_the_gate_is_scored_by_state():
     found = localisation.gate(np.array([0.2, 0.9, 0.1, 0.7]), np.array([False, True, True, False]), states)
     assert found["gate accuracy"]["value"] == 0.5 and found["gate accuracy, localisable"]["value"] == 1
     assert found["gate accuracy, not localisable"]["value"] == 0 and found["gate accuracy, unchanged"]["n"] == 2
+    sure = found["gate probability, unchanged"]
+    assert [sure[key] for key in ("value", "low", "high", "n")] == pytest.approx([0.45, 0.2, 0.7, 2])
+    assert found["gate probability, not localisable"]["value"] == pytest.approx(0.1)
 
 
 def test_paired_differences_are_narrower_than_their_parts():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from repro import change_experiments, results, seeds
+from repro import change_experiments, change_tables, results, seeds
 from repro.intervals import t95
 from repro.profiles import Profile
 from repro.seeds import FLOORS, Clock, OutOfTime, Run, is_done
@@ -109,9 +109,7 @@ def _cell(found: list[dict], name: str, percent: bool) -> str:
     metrics = [r["metrics"][name] for r in found if name in r["metrics"]]
     if not metrics:
         return "-"
-    metric = over_seeds(metrics)
-    value, low, high = ((100 if percent else 1) * metric[key] for key in ("value", "low", "high"))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]" if percent else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    return change_tables.cell(over_seeds(metrics), percent)
 
 
 def pointing_table(found: list[dict]) -> Table:
@@ -132,9 +130,23 @@ def writing_table(found: list[dict]) -> Table:
     return ["row", "seeds", *(f"{metric}, {group}" for group in groups for metric in WRITING), "flag accuracy %"], rows
 
 
+def state_table(found: list[dict]) -> Table:
+    """How often each row with a gate says that something changed, of the pairs of each state. It has no third answer."""
+    rows, n = [], {}
+    for name, some in _rows(found, "gate accuracy").items():
+        said = {state: [metric for r in some if (metric := change_tables.says_change(r["metrics"], state))]
+                for state in change_tables.STATES}  # fmt: skip
+        n |= {state: metrics[0]["n"] for state, metrics in said.items() if metrics}
+        cells = [change_tables.cell(over_seeds(metrics) if metrics else None, True) for metrics in said.values()]
+        rows.append([name, str(len(some)), *cells, change_tables.NO_ANSWER])
+    titles = [f'"change" % of {state} (n = {n.get(state, 0)})' for state in change_tables.STATES]
+    return ["row", "seeds", *titles, '"changed, no box"'], rows
+
+
 def parts(found: list[dict]) -> list[tuple[str, Table]]:
     """(title, table) of everything there are records for."""
     named = [("Pointing (not comparable with LEVIR-CC)", pointing_table(found)),
+             ("What the gate says, by state (not comparable with LEVIR-CC)", state_table(found)),
              ("Captions (not comparable with LEVIR-CC)", writing_table(found))]
     return [(title, table) for title, table in named if table[1]]
 

@@ -205,13 +205,17 @@ def score(settings: Profile, work: Path, models: dict[str, ChangeAgent], seed: i
         results.save(record, folder or work / "runs")
         found.append(record)
 
+    guesses = localisation.floors(boxes_of(training), pairs, boxes, seed)
+    differencing = localisation.numbers(guesses["differencing"], boxes)["IoU of the square"]
     for row, model in models.items():
         place = work / "outcomes" / "change agent" / f"{row} seed {seed} {split}"
         given[row], written, took = answered(model, pairs, place)
         about, spent = {"model": vars(model.config), "trained": model.trained}, took.get("captions", 0.0)
         for mode, one in given[row].items():
             spent += took[mode]
-            metrics = localisation.averages(localisation.numbers(one.vectors, boxes, masks), seed)
+            columns = localisation.numbers(one.vectors, boxes, masks)
+            metrics = localisation.averages(columns, seed)
+            metrics["IoU minus differencing's"] = localisation.difference(columns["IoU of the square"], differencing, seed)
             if one.changed is not None:
                 metrics |= localisation.gate(one.changed, changed, states)
             keep(f"{row}, caption {mode}", "localisation", {**about, "caption": mode}, metrics, model.minutes + spent / 60)
@@ -219,8 +223,11 @@ def score(settings: Profile, work: Path, models: dict[str, ChangeAgent], seed: i
         if written:
             keep(f"{row}, greedy", "captions", {**about, "meteor": captions.lacks_meteor() or "1.5"},
                  flat(captions.report(written, references, changed, seed=seed)), model.minutes + spent / 60)
-    for name, vectors in localisation.floors(boxes_of(training), pairs, boxes, seed).items() if floors else ():
-        keep(name, "localisation", {"floor": name}, localisation.averages(localisation.numbers(vectors, boxes, masks), seed), 0)
+    for name, vectors in guesses.items() if floors else ():
+        metrics = localisation.averages(localisation.numbers(vectors, boxes, masks), seed)
+        if name == localisation.CONSTANT:  # says of every pair what most training pairs are
+            metrics |= localisation.gate(np.full(len(pairs), np.mean(training.column("changed"))), changed, states)
+        keep(name, "localisation", {"floor": name}, metrics, 0)
     for name, sentences in captions.floors(changed, taught).items() if floors else ():
         keep(name, "captions", {"floor": name, "meteor": captions.lacks_meteor() or "1.5"},
              flat(captions.report(sentences, references, changed, seed=seed)), 0)
@@ -231,63 +238,6 @@ def flat(report: dict[str, dict[str, dict]]) -> dict[str, dict]:
     """Metrics of a record: "BLEU-4, overall", "flag accuracy" ..."""
     return {f"flag {name}" if group == "flag" else f"{name}, {group}": metric for group, some in report.items()
             for name, metric in some.items()}  # fmt: skip
-
-
-# ---- tables ------------------------------------------------------------------------------------------------------------------------
-
-
-def _cell(metric: dict | None, percent: bool) -> str:
-    if metric is None:
-        return "-"
-    value, low, high = (metric[key] * (100 if percent else 1) for key in ("value", "low", "high"))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]" if percent else f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def localisation_table(records: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) from records: rows and modes, then floors and ceiling; n of the pairs with a box; rates in percent."""
-    columns = {"mean IoU of the square": False, "hit rate at IoU 0.25": True, "hit rate at IoU 0.5": True, "pointing in the box": True,
-               "centre error (picture widths)": False, "scale error (picture widths)": False, "F1 of 3x3 cells": False,
-               "gate accuracy": True}  # fmt: skip
-    rows = [[r["variant"], str(r["seed"]), str(r["metrics"]["mean IoU of the square"]["n"]),
-             *(_cell(r["metrics"].get(name), percent) for name, percent in columns.items())]
-            for r in records if "mean IoU of the square" in r["metrics"]]  # fmt: skip
-    return ["", "seed", "n", *(name + (" %" if percent else "") for name, percent in columns.items())], rows
-
-
-def state_table(records: list[dict], found: dict[str, dict[str, Answers]], pairs: Pairs) -> tuple[list[str], list[list[str]]]:
-    """(header, rows): for each state what each row with a gate says in each mode: gate right, and what is pointed at where it must not be.
-
-    A pair without a box has nothing to point at; the mean size there says how large a place it would name if the gate let it.
-    """
-    states, rows = np.array(pairs.column("state")), []
-    for r in (r for r in records if "gate accuracy" in r["metrics"]):
-        row, mode = r["variant"].split(", caption ")
-        for state in dict.fromkeys(states.tolist()):
-            of = states == state
-            rows.append([row, mode, state, str(int(of.sum())), _cell(r["metrics"].get(f"gate accuracy, {state}"), True),
-                         _cell(r["metrics"]["mean IoU of the square"], False) if state == "localisable" else "nothing to point at",
-                         f"{found[row][mode].vectors[of, 2].mean():.2f}"])  # fmt: skip
-    return ["row", "caption", "state", "n", "gate right %", "mean IoU", "mean size it names"], rows
-
-
-def caption_table(records: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows): overall, then change only; x 100, as published; METEOR and S*m only where Java is."""
-    rows = []
-    for group in ("overall", "change only"):
-        for r in (r for r in records if f"BLEU-4, {group}" in r["metrics"]):
-            cells = [r["metrics"].get(f"{name}, {group}") for name in captions.METRICS]
-            shown = [_cell(metric, True) if metric else "n/a (no java)" if name in ("METEOR", "S*m") and captions.lacks_meteor() else "n/a"
-                     for name, metric in zip(captions.METRICS, cells, strict=True)]
-            rows.append([r["variant"], group, str(r["metrics"][f"BLEU-4, {group}"]["n"]), *shown,
-                         _cell(r["metrics"].get("flag accuracy"), True)])
-    return ["", "pairs", "n", *captions.METRICS, "flag accuracy %"], rows
-
-
-def published(path: Path) -> tuple[list[str], list[list[str]]]:
-    """(header, rows): what others print for LEVIR-CC's test split (papers/change_agent/claims.toml): a table of its own."""
-    found = results.claims(path)["caption"]
-    keys = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D", "S*m")
-    return ["system", *keys, "source"], [[row["label"], *(row.get(key, "-") for key in keys), row["source"]] for row in found]
 
 
 # ---- where they look ---------------------------------------------------------------------------------------------------------------

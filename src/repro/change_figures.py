@@ -17,8 +17,13 @@ from matplotlib.patheffects import withStroke
 from repro.attention_figures import overlay
 from repro.data import levir_boxes
 from repro.evaluation import localisation
+from repro.intervals import bootstrap
 
 TRUE, SAID = {"edgecolor": "#0072b2", "linestyle": "-"}, {"edgecolor": "#e69f00", "linestyle": (0, (4, 2))}
+VERDICT = {  # what an answer is to a pair of this state, where the gate is silent and where there is a square
+    ("localisable", True): "missed", ("localisable", False): "", ("unchanged", True): "right", ("unchanged", False): "false alarm",
+    ("not localisable", True): "missed", ("not localisable", False): "no box to check",
+}  # fmt: skip
 RIM = [withStroke(linewidth=4, foreground="white")]
 
 
@@ -39,7 +44,8 @@ def _draw(axis, box: np.ndarray, style: dict, height: int, width: int) -> None:
 
 
 def sheet(pairs, rows: Sequence[int], answers: dict, title: str = "") -> Figure:
-    """A row a pair: T1, T2, the truth on T2, then each model's square on T2 with its IoU, or "no change" where its gate says so.
+    """A row a pair: T1, T2, the truth on T2, then each model's square on T2 with its IoU, or "no change" where its gate says so, and
+    whether that is right, a miss or a false alarm.
 
     answers: {name: change_experiments.Answers}, of all pairs of the store.
     """
@@ -59,18 +65,16 @@ def sheet(pairs, rows: Sequence[int], answers: dict, title: str = "") -> Figure:
             _draw(line[2], box, TRUE, height, width)
         line[2].set_xlabel(states[row], fontsize=8)
         for axis, one in zip(line[3:], answers.values(), strict=True):
-            vector = one.vectors[row]
-            if one.changed is not None and one.changed[row] < 0.5:
-                axis.set_xlabel(f"no change (p = {one.changed[row]:.2f})", fontsize=8)
-                continue
-            square = levir_boxes.decode(vector)
-            _draw(axis, square, SAID, height, width)
-            axis.plot(vector[0] * width, vector[1] * height, "+", color="#e69f00", markersize=9, markeredgewidth=1.8, path_effects=RIM)
-            said = [] if one.changed is None else [f"p = {one.changed[row]:.2f}"]
+            vector, square = one.vectors[row], levir_boxes.decode(one.vectors[row])
+            silent = one.changed is not None and bool(one.changed[row] < 0.5)
+            if not silent:
+                _draw(axis, square, SAID, height, width)
+                axis.plot(vector[0] * width, vector[1] * height, "+", color="#e69f00", markersize=9, markeredgewidth=1.8, path_effects=RIM)
             if box is not None:
                 _draw(axis, box, TRUE, height, width)
-                said.insert(0, f"IoU {float(levir_boxes.iou(square, box)):.2f}")
-            axis.set_xlabel(", ".join(said) or "no box to point at", fontsize=8)
+            said = [] if one.changed is None else [f"{'no ' * silent}change (p = {one.changed[row]:.2f})"]
+            said += [VERDICT[states[row], silent] or f"IoU {float(levir_boxes.iou(square, box)):.2f}"]
+            axis.set_xlabel(", ".join(said), fontsize=8)
     figure.suptitle(f"{title}\nsolid blue: truth; dashed orange and cross: answer".strip(), fontsize=10)
     return figure
 
@@ -99,11 +103,17 @@ def maps_sheet(pairs, rows: Sequence[int], maps: dict[str, np.ndarray], count: i
     return figure
 
 
+def _mean(values: np.ndarray) -> str:
+    """A mean of shares with its 95 % interval."""
+    low, high = bootstrap(values, (0, 1))
+    return f"{values.mean():.2f} [{low:.2f}, {high:.2f}]"
+
+
 def scatter(vectors: dict[str, np.ndarray], boxes: np.ndarray) -> Figure:
-    """A column a model: what it says against the truth for cx, cy and scale, with the diagonal; pairs with a box."""
+    """A column a model: what it says against the truth for cx, cy and scale, with the diagonal; pairs with a box. Mean errors, 95 %."""
     has = ~np.isnan(boxes).any(1)
     true, names = levir_boxes.encode(boxes[has]), ("cx", "cy", "scale")
-    figure = Figure(figsize=(2.6 * len(vectors), 7.4), layout="constrained", dpi=100)
+    figure = Figure(figsize=(2.6 * len(vectors), 7.8), layout="constrained", dpi=100)
     axes = figure.subplots(3, len(vectors), squeeze=False, sharex="row", sharey="row")
     for column, (name, said) in enumerate(vectors.items()):
         for i, what in enumerate(names):
@@ -111,9 +121,10 @@ def scatter(vectors: dict[str, np.ndarray], boxes: np.ndarray) -> Figure:
             axis.plot([0, 1], [0, 1], color="0.6", linewidth=1)
             axis.plot(true[:, i], said[has, i], "o", color="black", alpha=0.35, markersize=3, markeredgewidth=0)
             axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel=f"true {what} (picture widths)")
-        axes[0, column].set_title(f"{name} (n = {int(has.sum())})", fontsize=10)
+            axis.set_title(f"mean error {_mean(np.abs(true[:, i] - said[has, i]))}", fontsize=8)
+        axes[0, column].set_title(f"{name} (n = {int(has.sum())})\n{axes[0, column].get_title()}", fontsize=8)
     for i, what in enumerate(names):
-        axes[i, 0].set_ylabel(f"{what} it says")
+        axes[i, 0].set_ylabel(f"{what} it says (picture widths)")
     return figure
 
 
@@ -126,8 +137,9 @@ def reach(vectors: dict[str, np.ndarray], boxes: np.ndarray) -> Figure:
         iou = np.sort(iou[~np.isnan(iou)])
         share = 1 - np.arange(len(iou)) / max(1, len(iou))
         axis.step([0, *iou, 1], [1, *share, 0], where="pre", linestyle=dashes[i % len(dashes)], color=f"{0.75 * (i // len(dashes)):.2f}"
-                  if i >= len(dashes) else f"C{i}", label=f"{name} (n = {len(iou)}, mean {iou.mean():.2f})")  # fmt: skip
+                  if i >= len(dashes) else f"C{i}", label=f"{name}: {_mean(iou)}")  # fmt: skip
     axis.set(xlabel="IoU of the square with the box, at least", ylabel="share of pairs", xlim=(0, 1), ylim=(0, 1.02))
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, frameon=False, handlelength=3.5, loc="center left", bbox_to_anchor=(1.01, 0.5))  # beside the lines
+    axis.legend(title=f"mean IoU and 95 % interval, n = {len(iou)} pairs", title_fontsize=8, fontsize=8, frameon=False, handlelength=3.5,
+                loc="center left", bbox_to_anchor=(1.01, 0.5))  # beside the lines
     return figure

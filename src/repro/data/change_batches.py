@@ -19,14 +19,17 @@ from pathlib import Path
 import numpy as np
 
 from repro import clock
+from repro.data import levir_boxes
 from repro.freshness import write
 from repro.machine import UserError
 
 TOGETHER, DONE = 64, "pairs.done"  # pairs that are prepared at once, and the file that says how many are
+WINDOW = 0.75  # of each side of a picture that is left when it is cut, at least
 SWAPS = (  # words that a flip exchanges: left to right, top to bottom
     {"left": "right", "right": "left"},
     {"top": "bottom", "bottom": "top", "upper": "lower", "lower": "upper", "above": "below", "below": "above"},
 )
+PLACES = re.compile(rf"\b({'|'.join([*SWAPS[0], *SWAPS[1], 'center', 'centre', 'middle', 'corner', 'corners'])})\b")
 
 
 class PairBatches:
@@ -35,23 +38,24 @@ class PairBatches:
     Keys: what `prepare(before, after)` gives; box (B, 4) float32 xyxy in [0, 1], NaN where there is none; changed (B,) bool; caption, a
     list; index (B,) int64. captions: "first" of the five, or "any", drawn anew in each epoch; half of the pairs without a change are then
     told `unchanged`, the sentence that the agent writes for them. flips: pictures, boxes and the words left, right, top ... are flipped
-    together, drawn anew in each epoch; it needs pictures. box: "main" or "union".
+    together, drawn anew in each epoch; augment: turned and cut as well (`augmented`). Both need pictures. box: "main" or "union".
     """
 
     def __init__(self, pairs, batch_size: int, seed: int = 0, prepare: Callable | None = None, key: str = "", box: str = "main",
                  captions: str = "first", unchanged: str = "", flips: bool = False, cache: Path | str | None = None,
-                 log: Callable = print):
+                 log: Callable = print, augment: bool = False):
         if not len(pairs):
             raise UserError("there are no pairs to make batches of", "at least one", 0, "import data first (notebook 03)")
         self.pairs, self.batch_size, self.seed = pairs, batch_size, seed
         sure = np.array(pairs.column("state")) == "localisable"  # a box guessed by differencing is no truth
         self.box = np.where(sure[:, None], np.asarray(pairs.column(f"box_{box}"), np.float32), np.float32(np.nan))
         self.changed, self.told = np.asarray(pairs.column("changed"), bool), list(pairs.column("captions"))
-        self.any, self.unchanged, self.flips = captions == "any", unchanged, flips
+        self.any, self.unchanged = captions == "any", unchanged
+        self.move = augmented if augment else flipped_somehow if flips else None
         self.prepared = {} if prepare is None else prepared(pairs, prepare, key, cache, log)
-        if flips and set(self.prepared) != {"pictures"}:
-            raise UserError("only pictures can be flipped", "a vision tower that trains", sorted(self.prepared) or "no pictures",
-                            "flips=False with cached features")
+        if self.move and set(self.prepared) != {"pictures"}:
+            raise UserError(f"only pictures can be {'augmented' if augment else 'flipped'}", "a vision tower that sees them in each step",
+                            sorted(self.prepared) or "no pictures", "cache_features=False, or neither flips nor augment")
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -65,10 +69,9 @@ class PairBatches:
         draws = [np.random.default_rng([self.seed, 1, place]) for place in places.tolist()]
         if self.any:
             batch["caption"] = [self._caption(row, rng) for row, rng in zip(batch["index"], draws, strict=True)]
-        if self.flips:
-            turned = [flipped(pictures, box, caption, rng.integers(4)) for pictures, box, caption, rng in
-                      zip(batch["pictures"], batch["box"], batch["caption"], draws, strict=True)]
-            pictures, boxes, batch["caption"] = zip(*turned, strict=True)
+        if self.move:
+            each = zip(*(batch[name] for name in ("pictures", "box", "caption", "changed")), draws, strict=True)
+            pictures, boxes, batch["caption"] = zip(*(self.move(*one) for one in each), strict=True)
             batch |= {"pictures": np.stack(pictures), "box": np.stack(boxes), "caption": list(batch["caption"])}
         return batch
 
@@ -100,6 +103,24 @@ def flipped(pictures: np.ndarray, box: np.ndarray, caption: str, kind: int) -> t
     if swaps:
         caption = re.sub(rf"\b({'|'.join(swaps)})\b", lambda found: swaps[found[0]], caption)
     return pictures, np.float32([x0, y0, x1, y1]), caption
+
+
+def flipped_somehow(pictures: np.ndarray, box: np.ndarray, caption: str, changed: bool, rng: np.random.Generator):
+    """`flipped` in one of the four ways."""
+    return flipped(pictures, box, caption, rng.integers(4))
+
+
+def augmented(pictures: np.ndarray, box: np.ndarray, caption: str, changed: bool, rng: np.random.Generator):
+    """(pictures, box, caption) turned, flipped and cut by `levir_boxes.augment`; where the caption names a place only flipped, words too.
+
+    A sentence has no word for where a quarter turn or a window puts "in the top left corner". A changed pair without a box is not cut:
+    nobody knows where its change is, and the window might leave it out.
+    """
+    if PLACES.search(caption):
+        return flipped(pictures, box, caption, rng.integers(4))
+    known = not np.isnan(box).any()
+    before, after, moved = levir_boxes.augment(*pictures, box if known else None, rng, 1.0 if changed and not known else WINDOW)
+    return np.stack([before, after]), moved if known else box, caption
 
 
 # ---- what a model makes of a pair's pictures, once ---------------------------------------------------------------------------------

@@ -64,12 +64,16 @@ def contact_sheet(pairs: Sequence[Pair], across: int = 2, square: bool = False, 
 
 
 def augmented_sheet(pair: Pair, seeds: Sequence[int]) -> Figure:
-    """The second date of a pair after `levir_boxes.augment`, once for each seed, with its box where it has moved."""
-    figure = Figure(figsize=(1.7 * len(seeds), 2.0), layout="constrained", dpi=100)
-    for axis, seed in zip(figure.subplots(1, len(seeds), squeeze=False)[0], seeds, strict=True):
-        _, after, box = levir_boxes.augment(pair.before, pair.after, pair.box_main, np.random.default_rng(seed))
-        axis.imshow(after, interpolation="nearest")
-        outline(axis, box, after.shape[:2], MAIN, "-")
-        axis.set_title(f"seed {seed}", fontsize=8)
-        axis.set_axis_off()
+    """Both dates of a pair after `levir_boxes.augment`, a column for each seed, with the box where it has moved."""
+    figure = Figure(figsize=(1.7 * len(seeds), 4.1), layout="constrained", dpi=100)
+    for axes, seed in zip(figure.subplots(2, len(seeds), squeeze=False).T, seeds, strict=True):
+        before, after, box = levir_boxes.augment(pair.before, pair.after, pair.box_main, np.random.default_rng(seed))
+        for axis, picture in zip(axes, (before, after), strict=True):
+            axis.imshow(picture, interpolation="nearest")
+            outline(axis, box, picture.shape[:2], MAIN, "-")
+            axis.set(xticks=[], yticks=[])
+        axes[0].set_title(f"seed {seed}", fontsize=8)
+    for axis, name in zip(figure.axes[:: len(seeds)], ("before", "after"), strict=True):
+        axis.set_ylabel(name, fontsize=8)
+    figure.suptitle("one pair, moved; blue: where its box has moved to, on both dates", fontsize=9)
     return figure

@@ -10,6 +10,11 @@ from repro.data import levir_boxes
 from repro.machine import UserError
 from repro.models.change_agent import ChangeAgent
 from repro.training import checkpoint
+from repro.training.loop import read_metrics
+
+SHARES = {"held_out_pointing": "its centre lay in the box for", "held_out_gate": "its gate was right for"}
+TWO_ANSWERS = ("the gate says change or no change: a change of a kind that training gave no box (water, trees) is told as any other, "
+               "and its square is then a guess")
 
 
 def picture(path: Path) -> np.ndarray:
@@ -47,11 +52,12 @@ def answer(run: Path, before: Path, after: Path, caption: str | None = None, wri
         lines.append(f'it writes: "{caption}"')
     found = model.answers(batch, [caption])
     vector = found["vector"][0]
-    lines.append(f"[cx, cy, scale] = [{vector[0]:.3f}, {vector[1]:.3f}, {vector[2]:.3f}], shares of the picture's side")
+    lines += [f"[cx, cy, scale] = [{vector[0]:.3f}, {vector[1]:.3f}, {vector[2]:.3f}], shares of the picture's side", measured(run)]
     if "changed" in found:
-        lines.append(f"probability of a change: {found['changed'][0]:.2f}")
+        lines.append(f"probability of a change: {found['changed'][0]:.2f}, a change from 0.50")
         if found["changed"][0] < 0.5:
             return [*lines, "no change: nothing is pointed at, no picture is written"]
+        lines.append(TWO_ANSWERS)
     else:
         lines.append("this model has no gate: it always points somewhere")
     box = levir_boxes.decode(vector)
@@ -59,6 +65,17 @@ def answer(run: Path, before: Path, after: Path, caption: str | None = None, wri
     lines.append("box: x {} to {}, y {} to {} px".format(*(box[[0, 2, 1, 3]] * side).round().astype(int)))
     _draw(pictures[1], box, vector, out)
     return [*lines, f"drawn: {out}"]
+
+
+def measured(path: Path) -> str:
+    """How good this checkpoint was on validation pairs while it was trained, by the run's metrics.jsonl; or that nothing is known."""
+    folders = path.resolve().parents[:2] if (path / "about.json").is_file() else []  # the run's, or that above its best and kept ones
+    step = checkpoint.about(path)["step"] if folders else None
+    known = [line for folder in folders for line in read_metrics(folder / "metrics.jsonl") if line["step"] == step and "held_out" in line]
+    if not known:
+        return "how good it was on validation pairs is not known: there is no metrics.jsonl that tells of its step"
+    shares = "".join(f", {said} {100 * known[0][name]:.0f} %" for name, said in SHARES.items() if name in known[0])
+    return f"on validation pairs of its own data, at step {step}: mean IoU {1 - known[0]['held_out']:.2f}{shares}"
 
 
 def _draw(shown: np.ndarray, box: np.ndarray, vector: np.ndarray, out: Path) -> None:

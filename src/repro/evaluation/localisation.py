@@ -22,6 +22,7 @@ from repro.machine import UserError
 
 RATES = ("hit rate at IoU 0.25", "hit rate at IoU 0.5", "pointing in the box", "pointing in the mask")  # shares of pairs: Wilson
 WHOLE = np.float32([0.5, 0.5, 1.0])
+CONSTANT = "constant (training mean)"
 
 
 def numbers(vectors: np.ndarray, boxes: np.ndarray, masks: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -87,14 +88,22 @@ def difference(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> dict:
 
 
 def gate(probability: np.ndarray, changed: np.ndarray, states: list[str]) -> dict[str, dict]:
-    """Metrics: share of pairs for which the gate (change where >= 0.5) is right, over all and by state."""
-    right = (np.asarray(probability) >= 0.5) == np.asarray(changed, bool)
+    """Metrics: share of pairs for which the gate (change where >= 0.5) is right, over all and by state; by state its mean probability too.
+
+    Changed without a box counts as changed: the gate has no third answer.
+    """
+    probability = np.asarray(probability, float)
+    right = (probability >= 0.5) == np.asarray(changed, bool)
     groups = {"gate accuracy": np.ones(len(right), bool),
               **{f"gate accuracy, {state}": np.array(states) == state for state in sorted(set(states))}}
     found = {}
     for name, rows in groups.items():
         low, high = wilson(int(right[rows].sum()), int(rows.sum()))
         found[name] = {"value": float(right[rows].mean()), "n": int(rows.sum()), "low": low, "high": high}
+    for state in sorted(set(states)):
+        some = probability[np.array(states) == state]
+        low, high = bootstrap(some, (0, 1))
+        found[f"gate probability, {state}"] = {"value": float(some.mean()), "n": len(some), "low": low, "high": high}
     return found
 
 
@@ -112,6 +121,6 @@ def floors(training: np.ndarray, pairs, boxes: np.ndarray, seed: int = 0) -> dic
         if (box := levir_boxes.difference_box(before[0], after[0])) is not None:
             differing[row] = levir_boxes.encode(box)
     true = levir_boxes.encode(boxes)
-    return {"constant (training mean)": np.tile(known.mean(0), (n, 1)), "whole frame": np.tile(WHOLE, (n, 1)),
+    return {CONSTANT: np.tile(known.mean(0), (n, 1)), "whole frame": np.tile(WHOLE, (n, 1)),
             "random (a training pair's)": known[rng.integers(len(known), size=n)], "differencing": differing,
             "ceiling (three numbers)": np.where(np.isnan(true), WHOLE, true)}  # fmt: skip

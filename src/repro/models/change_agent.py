@@ -27,8 +27,9 @@ from torch.nn import functional as F
 from repro.data.levir_pictures import MEAN, STD, clip_pixels
 from repro.machine import UserError
 from repro.models import change_agent_checkpoint, fingerprint
+from repro.models import change_agent_losses as losses
 from repro.models.change_agent_config import ASK, NO_CHANGE, PRESETS, TRAIN, ChangeConfig  # noqa: F401 (callers import them from here)
-from repro.models.change_agent_parts import Grid, Readers, crossed, giou, target
+from repro.models.change_agent_parts import Grid, Readers
 from repro.models.parts import fingerprint as weights_fingerprint
 from repro.models.towers import resize
 
@@ -97,11 +98,13 @@ class ChangeAgent(nn.Module):
     @property
     def key(self) -> str:
         """Names what `prepare_many` depends on, frozen weights included."""
+        if self.tower.frozen and not self._sees_once:
+            return "change agent, pictures as they are"
         return f"change agent, {self.tower.image_size} px" + (f", seen by {weights_fingerprint(self.tower)}" if self._sees_once else "")
 
     def prepare_many(self, before: UInt8[np.ndarray, "n h w 3"], after: UInt8[np.ndarray, "n h w 3"]) -> dict[str, np.ndarray]:
         """"pictures" uint8 (n, 2, S, S, 3), area-averaged, for a tower that trains; of a frozen one "features" float16 (n, 2, 1+N, Dv),
-        the pooled vector first."""
+        the pooled vector first, or, where these are not cached, the pictures as they are."""
         both = np.stack([before, after], axis=1)
         if not self.tower.frozen:
             return {"pictures": shrink(both, self.tower.image_size)}
@@ -195,42 +198,17 @@ class ChangeAgent(nn.Module):
         return self.loss(batch)
 
     def loss(self, batch: dict) -> dict[str, Tensor]:
-        """Scalars: "loss" (total), "action" (of the config's kind, over pairs that have a target), "gate", "caption", "point".
+        """Scalars, "loss" the total (models/change_agent_losses.py). Some captions are withheld in training.
 
         Batch, numpy: what `prepare_many` gave; box (B, 4) xyxy in [0, 1], NaN where there is none; changed (B,) bool; caption, a list.
         """
-        c = self.config
         captions = list(batch["caption"])
-        if self.training and c.caption_dropout:
-            kept = torch.rand(len(captions)) >= c.caption_dropout
+        if self.training and self.config.caption_dropout:
+            kept = torch.rand(len(captions)) >= self.config.caption_dropout
             captions = [caption if keep else None for caption, keep in zip(captions, kept.tolist(), strict=True)]
         with self.arithmetic():
             said = self.answer(batch, captions)
-            out = {"caption": self._caption_loss(said, captions, batch)} if c.caption_weight else {}
-        box = torch.as_tensor(np.asarray(batch["box"], np.float32)).to(self.device)
-        wanted, filled, weight = target(box, c.box, c.unboxed)
-        per = {"mse": lambda: (said["vector"] - wanted).square().mean(1), "l1": lambda: (said["vector"] - wanted).abs().mean(1),
-               "iou": lambda: (said["vector"] - wanted).abs().mean(1) + 1 - giou(said["vector"], filled)}[c.loss]()  # fmt: skip
-        out["action"] = (per * weight).sum() / weight.sum().clamp(min=1)
-        out["loss"] = out["action"] + c.caption_weight * out.get("caption", 0)
-        if self.gate is not None:
-            changed = torch.as_tensor(np.asarray(batch["changed"])).to(self.device).float()
-            out["gate"] = F.binary_cross_entropy_with_logits(said["gate"], changed)
-            out["loss"] = out["loss"] + c.gate_weight * out["gate"]
-        if c.point_weight:
-            out["point"] = (crossed(said["maps"].float().mean(1), filled) * weight).sum() / weight.sum().clamp(min=1)
-            out["loss"] = out["loss"] + c.point_weight * out["point"]
-        return out
-
-    def _caption_loss(self, said: dict, captions: list[str | None], batch: dict) -> Tensor:
-        """Cross-entropy of the words and the end, given the words before: pairs with a caption; without a change NO_CHANGE's alone."""
-        begins = len(self.question)
-        words = [(row, place, number) for row, (caption, changed) in enumerate(zip(captions, batch["changed"], strict=True))
-                 if caption and (changed or caption == NO_CHANGE) for place, number in enumerate(self.ids(caption)) if place >= begins]
-        if not words:
-            return said["states"].sum() * 0
-        rows, places, numbers = torch.tensor(words, device=self.device).unbind(1)
-        return F.cross_entropy(self.decoder.lm_head(said["states"][rows, places]).float(), numbers)  # the state before each word
+        return losses.parts(self, batch, said, captions)
 
     # ---- use --------------------------------------------------------------------------------------------------------
     @torch.no_grad()

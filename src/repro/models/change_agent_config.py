@@ -42,6 +42,7 @@ class ChangeConfig:
     caption_dropout: float = 0.0     # share of training captions that are withheld
     captions: str = "first"          # training captions: the first of five, as upstream; "any" of them
     flips: bool = False              # training pictures, boxes and words for places are flipped together (a tower that trains)
+    augment: bool = False            # they are turned and cut as well (data/change_batches.py); a frozen tower then sees them in each step
     point_weight: float = 0.0        # of the cross-entropy between where the head reads and the box (needs "grid")
     anchor: bool = False             # the head's numbers are added to where and how wide its maps are (needs "grid")
     # sizes of new parts
@@ -68,6 +69,9 @@ class ChangeConfig:
             raise UserError("model config: captions and pointing need to see the grid", 'features="grid"',
                             f"pooled, caption_weight {self.caption_weight}, point_weight {self.point_weight}, anchor {self.anchor}",
                             "pooled features never enter the language model: leave these three out")
+        if self.augment and self.cache_features and self.vision != "tiny":
+            raise UserError("model config: features that are cached cannot be augmented", "augment with cache_features=False",
+                            "augment=True, cache_features=True", "leave one of the two out")
         if min(self.readers, self.width, self.stride, self.text_length, self.hidden, self.layers) < 1:
             raise UserError("model config: sizes must be positive", ">= 1", "0 or less")
         if self.image_size % (8 * self.stride):
@@ -81,7 +85,7 @@ _SMALL = {"vision": "tiny", "language": "tiny", "quantise": "", "lora_rank": 0, 
 PRESETS = {
     "guide": _GUIDE,
     "ours": _OURS,
-    "t4": replace(_OURS, checkpointing=False),
+    "t4": replace(_OURS, augment=True, cache_features=False),
     "tiny_guide": replace(_GUIDE, **_SMALL),
     "tiny_ours": replace(_OURS, **_SMALL, width=64, mixing=3, head_dropout=0.0, flips=True),
 }

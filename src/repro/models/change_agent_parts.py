@@ -1,4 +1,4 @@
-"""What the change agent is made of beside its backbones: tiny tower, grid of changes, readers; and targets of its losses."""
+"""What the change agent is made of beside its backbones: tiny tower, grid of changes, readers."""
 
 import torch
 from jaxtyping import Float
@@ -78,41 +78,3 @@ class Readers(nn.Module):
         spread = (maps[..., None] * (self.places - at[:, :, None]).square()).sum(2).clamp(min=1e-6).sqrt()
         square = torch.cat([at.mean(1), 12**0.5 * spread.mean(1).prod(1, keepdim=True).sqrt()], dim=1)
         return torch.cat([found.flatten(1), at.flatten(1), spread.flatten(1)], dim=1), maps.unflatten(2, (rows, columns)), square
-
-
-def target(box: Float[Tensor, "b 4"], kind: str, unboxed: str
-           ) -> tuple[Float[Tensor, "b 3"], Float[Tensor, "b 4"], Float[Tensor, " b"]]:
-    """([cx, cy, scale], box, weight) of boxes, NaN where a pair has none: then the whole picture, (0.5, 0.5, 1), or weight 0 ("masked").
-
-    kind "whole": upstream's constant target, whatever the box.
-    """
-    whole = torch.tensor([0.0, 0.0, 1.0, 1.0], device=box.device)
-    has = ~box.isnan().any(1)
-    filled = torch.where(has[:, None] & torch.tensor(kind != "whole", device=box.device), box.nan_to_num(), whole)
-    x0, y0, x1, y1 = filled.unbind(1)
-    vector = torch.stack([(x0 + x1) / 2, (y0 + y1) / 2, ((x1 - x0) * (y1 - y0)).sqrt()], dim=1)
-    return vector, filled, has.float() if unboxed == "masked" and kind != "whole" else torch.ones_like(x0)
-
-
-def giou(vector: Float[Tensor, "b 3"], box: Float[Tensor, "b 4"]) -> Float[Tensor, " b"]:
-    """Generalised IoU (Rezatofighi et al. 2019, arXiv 1902.09630) of the square, clipped to the picture, with the box; in (-1, 1]."""
-    half = vector[:, 2:] / 2
-    square = torch.cat([vector[:, :2] - half, vector[:, :2] + half], dim=1).clamp(0, 1)
-    area = lambda b: (b[:, 2] - b[:, 0]).clamp(min=0) * (b[:, 3] - b[:, 1]).clamp(min=0)
-    both = area(torch.cat([torch.maximum(square[:, :2], box[:, :2]), torch.minimum(square[:, 2:], box[:, 2:])], dim=1))
-    hull = area(torch.cat([torch.minimum(square[:, :2], box[:, :2]), torch.maximum(square[:, 2:], box[:, 2:])], dim=1)).clamp(min=1e-6)
-    union = (area(square) + area(box) - both).clamp(min=1e-6)
-    return both / union - (hull - union) / hull
-
-
-def crossed(maps: Float[Tensor, "b rows columns"], box: Float[Tensor, "b 4"]) -> Float[Tensor, " b"]:
-    """Cross-entropy (nats) of each map, which sums to 1, with the map that is even over the box; cells that its border cuts by area."""
-    rows, columns = maps.shape[1:]
-
-    def inside(cells: int, low: Tensor, high: Tensor) -> Tensor:
-        edges = torch.arange(cells + 1, device=maps.device) / cells
-        return (torch.minimum(edges[1:], high[:, None]) - torch.maximum(edges[:-1], low[:, None])).clamp(min=0)
-
-    even = inside(rows, box[:, 1], box[:, 3])[:, :, None] * inside(columns, box[:, 0], box[:, 2])[:, None]
-    even = even / even.sum((1, 2), keepdim=True).clamp(min=1e-9)
-    return -(even * maps.clamp(min=1e-9).log()).sum((1, 2))

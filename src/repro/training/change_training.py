@@ -26,6 +26,10 @@ def run(job, config: ChangeConfig, settings: TrainConfig, log: Callable[[str], N
     if unused:
         raise UserError(f"{job.name}: the change agent knows no such fields", "store, validation, folder, model, train", unused)
     pairs = Pairs(job.store)
+    for some in (pairs, Pairs(job.validation) if job.validation else pairs):
+        if "localisable" not in some.column("state"):
+            raise UserError(f"{some.store.folder} has no pair with a box: there is no pointing to learn", "masks, or boxes as given",
+                            f"{len(some)} pairs, none localisable", "LEVIR-CC has captions alone; LEVIR-MCI has its pairs with masks")
     torch.manual_seed(settings.seed)  # the first weights
     model = ChangeAgent.build(config, sorted({caption for captions in pairs.column("captions") for caption in captions}))
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -48,10 +52,12 @@ def run(job, config: ChangeConfig, settings: TrainConfig, log: Callable[[str], N
 
 
 def batches_of(pairs: Pairs, model: ChangeAgent, batch_size: int, seed: int = 0, log: Callable[[str], None] = print) -> PairBatches:
-    """The training batches that the model's config asks for. Pictures are flipped where a tower that trains sees them."""
+    """The training batches that the model's config asks for. Pictures are flipped where a tower that trains sees them; augmented, also
+    where a frozen one sees them in each step."""
     c = model.config
     box, flips = "union" if c.box == "union" else "main", c.flips and not model.tower.frozen
-    return PairBatches(pairs, batch_size, seed, model.prepare_many, model.key, box, c.captions, NO_CHANGE, flips, log=log)
+    return PairBatches(pairs, batch_size, seed, model.prepare_many, model.key, box, c.captions, NO_CHANGE, flips, log=log,
+                       augment=c.augment)
 
 
 def measured(model: ChangeAgent, held_out: PairBatches) -> dict[str, float]:

@@ -113,9 +113,10 @@ class Session:
         """Keep which kind of data it is. UserError where the earlier session had the other: the two are never mixed."""
         if self.earlier and (before := self.earlier.data.get(what) or kind) != kind:
             had = {"real": f"{what} was attached or fetched", "embedded": f"a stand-in for {what}"}
+            click = f"{'attach' if before == 'real' else 'remove'} {what} (right panel, Input)"
             raise UserError(f"the earlier session was run on other data than is here now ({self.earlier.folder})",
-                            had.get(before), had[kind], f"to go on: {'attach' if before == 'real' else 'remove'} {what} (right panel, Input); to begin anew: remove "
-                            f"the earlier output, and in a live session !rm -r {self.work}; then Run All")  # fmt: skip
+                            had.get(before), had[kind], f"to go on: {click}; to begin anew: remove the earlier output, and in a live "
+                            f"session !rm -r {self.work}; then Run All")  # fmt: skip
         self.data[what] = kind
 
     # --------------------------------------------------------------------------------------------------- sections
@@ -165,9 +166,7 @@ class Session:
             where, why = self.current, "stopped by hand"
             self.state[where] = "cut"
             self._save(why)
-            print(
-                f"{where}: {why}; what is done is on disk. To go on, run the cells from its kit.section on; the last one packs the results"
-            )
+            print(f"{where}: {why}; what is done is on disk. To go on, run the cells from its kit.section on; the last one packs up")
 
     def failed(self, kind: str) -> None:
         """A cell's real error: its section is not finished, whatever runs after it."""

@@ -144,6 +144,7 @@ CELLS = [
     "from PIL import Image\n(kit.work / 'figures').mkdir()\nImage.new('RGB', (8, 8)).save(kit.work / 'figures' / 'dot.png')\n6 * 7;",
     "from __future__ import annotations\nerror = 6 * 7\nerror",
     "%%time\nsteps('a', 2)",
+    "%timeit -q -n 2 -r 1 6 * 7",
     'kit.section("01_b")',
     'print("b begins")\nsteps("b", 50)',
     "print('after b')\nsteps('b', 50)",
@@ -176,14 +177,14 @@ def test_a_notebook_that_has_no_time_left_ends_well_and_the_next_goes_on(kaggle)
     first = run_all(kaggle, seconds=3)
     assert re.search(r"session: \S+ h from the start of this notebook's process, [23] s of them left", text(first[0]))
     assert shown(first[2]) == ["'a: 2 steps'"] and first[3] == [] and shown(first[4]) == ["42"]  # as IPython shows them, or not
-    assert shown(first[5]) == ["'a: 2 steps'"] and "Wall time" in text(first[5])
-    assert text(first[7]).startswith("b begins\n====") and "The session's time is over. 01_b is cut" in text(first[7])
-    assert first[8] == first[9] == first[10] == [] and shown(first[12]) == ["'free again'"]
-    said = text(first[11])
-    assert re.search(r"00_a +\S+ s +finished\n +01_b +\S+ s +cut: the session's time is over\n +02_c +- +not begun\nleft: 01_b, 02_c\n", said)
+    assert shown(first[5]) == ["'a: 2 steps'"] and "Wall time" in text(first[5]) and first[6] == []
+    assert text(first[8]).startswith("b begins\n====") and "The session's time is over. 01_b is cut" in text(first[8])
+    assert first[9] == first[10] == first[11] == [] and shown(first[13]) == ["'free again'"]
+    said = text(first[12])
+    assert re.search(r"00_a +\S+ s +finished\n +01_b +\S+ s +cut: the session's time is over\n +02_c +- +not begun\nleft: 01_b, 02_c", said)
     assert "to go on: attach this notebook's output as an input" in said
     assert "1 figures" in said and said.count("dot.png") == 0  # its caption is Markdown:
-    pictures = [one["data"] for one in first[11] if one["output_type"] == "display_data"]
+    pictures = [one["data"] for one in first[12] if one["output_type"] == "display_data"]
     assert [one.get("text/markdown") for one in pictures] == ["**figures/dot.png**", None] and "image/png" in pictures[1]
     done = len((kaggle / "working" / "smoke" / "b.txt").read_text().split())
     assert 0 < done < 50
@@ -192,10 +193,10 @@ def test_a_notebook_that_has_no_time_left_ends_well_and_the_next_goes_on(kaggle)
     said = text(second[0])
     assert f"goes on with {place}/smoke, session 1" in said and "finished 00_a; cut 01_b (the session's time is over)" in said
     assert "00_a, finished in an earlier session" in text(second[1]) and second[2] == second[4] == second[5] == []
-    assert shown(second[8]) == ["'b: 50 steps'"] and shown(second[10]) == ["'c: 1 steps'"]
-    assert "all 3 sections are finished" in text(second[11])
+    assert shown(second[9]) == ["'b: 50 steps'"] and shown(second[11]) == ["'c: 1 steps'"]
+    assert "all 3 sections are finished" in text(second[12])
     assert [int(i) for i in (kaggle / "working" / "smoke" / "b.txt").read_text().split()] == list(range(50))
-    assert len([one for one in second[11] if "image/png" in one.get("data", {})]) == 1
+    assert len([one for one in second[12] if "image/png" in one.get("data", {})]) == 1
     with zipfile.ZipFile(kaggle / "working" / "results.zip") as packed:
         record = json.loads(packed.read("smoke/sections.json"))
     assert record["packed"] and set(record["state"].values()) == {"finished"} and record["seconds"]["01_b"] >= 4.9
@@ -251,6 +252,7 @@ def test_the_stop_button_an_error_and_sigterm(kernel, kaggle):
     assert run("steps('c', 1)") == ("ok", "") and not (kaggle / "working" / "smoke" / "c.txt").exists()
     status, said = run("kit.finish()")
     assert status == "ok" and "left: 00_a, 01_b, 02_c" in said and (kaggle / "working" / "results.zip").is_file()
+    assert run(BEGIN.replace("SECONDS", "600"))[0] == "ok"
     os.kill(manager.provisioner.process.pid, signal.SIGTERM)  # between cells it does what it always did
     for _ in range(100):
         if not manager.is_alive():

@@ -157,7 +157,8 @@ def build(root: Path, name: str):
         for cell in source[1:]:
             make = new_code_cell if cell.cell_type == "code" else new_markdown_cell
             cells += [] if "parameters" in cell.metadata.tags else [make(cell.source)]
-    cells += [new_markdown_cell('<a id="results"></a>\n\n# Results\nOne file to download: `results.zip`, in the output.'),
+    cells += [new_markdown_cell('<a id="results"></a>\n\n# Results\nWhat is finished and what is left, every table, every figure.\n'
+                                'One file to download: `results.zip`, in the output.'),
               new_code_cell("kit.finish()")]  # fmt: skip
     for i, cell in enumerate(cells):
         cell["id"] = f"cell-{i:03d}"

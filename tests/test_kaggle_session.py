@@ -354,6 +354,8 @@ def test_another_profile_results_zip_and_an_older_output_are_left_alone_and_that
     zipped = kaggle / "input" / "unpacked"
     with zipfile.ZipFile(old.parent / "results.zip") as packed:
         packed.extractall(zipped)
+    (kaggle / "input" / "book").mkdir()
+    (kaggle / "input" / "book" / "sections.json").write_text('{"chapters": 9}')  # another thing of that name
     assert inputs.find(kaggle / "input").outputs == [new, old, zipped / "smoke"]
     kit = session.begin("smoke", "00_a 01_b")
     said = capsys.readouterr().out
@@ -380,6 +382,7 @@ def test_a_stand_in_and_real_data_are_never_mixed(kaggle, monkeypatch, capsys):
     for split in inputs.SPLITS:
         calvin_folder.make(kaggle / "input" / "robots", split)
     kit = session.begin("smoke", "00_a 01_calvin_data")
+    assert json.loads((kit.work / "sections.json").read_text())["data"] == {"CALVIN": "embedded"}  # also if it is cut down right now
     with pytest.raises(UserError, match=r"other data than is here now(.|\n)*a stand-in for CALVIN(.|\n)*to go on: remove CALVIN"):
         kit.calvin("")
     place = kaggle / "input" / MOUNTS[1].format(slug="my-notebook") / "smoke" / "sections.json"
@@ -419,6 +422,9 @@ def test_the_end_counts_from_the_start_of_the_process(kaggle, monkeypatch, capsy
     assert "00_a" not in kit.state
     session.begin("smoke", "00_a", 0)
     assert clock.left() == float("inf") and "no end is set" in capsys.readouterr().out
+    for hours, warned in ((12.0, True), (11.5, False)):
+        session.begin("smoke", "00_a", hours)
+        assert ("Kaggle ends a session after 12 h" in capsys.readouterr().out) == warned
     for hours in (-1.0, float("nan"), float("inf")):
         with pytest.raises(UserError, match="`session_hours`"):
             session.begin("smoke", "00_a", hours)

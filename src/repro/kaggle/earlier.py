@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from repro import freshness
+from repro.kaggle.inputs import SECTIONS as NAME
 from repro.machine import UserError
 
-NAME = "sections.json"
 RAW = ("calvin", "libero")  # raw files of the embedded default: drawn again in seconds, too many for Kaggle to save
 SPARE = 2**30  # bytes of disk that stay free
 AGAIN = ("right panel, Input: remove it, and attach the output of a version that has ended (Add Input, Your Work); without one the run "

@@ -22,6 +22,7 @@ LISTED = 5000  # entries of one folder that are looked at
 SPLITS = ("training", "validation")
 INDEX = "ep_start_end_ids.npy"
 FETCHING = "fetching"  # the folder of data.calvin_remote beside its stores, as long as they are not done
+SECTIONS = "sections.json"  # of an earlier session (earlier.py), in a folder called like its profile
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pth", ".pt")
 ATTACH = "right panel, Add Input"
 
@@ -112,7 +113,7 @@ def _look(folder: Path, depth: int, found: Inputs) -> None:
     if any((folder / name / INDEX).is_file() for name in SPLITS):
         found.calvin.append(folder)
         return
-    if (folder / "sections.json").is_file():
+    if (folder / SECTIONS).is_file() and (folder.name in PROFILES or "profile" in _json(folder / SECTIONS)):
         found.outputs.append(folder)
         return
     if folder.name in PROFILES and (folder / "store").is_dir():

@@ -23,6 +23,7 @@ from repro.machine import UserError
 
 FREE_GB = {"smoke": 0.5}  # less free disk than this in working/ and a run is not begun; other profiles: 2
 NEXT = "attach this notebook's output as an input (right panel, Add Input, Your Work, this notebook), then Run All: it goes on"
+LIMIT = 12.0  # hours, Kaggle's
 LEAST = 60.0  # seconds of the session that a section needs to begin
 TRAINABLE = 100  # annotated segments; fewer show the pipeline and train nothing
 READERS = {"CALVIN": "01_", "LIBERO": "02_", "LEVIR-CC": "03_"}  # data -> the one section that reads it raw
@@ -265,6 +266,7 @@ def go_on(kit: Session) -> None:
         return
     print(f"goes on with {before.folder}, session {before.session}, {before.when}: {before.in_words()}")
     earlier.take(before, kit.work)
+    kit.data.update(before.data)
     kit.earlier, kit.descends = before, list(dict.fromkeys([before.saved, *before.descends, *kit.descends]))
     other = sorted(name for name in kit.parameters.keys() | before.parameters.keys()
                    if kit.parameters.get(name) != before.parameters.get(name))  # fmt: skip
@@ -287,9 +289,11 @@ def set_end(hours: float) -> None:
     if not (hours >= 0 and math.isfinite(hours)):
         raise UserError("`session_hours` is no length of a session", "hours, 0 for no end; Kaggle's own limit is 12", hours,
                         "correct it in the parameters cell, then Run All")  # fmt: skip
+    if machine.on_kaggle() and not 0 < hours < LIMIT:
+        banner(f"Kaggle ends a session after {LIMIT:g} h, and may keep nothing of it.", "Set session_hours = 11, in the parameters cell.")
     clock.begin(0)
     if not hours:
-        print("session: no end is set (session_hours = 0); Kaggle ends it after 12 h, and may then keep nothing")
+        print("session: no end is set (session_hours = 0)")
         return
     clock.begin(60 * hours - (clock.now() - began()) / 60 or -1.0)
     print(f"session: {hours:g} h from the start of this notebook's process, {clock.in_words(max(0.0, clock.left()))} of them left; "

@@ -325,7 +325,8 @@ def test_a_session_begins_finds_nothing_says_so_and_packs_its_results(kaggle, ca
     kit.section("00_environment")
     kit.section("01_calvin_data")
     assert "section 2 of 2: 01_calvin_data" in capsys.readouterr().out
-    for name in ("figures/a.png", "report.md", "store/training/meta/info.json", "calvin/training/e.npz", "train/model.safetensors"):
+    for name in ("figures/a.png", "report.md", "store/training/meta/info.json", "calvin/training/e.npz", "aerial.part/a.png",
+                 "train/model.safetensors"):  # fmt: skip
         (kit.work / name).parent.mkdir(parents=True, exist_ok=True)
         (kit.work / name).write_text("x")
     kit.finish()
@@ -333,7 +334,12 @@ def test_a_session_begins_finds_nothing_says_so_and_packs_its_results(kaggle, ca
         assert sorted(packed.namelist()) == ["smoke/figures/a.png", "smoke/report.md", "smoke/sections.json"]
         record = json.loads(packed.read("smoke/sections.json"))
     assert list(record["seconds"]) == ["00_environment", "01_calvin_data"] and all(value >= 0 for value in record["seconds"].values())
-    assert not (kit.work / "calvin").exists() and (kit.work / "store").exists() and "removed 1 raw file" in capsys.readouterr().out
+    assert (
+        not (kit.work / "calvin").exists()
+        and not (kit.work / "aerial.part").exists()
+        and (kit.work / "store").exists()
+        and "removed 1 raw file" in capsys.readouterr().out
+    )
 
 
 def test_what_is_attached_is_used_and_few_segments_are_called_few(kaggle, capsys):

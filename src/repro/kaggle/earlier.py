@@ -18,7 +18,7 @@ from repro import freshness
 from repro.kaggle.inputs import SECTIONS as NAME
 from repro.machine import UserError
 
-RAW = ("calvin", "libero")  # raw files of the embedded default: drawn again in seconds, too many for Kaggle to save
+RAW = ("calvin", "libero", "aerial")  # raw files of the embedded default: drawn again when needed, too many for Kaggle to save
 SPARE = 2**30  # bytes of disk that stay free
 AGAIN = ("right panel, Input: remove it, and attach the output of a version that has ended (Add Input, Your Work); without one the run "
          "begins anew; then Run All")  # fmt: skip
@@ -118,8 +118,13 @@ def take(found: Earlier, work: Path, echo=print) -> int:
     return len(lacking)
 
 
+def is_raw(folder: str) -> bool:
+    """Whether a folder of the work folder holds raw files of the embedded default, whole or in the making."""
+    return folder.removesuffix(".part") in RAW
+
+
 def _needed(name: Path) -> bool:
-    return name.parts[0] not in RAW and name.suffix != ".part" and name.parts != (NAME,)
+    return not is_raw(name.parts[0]) and name.suffix != ".part" and name.parts != (NAME,)
 
 
 def _same(path: Path, target: Path, closely: bool) -> bool:

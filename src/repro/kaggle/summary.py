@@ -14,7 +14,7 @@ import PIL.Image
 from repro.kaggle import earlier
 
 KEPT = (".json", ".jsonl", ".png", ".svg", ".md", ".html", ".csv", ".txt")  # what results.zip takes
-LEFT = ("store", "calvin", "libero", "levir")  # folders of data, which results.zip leaves out
+LEFT = ("store", "levir")  # folders of data, which results.zip leaves out beside raw ones
 PICTURE = re.compile(r"^!\[.*\]\(.*\)\n?", re.MULTILINE)  # of a report: the figures stand by themselves
 
 
@@ -50,8 +50,8 @@ def _small(path: Path, widest: int = 900) -> tuple[bytes, int]:
 def pack(work: Path) -> str:
     """results.zip beside the work folder; what is in it, in words. Its sections.json says `packed`: no session can go on from it."""
     target = work.parent / "results.zip"
-    kept = lambda path: path.is_file() and path.suffix in KEPT and path.relative_to(work).parts[0] not in LEFT
-    files = sorted(filter(kept, work.rglob("*")))
+    files = sorted(path for top in work.iterdir() if top.name not in LEFT and not earlier.is_raw(top.name)
+                   for path in (top, *top.rglob("*")) if path.is_file() and path.suffix in KEPT)  # fmt: skip
     part = target.with_name("results.zip.part")
     with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as out:
         for path in files:
@@ -69,8 +69,7 @@ def pack(work: Path) -> str:
 
 def thin(work: Path) -> None:
     """Remove the raw files that the embedded default drew: thousands, which Kaggle is slow to save, and which are in the store."""
-    for folder in (work / name for name in earlier.RAW):
-        count = sum(path.is_file() for path in folder.rglob("*")) if folder.is_dir() and not folder.is_symlink() else 0
-        if count:
-            shutil.rmtree(folder)
-            print(f"removed {count} raw files of the embedded default, {folder.name}/: they are in the store, and drawn again when needed")
+    for folder in sorted(path for path in work.iterdir() if earlier.is_raw(path.name) and path.is_dir() and not path.is_symlink()):
+        count = sum(path.is_file() for path in folder.rglob("*"))
+        shutil.rmtree(folder)
+        print(f"removed {count} raw files of the embedded default, {folder.name}/: they are in the store, and drawn again when needed")

@@ -167,7 +167,8 @@ class Session:
             where, why = self.current, "stopped by hand"
             self.state[where] = "cut"
             self._save(why)
-            print(f"{where}: {why}; what is done is on disk. To go on, run the cells from its kit.section on; the last one packs up")
+            print(f"{where}: {why}; what is done is on disk, left: {', '.join(self._left())}")
+            print("to go on, run the cells from its kit.section on; the last one packs the results of what is done")
 
     def failed(self, kind: str) -> None:
         """A cell's real error: its section is not finished, whatever runs after it."""
@@ -212,8 +213,12 @@ class Session:
             why = {"cut": f": {self.over or 'stopped by hand'}", "failed": ": an error, see its cell",
                    "finished": " in an earlier session" if name in self.done else ""}.get(state, "")  # fmt: skip
             lines.append(f"  {name:<24} {duration(took.get(name)):<14} {state}{why}")
-        left = [name for name in self.sections if self.state.get(name) != "finished"]
-        return [*lines, *([f"left: {', '.join(left)}", f"to go on: {NEXT}"] if left else [f"all {len(lines)} sections are finished"])]
+        if left := self._left():
+            return [*lines, f"left: {', '.join(left)}", f"to go on: {NEXT}"]
+        return [*lines, f"all {len(lines)} sections are finished"]
+
+    def _left(self) -> list[str]:
+        return [name for name in self.sections if self.state.get(name) != "finished"]
 
 
 def begin(profile: str, sections: str, session_hours: float = 11.0, gpus_per_run: int = 1, parameters: dict | None = None) -> Session:

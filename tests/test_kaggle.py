@@ -14,6 +14,7 @@ import nbformat
 import pytest
 from packaging.requirements import Requirement
 
+from repro import experiments, profiles
 from repro.kaggle import bundle, environment, inputs, push, session, times
 from repro.machine import UserError
 
@@ -52,6 +53,27 @@ def test_every_numbered_notebook_is_in_the_one_for_everything():
     notebook = nbformat.read(ROOT / "kaggle" / "repro-all" / "repro-all.ipynb", as_version=4)
     called = re.findall(r'^kit.section\("(\w+)"\)$', "\n".join(cell.source for cell in notebook.cells), re.MULTILINE)
     assert called == [path.stem for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.py"))]
+
+
+def test_the_table_of_profile_t4_says_what_the_records_and_the_profile_say():
+    read = lambda name: json.loads((ROOT / "results" / "benchmarks" / f"{name}.json").read_text())
+    text = (ROOT / "kaggle" / "README.md").read_text()
+    rows = dict(line.split(" | ", 1) for line in text.split("## What profile")[1].splitlines() if line.startswith("| "))
+    calvin, t4 = read("calvin_import"), profiles.get("t4")
+    assert f"{calvin['import_frames_per_s']:.0f} a second" in rows["| import, attached"]
+    assert f"{calvin['kB_per_frame']:.0f} kB" in rows["| import, attached"]
+    assert f"{read('libero_import')['import_frames_per_s']:.0f} frames a second" in rows["| import, attached"]
+    assert f"{read('levir_import')['import_pairs_per_s']:.0f} pairs a second" in rows["| import, attached"]
+    row, case = rows["| training, ReconVLA"], read("memory")["cases"]["t4"]
+    assert f"{len(experiments.VARIANTS)} runs of {t4.train_steps:,} steps" in row and f"micro-batch of {case['micro_batch']}" in row
+    assert f"{case['with context and slack']:.1f} GiB" in row and case["how"] == "computed"
+    row, case = rows["| training, VGGT-VLA"], read("vggt_memory")["cases"][t4.vla_preset]
+    assert f"{t4.vla_steps:,} steps" in row and f"{case['with context and slack']:.1f} GiB at a batch of {case['batch']}" in row
+    row, case = rows["| training, change agent"], read("change_memory")["cases"]["t4"]
+    assert f"{t4.agent_steps:,} steps" in row and f"{case['GB with context and slack']:.1f} GB at a batch of {case['batch']}" in row
+    assert f"{t4.evaluate_chains} chains" in rows["| evaluation"] and f"{t4.evaluate_single} of each single" in rows["| evaluation"]
+    assert f"{t4.attention_frames} frames" in rows["| attention"]
+    assert all("not measured" in row for head, row in rows.items() if head not in ("| stage",))
 
 
 # ----------------------------------------------------------------------------------------------- building, on a small tree
@@ -129,7 +151,12 @@ def test_the_one_parameters_cell(tree):
     cell = bundle.build(tree, "repro-reconvla").cells[1]
     values = {}
     exec(cell.source, values)
+    assert cell.source.startswith('profile = "smoke"') and "session_hours: float = 11.0  # stop in good time" in cell.source
+    begin = bundle.build(tree, "repro-reconvla").cells[4].source
+    assert "session_hours, gpus_per_run, dict(calvin_root=calvin_root, seed=seed, rate=rate, calvin_episodes=" in begin
     wanted = {
+        "session_hours": 11.0,
+        "gpus_per_run": 1,
         "profile": "smoke",
         "calvin_root": "",
         "seed": 0,
@@ -178,7 +205,8 @@ def test_times_are_those_of_a_finished_run(tree, tmp_path):
         times.keep_times(tree, work)
     (work / "sections.json").write_text(json.dumps({"profile": "smoke", "hardware": "2 x T4", "seconds": {"01_data": 125.2}}))
     times.keep_times(tree, work)
-    (work / "sections.json").write_text(json.dumps({"profile": "smoke", "hardware": "2 x T4", "seconds": {"00_environment": 6}}))
+    later = {"seconds": {"00_environment": 6, "01_data": 1}, "state": {"00_environment": "finished", "01_data": "cut"}}
+    (work / "sections.json").write_text(json.dumps({"profile": "smoke", "hardware": "2 x T4", **later}))
     times.keep_times(tree, work)
     front = bundle.build(tree, "repro-reconvla").cells[0].source
     assert "profile smoke, measured on 2 x T4" in front
@@ -280,7 +308,7 @@ def kaggle(tmp_path, monkeypatch):
     monkeypatch.setenv("REPRO_KAGGLE_ROOT", str(tmp_path / "kaggle"))
     monkeypatch.setenv("REPRO_ROOT", str(ROOT))
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
-    for name in ("REPRO_WORK", "HF_HUB_OFFLINE"):  # begin() sets them; put back afterwards
+    for name in ("REPRO_WORK", "HF_HUB_OFFLINE", "REPRO_SESSION_END", "REPRO_PROCESSES"):  # begin() sets them; put back afterwards
         monkeypatch.setenv(name, "")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(session, "internet", lambda: False)
@@ -297,7 +325,8 @@ def test_a_session_begins_finds_nothing_says_so_and_packs_its_results(kaggle, ca
     kit.section("00_environment")
     kit.section("01_calvin_data")
     assert "section 2 of 2: 01_calvin_data" in capsys.readouterr().out
-    for name in ("figures/a.png", "report.md", "store/training/meta/info.json", "calvin/training/e.npz", "train/model.safetensors"):
+    for name in ("figures/a.png", "report.md", "store/training/meta/info.json", "calvin/training/e.npz", "aerial.part/a.png",
+                 "train/model.safetensors"):  # fmt: skip
         (kit.work / name).parent.mkdir(parents=True, exist_ok=True)
         (kit.work / name).write_text("x")
     kit.finish()
@@ -305,7 +334,8 @@ def test_a_session_begins_finds_nothing_says_so_and_packs_its_results(kaggle, ca
         assert sorted(packed.namelist()) == ["smoke/figures/a.png", "smoke/report.md", "smoke/sections.json"]
         record = json.loads(packed.read("smoke/sections.json"))
     assert list(record["seconds"]) == ["00_environment", "01_calvin_data"] and all(value >= 0 for value in record["seconds"].values())
-    assert not (kit.work / "calvin").exists() and (kit.work / "store").exists() and "removed 1 raw file" in capsys.readouterr().out
+    assert sorted(path.name for path in kit.work.iterdir() if path.is_dir()) == ["figures", "store", "train"]
+    assert capsys.readouterr().out.count("removed 1 raw file") == 2
 
 
 def test_what_is_attached_is_used_and_few_segments_are_called_few(kaggle, capsys):

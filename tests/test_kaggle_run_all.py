@@ -141,9 +141,19 @@ def test_the_uploaded_file_alone_runs_to_the_end(python, tmp_path, monkeypatch):
                            capture_output=True, text=True)  # fmt: skip
     assert begun.returncode and "jaxtyping>=0.3 must be installed" in begun.stderr and "turn on Internet" in begun.stderr
     wheelhouse(root / "input" / "wheels")
+    made.cells[1].source = made.cells[1].source.replace("session_hours: float = 11.0", "session_hours: float = 0.0001")
+    nbformat.write(made, tmp_path / "short.ipynb")  # no time for anything: ends well all the same, and is gone on from
+    text = said(run_all(tmp_path / "short.ipynb", python, root, "Batch", seconds=500))
+    assert "0 s were left before 00_environment" in text and "left: 00_environment, 01_calvin_data\nto go on: attach" in text
+    place = root / "input" / "notebooks" / "somebody" / "repro-short"
+    place.parent.mkdir(parents=True)
+    (root / "working").rename(place)
+    (root / "working").mkdir()
+    subprocess.run([str(python), "-m", "pip", "uninstall", "-q", "-y", *LACKING], check=True, env=environ(root, "Batch"))
     before = state(root / "input")
     notebook = run_all(tmp_path / "uploaded.ipynb", python, root, "Batch", seconds=500)
     text = check(notebook, root, python, bundle.digest(bundle.pack(ROOT)))
+    assert f"goes on with {place}/smoke, session 1" in text and "all 2 sections are finished" in text
     assert "robots-42/unpacked, 3 annotated segments to train on" in text and "not to train" in text
     assert state(root / "input") == before
     assert sorted(path.name for path in (root / "working").iterdir()) == ["results.zip", "smoke"]

@@ -40,6 +40,11 @@ FETCHED = (  # parameters of the bundle itself, where there is a `calvin_root`
     Parameter("calvin_url", str, CALVIN_URL, "the zip they are in; only their frames are read"),
     Parameter("disk_gb", float, 12.0, "the most that fetched data may take; Kaggle keeps 20 GB"),
 )
+SESSION = (  # parameters of every bundle
+    Parameter("session_hours", float, 11.0, "stop in good time, and go on in the next session; Kaggle's limit is 12; 0: no end"),
+    Parameter("gpus_per_run", int, 1, "1: training runs side by side, one a GPU; 2: each run on both"),
+)
+UNCOUNTED = ("profile", "disk_gb", *(one.name for one in SESSION))  # a section is the same whatever these are
 
 
 # ------------------------------------------------------------------------------------------------------- what goes in
@@ -74,7 +79,8 @@ def parameters(paths: list[Path]) -> list[Parameter]:
                                 f"{known.type.__name__} {known.default!r}", f"{one.type.__name__} {one.default!r}",
                                 "one notebook on Kaggle has one parameters cell: rename it, or use the same default")  # fmt: skip
     extra = {one.name: one for one in FETCHED} if "calvin_root" in merged else {}
-    return sorted({**merged, **extra}.values(), key=lambda one: one.name != "profile")
+    session = {one.name: one for one in SESSION}
+    return sorted({**merged, **extra, **session}.values(), key=lambda one: one.name != "profile")
 
 
 def check_names(path: Path, names: set[str]) -> None:
@@ -116,6 +122,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home / "src"), os.e
 os.environ["REPRO_ROOT"], os.environ["REPRO_BUNDLE"] = str(home), found
 print("repro {version}, library", found)'''
 
+BEGIN = """from repro.kaggle import session
+
+kit = session.begin(profile, "{sections}", session_hours, gpus_per_run, dict({given}))"""
+
 
 def build(root: Path, name: str):
     """The notebook of a system, as nbformat has it. UserError where its parts do not fit together or it grows too large."""
@@ -134,7 +144,8 @@ def build(root: Path, name: str):
         new_code_cell(LIBRARY.format(payload=_wrapped(text), digest=digest(text), version=repro.__version__),
                       metadata={"tags": ["library"], "_kg_hide-input": True, "jupyter": {"source_hidden": True}}),
         new_markdown_cell("## This machine and what is attached\nInstalls only what is missing, then looks through the inputs."),
-        new_code_cell(f'from repro.kaggle import session\n\nkit = session.begin(profile, "{" ".join(path.stem for path in paths)}")'),
+        new_code_cell(BEGIN.format(sections=" ".join(path.stem for path in paths), given=", ".join(
+            f"{one.name}={one.name}" for one in asked if one.name not in UNCOUNTED))),
     ]  # fmt: skip
     roots = [one.name for one in asked if one.name in ROOTS]
     cells += [new_code_cell("\n".join(_root(one) for one in roots))] if roots else []
@@ -146,7 +157,8 @@ def build(root: Path, name: str):
         for cell in source[1:]:
             make = new_code_cell if cell.cell_type == "code" else new_markdown_cell
             cells += [] if "parameters" in cell.metadata.tags else [make(cell.source)]
-    cells += [new_markdown_cell('<a id="results"></a>\n\n# Results\nOne file to download: `results.zip`, in the output.'),
+    cells += [new_markdown_cell('<a id="results"></a>\n\n# Results\nWhat is finished and what is left, every table, every figure.\n'
+                                'One file to download: `results.zip`, in the output.'),
               new_code_cell("kit.finish()")]  # fmt: skip
     for i, cell in enumerate(cells):
         cell["id"] = f"cell-{i:03d}"
@@ -192,7 +204,8 @@ def _front(title: str, titles: dict[Path, str], times: dict) -> str:
         "embedded stand-ins for the data, and says so in each result. For more, set `profile` in the next cell: `cpu` learns to act,",
         "`t4` is for **two T4s** (*Session options*, *Accelerator*, *GPU T4 x2*) with data and weights attached or fetched.", "",
         "Attached inputs are found by their content, whatever they are called: CALVIN, LIBERO, LEVIR-CC, our own stores, model folders,",
-        "wheels (what a session without internet needs). All results are in the output, as `results.zip` too.", "",
+        "wheels (what a session without internet needs). All results are in the output, as `results.zip` too. What a session has no time",
+        "for is left to the next: attach this notebook's output to it (*Add Input*, *Your Work*) and *Run All*.", "",
         *table, "", "Then: [results](#results). A dash: not measured yet.",
     ])  # fmt: skip
 

@@ -2,6 +2,7 @@
 
     found = find(Path("/kaggle/input"))
     found.describe()                          # one line a thing
+    found.outputs                             # what earlier sessions left
     found.calvin_root()                       # the one CALVIN folder, None where there is none, an error where there are two
 
 Mounts were seen as /kaggle/input/<slug>, /kaggle/input/datasets/<owner>/<slug> and /kaggle/input/models/<owner>/<model>/<framework>/
@@ -14,12 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from repro.machine import UserError
+from repro.profiles import PROFILES
 
 DEEP = 9  # folders below the inputs; a model's lie six deep, a data set's own may follow
 LISTED = 5000  # entries of one folder that are looked at
 SPLITS = ("training", "validation")
 INDEX = "ep_start_end_ids.npy"
 FETCHING = "fetching"  # the folder of data.calvin_remote beside its stores, as long as they are not done
+SECTIONS = "sections.json"  # of an earlier session (earlier.py), in a folder called like its profile
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pth", ".pt")
 ATTACH = "right panel, Add Input"
 
@@ -37,12 +40,14 @@ class Inputs:
     weightless: list[Path] = field(default_factory=list)
     wheels: list[Path] = field(default_factory=list)
     fetching: list[Path] = field(default_factory=list)  # stores that data.calvin_remote was not done with
+    outputs: list[Path] = field(default_factory=list)  # work folders of earlier sessions, each with its sections.json
+    torn: list[Path] = field(default_factory=list)  # the same without one
     attached: list[str] = field(default_factory=list)  # the uppermost folders, for a message when nothing was found
 
     def describe(self) -> list[str]:
         """One line a thing that was found, or one that says that nothing was."""
         kinds = {"CALVIN": self.calvin, "store": self.stores, "LIBERO": self.libero, "LEVIR-CC": self.levir, "wheels": self.wheels,
-                 "unfinished stores (calvin_episodes goes on)": self.fetching}  # fmt: skip
+                 "unfinished stores (calvin_episodes goes on)": self.fetching, "earlier session": self.outputs}  # fmt: skip
         lines = [f"{kind}: {path}" for kind, paths in kinds.items() for path in paths]
         for path, architecture in self.models.items():
             lines.append(f"model: {path} ({architecture})" + (", but NO WEIGHTS beside its config.json" if path in self.weightless else ""))
@@ -107,6 +112,12 @@ def _look(folder: Path, depth: int, found: Inputs) -> None:
         return
     if any((folder / name / INDEX).is_file() for name in SPLITS):
         found.calvin.append(folder)
+        return
+    if (folder / SECTIONS).is_file() and (folder.name in PROFILES or "profile" in _json(folder / SECTIONS)):
+        found.outputs.append(folder)
+        return
+    if folder.name in PROFILES and (folder / "store").is_dir():
+        found.torn.append(folder)
         return
     if (folder / FETCHING).is_dir():
         found.fetching.append(folder)

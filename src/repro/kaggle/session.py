@@ -2,59 +2,71 @@
 
 The root is /kaggle, or REPRO_KAGGLE_ROOT: <root>/input is looked through and never written, <root>/working gets everything.
 The notebook's own process never touches CUDA: GPUs are asked for by nvidia-smi.
+A session has an end (`session_hours`). Where it comes before the work is done, the cell that runs stops, later ones do nothing (cells.py),
+`finish` says what is left, and the next session, with this one's output attached, goes on (earlier.py).
 """
 
-import json
+import math
 import os
 import shutil
-import socket
-import subprocess
-import time
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import repro
-from repro import machine, profiles
-from repro.kaggle import environment, inputs
-from repro.kaggle.times import clock, read_times
+from repro import clock, machine, profiles
+from repro.kaggle import cells, earlier, environment, inputs, summary
+from repro.kaggle.checks import banner, check_gpus, gpus, internet, share_gpus, token
+from repro.kaggle.earlier import Earlier
+from repro.kaggle.times import clock as duration
+from repro.kaggle.times import read_times
 from repro.machine import UserError
 
 FREE_GB = {"smoke": 0.5}  # less free disk than this in working/ and a run is not begun; other profiles: 2
-KEPT = (".json", ".jsonl", ".png", ".svg", ".md", ".html", ".csv", ".txt")  # what results.zip takes
-LEFT = ("store", "calvin", "libero", "levir")  # folders of data, which results.zip leaves out
-RAW = ("calvin", "libero")  # of these, raw files of the embedded default: drawn again in seconds, too many for Kaggle to save
+NEXT = "attach this notebook's output as an input (right panel, Add Input, Your Work, this notebook), then Run All: it goes on"
+LIMIT = 12.0  # hours, Kaggle's
+LEAST = 60.0  # seconds of the session that a section needs to begin
 TRAINABLE = 100  # annotated segments; fewer show the pipeline and train nothing
-INTERNET = ("huggingface.co", 443)
-RULE = "=" * 100
+READERS = {"CALVIN": "01_", "LIBERO": "02_", "LEVIR-CC": "03_"}  # data -> the one section that reads it raw
 
 
 @dataclass
 class Session:
-    """One run of an uploaded notebook: what is attached, which sections there are, how long each took."""
+    """One run of an uploaded notebook: what is attached, how far its sections are, how long each took."""
 
     profile: str
     sections: list[str]
     work: Path
     attached: inputs.Inputs
     times: dict
-    began: list[tuple[str, float]] = field(default_factory=list)
+    parameters: dict = field(default_factory=dict)
+    earlier: Earlier | None = None  # the session that this one goes on from
+    done: list[str] = field(default_factory=list)  # sections that it finished, and that are not done again
+    state: dict[str, str] = field(default_factory=dict)  # section -> finished | cut | failed | begun
+    took: dict[str, float] = field(default_factory=dict)  # section -> seconds in this session
+    data: dict[str, str] = field(default_factory=dict)  # CALVIN, LIBERO, LEVIR-CC -> embedded | real
+    descends: list[float] = field(default_factory=list)  # as in sections.json (earlier.py)
+    over: str = ""  # why the session is over
+    skipping: bool = False  # the section that was called last is one of `done`
+    current: str = ""
+    since: float = 0.0
 
     # ------------------------------------------------------------------------------------------------------- data
 
     def calvin(self, given: str, episodes: int = 0, url: str = "", disk_gb: float = 12.0) -> str:
         """`calvin_root` for the sections: as given, as attached, as fetched, else "" for the embedded default, with a banner."""
-        if given:
+        if given or self._is_done("CALVIN"):
             return given
         if found := self.attached.calvin_root():
+            self._is("CALVIN", "real")
             from repro.data.calvin import Calvin
 
             count = len(Calvin(found).split("training").annotations)
             print(f"CALVIN: {found}, {count} annotated segments to train on")
             if count < TRAINABLE:
-                _banner(f"{count} annotated segments are enough to see the pipeline, not to train.", "Attach more, or set calvin_episodes.")
+                banner(f"{count} annotated segments are enough to see the pipeline, not to train.", "Attach more, or set calvin_episodes.")
             return str(found)
         if episodes:
+            self._is("CALVIN", "real")
             from repro.data import calvin_remote
             from repro.data.stored import copy_files
 
@@ -69,88 +81,152 @@ class Session:
 
     def libero(self, given: str) -> str:
         """`libero_root` for the sections, by the same rule."""
-        return given or self._found(self.attached.libero_root(), "LIBERO", "the embedded grocery table", "attach LIBERO's HDF5 files")
+        return self._found(given, self.attached.libero_root, "LIBERO", "the embedded grocery table", "attach LIBERO's HDF5 files")
 
     def levir(self, given: str) -> str:
         """`levir_root` for the sections, by the same rule."""
-        return given or self._found(self.attached.levir_root(), "LEVIR-CC", "embedded aerial pairs", "attach LEVIR-CC with its captions")
+        return self._found(given, self.attached.levir_root, "LEVIR-CC", "embedded aerial pairs", "attach LEVIR-CC with its captions")
 
-    def _found(self, path: Path | None, what: str, instead: str, step: str) -> str:
-        if path is None:
-            self._stand_in(what, instead, step)
-            return ""
-        print(f"{what}: {path}")
-        return str(path)
+    def _found(self, given: str, root, what: str, instead: str, step: str) -> str:
+        if given or self._is_done(what):
+            return given
+        if path := root():
+            self._is(what, "real")
+            print(f"{what}: {path}")
+            return str(path)
+        self._stand_in(what, instead, step)
+        return ""
 
     def _stand_in(self, what: str, instead: str, step: str) -> None:
-        _banner(f"No {what} here: {instead} stands in for it. Every record says so; no number is comparable with a paper's.",
+        self._is(what, "embedded")
+        banner(f"No {what} here: {instead} stands in for it. Every record says so; no number is comparable with a paper's.",
                 f"For the real data: {step}.")  # fmt: skip
+
+    def _is_done(self, what: str) -> bool:
+        """Whether the section that reads this data was finished before: its store came with the earlier output, nothing is looked for."""
+        reader = next((name for name in self.done if name.startswith(READERS[what])), "")
+        if reader and self.earlier:
+            self.data[what] = self.earlier.data.get(what, "")
+            print(f"{what}: {reader} was finished in an earlier session, and its store is here")
+        return bool(reader)
+
+    def _is(self, what: str, kind: str) -> None:
+        """Keep which kind of data it is. UserError where the earlier session had the other: the two are never mixed."""
+        if self.earlier and (before := self.earlier.data.get(what) or kind) != kind:
+            had = {"real": f"{what} was attached or fetched", "embedded": f"a stand-in for {what}"}
+            click = f"{'attach' if before == 'real' else 'remove'} {what} (right panel, Input)"
+            raise UserError(f"the earlier session was run on other data than is here now ({self.earlier.folder})",
+                            had.get(before), had[kind], f"to go on: {click}; to begin anew: remove the earlier output, and in a live "
+                            f"session !rm -r {self.work}; then Run All")  # fmt: skip
+        self.data[what] = kind
 
     # --------------------------------------------------------------------------------------------------- sections
 
     def section(self, name: str) -> None:
-        """Called before each section's own cells: where we are, and how long this took when it was measured."""
-        # NOT HERE YET, and to be called from here and from begin(): the session's clock (what is left, when a section must stop), going on
-        # from an attached output, one job on two GPUs or two side by side, out of memory, the line every 30 s. Sections' own cells call
-        # the training and evaluation that must know them.
-        self.began.append((name, time.monotonic()))
+        """Called before each section's own cells: where we are, how long this took when it was measured, whether it is done already.
+
+        OutOfTime where less than a minute is left.
+        """
+        self._close("finished")
+        head = f"section {self.sections.index(name) + 1} of {len(self.sections)}: {name}"
+        self.skipping = name in self.done
+        if self.skipping:
+            print(f"{head}, finished in an earlier session: its cells do nothing, its figures and tables are shown at the end", flush=True)
+            return
+        if self.over:
+            raise clock.OutOfTime(self.over)
+        if clock.left() < LEAST:
+            raise clock.OutOfTime(f"{clock.in_words(max(0.0, clock.left()))} were left before {name}")
+        self.current, self.since, self.state[name] = name, clock.now(), "begun"
+        self._save()
         known = self.times.get(self.profile, {})
-        about = clock(known.get("seconds", {}).get(name))
+        about = duration(known.get("seconds", {}).get(name))
         measured = f", {about} when measured on {known['hardware']}" if about != "-" else ""
-        print(f"section {self.sections.index(name) + 1} of {len(self.sections)}: {name}{measured}", flush=True)
+        left = "" if math.isinf(clock.left()) else f"; {clock.in_words(clock.left())} of the session left"
+        print(f"{head}{measured}{left}", flush=True)
+
+    def _close(self, state: str) -> None:
+        """The section that runs, if one does, ends as `state`."""
+        if self.current:
+            if state != "finished" or self.state[self.current] == "begun":  # what failed or was stopped by hand stays so
+                self.state[self.current] = state
+            self.took[self.current] = self.took.get(self.current, 0.0) + clock.now() - self.since
+            self.current = ""
+
+    def stop(self, why: str) -> None:
+        """The session's time is over: what runs is cut, what comes is left to the next session. cells.py calls it, and who has no cells."""
+        where, self.over = self.current, why
+        self._close("cut")
+        self._save(why)
+        banner(f"{why[:1].upper()}{why[1:]}. {f'{where} is cut: w' if where else 'W'}hat is done is on disk.",
+                "The cells that follow do nothing, but the last one, which packs the results and says how to go on.")  # fmt: skip
+
+    def interrupted(self) -> None:
+        """The stop button: what is done stays; the section counts as cut until it is run again."""
+        if self.current:
+            where, why = self.current, "stopped by hand"
+            self.state[where] = "cut"
+            self._save(why)
+            print(f"{where}: {why}; what is done is on disk, left: {', '.join(self._left())}")
+            print("to go on, run the cells from its kit.section on; the last one packs the results of what is done")
+
+    def failed(self, kind: str) -> None:
+        """A cell's real error: its section is not finished, whatever runs after it."""
+        if self.current:
+            self.state[self.current] = "failed"
+            self._save(kind)
+
+    def _seconds(self) -> dict[str, float]:
+        """Of each section that was begun, in all sessions."""
+        before = self.earlier.seconds if self.earlier else {}
+        return {name: round(self.took.get(name, 0.0) + before.get(name, 0.0), 1)
+                for name in self.sections if name in self.took or name in before}  # fmt: skip
+
+    def _save(self, why: str = "", **more) -> None:
+        session = self.earlier.session + 1 if self.earlier else 1
+        state = {name: self.state[name] for name in self.sections if name in self.state}
+        earlier.write(self.work, {
+            "profile": self.profile, "library": _library(), "session": session, "saved": clock.now(), "state": state, "why": why,
+            "seconds": self._seconds(), "parameters": self.parameters, "data": self.data, "descends": self.descends,
+            **more})  # fmt: skip
 
     def finish(self) -> None:
-        """Write sections.json, the report and results.zip; say what is in the output."""
-        now, record = time.monotonic(), self._record()
-        ends = [start for _, start in self.began[1:]] + [now]
-        record["seconds"] = {name: round(end - start, 1) for (name, start), end in zip(self.began, ends, strict=False)}
-        self.work.mkdir(parents=True, exist_ok=True)
-        (self.work / "sections.json").write_text(json.dumps(record, indent=1) + "\n")
+        """Write sections.json, the report, results.zip; say what is done, cut and left, and how to go on; show each figure and table."""
+        from repro import results
+
+        self._close("finished")
         if any((self.work / "runs").glob("*.json")):
-            from repro import results
-
             results.report(self.work)
+        known = results.provenance()
+        self._save(self.over, hardware=known["hardware"], run_type=machine.on_kaggle(), packages=known["packages"])
         if machine.on_kaggle() == "Batch":
-            self._thin()
-        target = self.work.parent / "results.zip"
-        files = sorted(path for path in self.work.rglob("*") if self._wanted(path))
-        part = target.with_name("results.zip.part")
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as out:
-            for path in files:
-                out.write(path, path.relative_to(self.work.parent))
-        os.replace(part, target)
-        for name, took in record["seconds"].items():
-            print(f"  {name:<24} {clock(took)}")
-        kinds = {"run records": ("runs", ".json"), "figures": ("figures", ".png")}
-        counts = ", ".join(f"{sum(path.parent.name == folder and path.suffix == end for path in files)} {kind}"
-                           for kind, (folder, end) in kinds.items())  # fmt: skip
-        print(f"{target}: {len(files)} files ({counts}), {target.stat().st_size / 1e6:.1f} MB")
+            summary.thin(self.work)
+        print("\n".join([*self._said(), summary.pack(self.work)]), flush=True)
+        summary.show(self.work)
+        cells.unwatch()
 
-    def _record(self) -> dict:
-        from repro.results import provenance
+    def _said(self) -> list[str]:
+        """A line a section, and what comes next."""
+        lines, took = [], self._seconds()
+        for name in self.sections:
+            state = self.state.get(name, "not begun")
+            why = {"cut": f": {self.over or 'stopped by hand'}", "failed": ": an error, see its cell",
+                   "finished": " in an earlier session" if name in self.done else ""}.get(state, "")  # fmt: skip
+            lines.append(f"  {name:<24} {duration(took.get(name)):<14} {state}{why}")
+        if left := self._left():
+            return [*lines, f"left: {', '.join(left)}", f"to go on: {NEXT}"]
+        return [*lines, f"all {len(lines)} sections are finished"]
 
-        known = provenance()
-        return {"profile": self.profile, "library": os.environ.get("REPRO_BUNDLE", repro.__version__), "hardware": known["hardware"],
-                "run_type": machine.on_kaggle(), "packages": known["packages"]}  # fmt: skip
-
-    def _wanted(self, path: Path) -> bool:
-        return path.is_file() and path.suffix in KEPT and path.relative_to(self.work).parts[0] not in LEFT
-
-    def _thin(self) -> None:
-        """Remove the raw files that the embedded default drew: thousands, which Kaggle is slow to save, and which are in the store."""
-        for folder in (self.work / name for name in RAW):
-            count = sum(path.is_file() for path in folder.rglob("*")) if folder.is_dir() and not folder.is_symlink() else 0
-            if count:
-                shutil.rmtree(folder)
-                print(
-                    f"removed {count} raw files of the embedded default, {folder.name}/: they are in the store, and drawn again when needed"
-                )
+    def _left(self) -> list[str]:
+        return [name for name in self.sections if self.state.get(name) != "finished"]
 
 
-def begin(profile: str, sections: str) -> Session:
-    """Ready this session: disk, GPUs, packages, token, what is attached. UserError, with the next click, before hours are spent.
+def begin(profile: str, sections: str, session_hours: float = 11.0, gpus_per_run: int = 1, parameters: dict | None = None) -> Session:
+    """Ready this session: clock, disk, GPUs, packages, token, what is attached. UserError, with the next click, before hours are spent.
 
-    `sections`: their names, with blanks between them.
+    `sections`: their names, with blanks between them. `session_hours`: its length from the start of this process, 0 without an end.
+    `gpus_per_run`: 1, as many runs side by side as there are GPUs; 2, each run on both. `parameters`: of the sections; an earlier
+    session's sections count as finished where theirs were the same.
     """
     profiles.get(profile)
     kaggle = machine.kaggle_root()
@@ -160,7 +236,9 @@ def begin(profile: str, sections: str) -> Session:
         raise UserError(f"{working} is full", f"{least:.1f} GB free or more", f"{free:.1f} GB",
                         "delete old outputs there (!du -sh /kaggle/working/*), or start a new session")  # fmt: skip
     print(f"{working}: {free:.0f} GB free; Kaggle run type: {machine.on_kaggle() or 'none, this is not Kaggle'}")
-    check_gpus(profile, gpus())
+    found = gpus()
+    check_gpus(profile, found)
+    share_gpus(gpus_per_run, len(found))
     attached = inputs.find(kaggle / "input")
     online = internet()
     environment.ensure(machine.root() / "pyproject.toml", profile, attached.wheels, online)
@@ -173,57 +251,66 @@ def begin(profile: str, sections: str) -> Session:
         raise UserError(f"{attached.weightless[0]} is no whole model", "weights beside its config.json", "config.json alone",
                         f"{inputs.ATTACH}: the model itself, or remove this one")  # fmt: skip
     work = working / profile
+    kit = Session(profile, sections.split(), work, attached, read_times(machine.root() / "kaggle" / "times.json"), parameters or {})
+    go_on(kit)
+    set_end(session_hours)  # after the packages: psutil may be one of them
     os.environ["REPRO_WORK"] = str(work)
-    return Session(profile, sections.split(), work, attached, read_times(machine.root() / "kaggle" / "times.json"))
+    kit._save()
+    cells.watch(kit)
+    return kit
 
 
-def gpus() -> list[tuple[str, tuple[int, int]]]:
-    """(name, compute capability) of each GPU, by nvidia-smi; [] where there is none."""
-    if not shutil.which("nvidia-smi"):
-        return []
-    command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    rows = [line.rsplit(",", 1) for line in done.stdout.splitlines() if "," in line] if done.returncode == 0 else []
-    return [(name.strip(), tuple(int(part) for part in capability.strip().split("."))) for name, capability in rows]
+def go_on(kit: Session) -> None:
+    """Take over what an attached output of an earlier session holds: its files, and the sections that need not be done again."""
+    if kit.attached.torn:
+        raise UserError(f"{kit.attached.torn[0]} looks like an earlier session's output, but {earlier.NAME} is missing",
+                        f"{earlier.NAME}, which every session writes", "a store without it", earlier.AGAIN)  # fmt: skip
+    before, own = earlier.choose(kit.attached.outputs, kit.profile), earlier.here(kit.work)
+    kit.descends = own.descends if own else []
+    if before is None:
+        return
+    print(f"goes on with {before.folder}, session {before.session}, {before.when}: {before.in_words()}")
+    earlier.take(before, kit.work)
+    kit.data.update(before.data)
+    kit.earlier, kit.descends = before, list(dict.fromkeys([before.saved, *before.descends, *kit.descends]))
+    other = sorted(name for name in kit.parameters.keys() | before.parameters.keys()
+                   if kit.parameters.get(name) != before.parameters.get(name))  # fmt: skip
+    if before.library != _library():
+        print(f"it was made by another library ({before.library or 'unknown'}; this is {_library()}): its files are used, every section "
+              "runs again and takes up what still fits")  # fmt: skip
+    elif other:
+        changed = ", ".join(f"{name} {before.parameters.get(name)!r} -> {kit.parameters.get(name)!r}" for name in other)
+        print(f"its parameters were others ({changed}): its files are used, every section runs again and takes up what still fits")
+    else:
+        for name in kit.sections:  # up to the first that is not finished: what comes after it needs it
+            if before.state.get(name) != "finished":
+                break
+            kit.done.append(name)
+            kit.state[name] = "finished"
 
 
-def check_gpus(profile: str, found: list[tuple[str, tuple[int, int]]]) -> None:
-    """Say what the GPUs mean for this profile; UserError where they cannot do it: none, or older than torch serves (P100)."""
-    click = "right panel, Session options, Accelerator: GPU T4 x2; then Run All again"
-    names = ", ".join(f"{name} (compute capability {major}.{minor})" for name, (major, minor) in found)
-    print(f"GPUs: {names or 'none'}; profile {profile}")
-    if old := [name for name, capability in found if capability < (7, 5)]:
-        raise UserError(f"{old[0]} is older than this torch serves: every operation on it would fail", "compute capability 7.5 or more",
-                        names, click)  # fmt: skip
-    if profile in ("t4", "paper"):
-        if not found:
-            raise UserError(f"profile {profile} needs GPUs: on a CPU it would take weeks", "two T4s", "none",
-                            f"{click}; or set profile = \"cpu\"")  # fmt: skip
-        if len(found) == 1:
-            _banner("One GPU instead of two: the same result in about twice the time.", click)
+def set_end(hours: float) -> None:
+    """The session ends so many hours after this process began, for all processes that it starts; said. 0: no end."""
+    if not (hours >= 0 and math.isfinite(hours)):
+        raise UserError("`session_hours` is no length of a session", "hours, 0 for no end; Kaggle's own limit is 12", hours,
+                        "correct it in the parameters cell, then Run All")  # fmt: skip
+    if machine.on_kaggle() and not 0 < hours < LIMIT:
+        banner(f"Kaggle ends a session after {LIMIT:g} h, and may keep nothing of it.", "Set session_hours = 11, in the parameters cell.")
+    clock.begin(0)
+    if not hours:
+        print("session: no end is set (session_hours = 0)")
+        return
+    clock.begin(60 * hours - (clock.now() - began()) / 60 or -1.0)
+    print(f"session: {hours:g} h from the start of this notebook's process, {clock.in_words(max(0.0, clock.left()))} of them left; "
+          "what is not done by then is left to the next session")  # fmt: skip
 
 
-def internet(timeout: float = 3.0) -> bool:
-    """Whether the hub can be reached."""
-    try:
-        socket.create_connection(INTERNET, timeout).close()
-    except OSError:
-        return False
-    return True
+def began() -> float:
+    """When this process, the notebook's kernel, was started, in seconds since 1970: what was spent on setting up counts."""
+    import psutil
+
+    return psutil.Process().create_time()
 
 
-def token() -> str:
-    """Where HF_TOKEN comes from, in words; it is put into the environment and never shown."""
-    if os.environ.get("HF_TOKEN"):
-        return "set in the environment"
-    try:
-        from kaggle_secrets import UserSecretsClient
-
-        os.environ["HF_TOKEN"] = UserSecretsClient().get_secret("HF_TOKEN")
-        return "from Kaggle's secrets"
-    except Exception:  # no such module elsewhere; on Kaggle several kinds where the secret is not attached
-        return "none (only gated models need it: Add-ons, Secrets)"
-
-
-def _banner(*lines: str) -> None:
-    print("\n".join([RULE, *(f"  {line}" for line in lines), RULE]), flush=True)
+def _library() -> str:
+    return os.environ.get("REPRO_BUNDLE", repro.__version__)

@@ -22,7 +22,8 @@ def keep_times(root: Path, work: Path) -> None:
     try:
         if (work / "sections.json").is_file():  # session.finish wrote it
             found = json.loads((work / "sections.json").read_text())
-            profile, new = found["profile"], {key: found[key] for key in ("hardware", "seconds")}
+            finished = {name: took for name, took in found["seconds"].items() if found.get("state", {}).get(name, "finished") == "finished"}
+            profile, new = found["profile"], {"hardware": found["hardware"], "seconds": finished}
         else:  # `repro run` did, and the run records say where
             one = json.loads(next((work / "runs").glob("*.json")).read_text())
             profile, new = (

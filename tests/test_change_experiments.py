@@ -175,8 +175,8 @@ def test_the_sheet_says_what_each_answer_is_to_its_pair(work):
     pairs = change_experiments.pairs_of(work, "test")
     rows = [pairs.column("state").index(state) for state in change_tables.STATES]  # unchanged, localisable, not localisable
     vectors = np.tile(np.float32([0.5, 0.5, 0.5]), (len(pairs), 1))
-    sure = lambda p: change_experiments.Answers(vectors, np.full(len(pairs), p), None, [])
-    models = {"loud": sure(0.9), "silent": sure(0.2), "no gate": change_experiments.Answers(vectors, None, None, [])}
+    sure = lambda p: change_experiments.Answers([], vectors, np.full(len(pairs), p))
+    models = {"loud": sure(0.9), "silent": sure(0.2), "no gate": change_experiments.Answers([], vectors)}
     figure = change_figures.sheet(pairs, rows, models)
     labels = np.array([axis.get_xlabel() for axis in figure.axes]).reshape(3, 6)[:, 2:]
     iou = float(levir_boxes.iou(levir_boxes.decode(vectors[0]), pairs.column("box_main")[rows[1]]))

@@ -10,6 +10,7 @@ from repro.data import levir_boxes
 from repro.machine import UserError
 from repro.models.change_agent import ChangeAgent
 from repro.training import checkpoint
+from repro.training.change_training import HELD_OUT
 from repro.training.loop import read_metrics
 
 SHARES = {"held_out_pointing": "its centre lay in the box for", "held_out_gate": "its gate was right for"}
@@ -75,7 +76,8 @@ def measured(path: Path) -> str:
     if not known:
         return "how good it was on validation pairs is not known: there is no metrics.jsonl that tells of its step"
     shares = "".join(f", {said} {100 * known[0][name]:.0f} %" for name, said in SHARES.items() if name in known[0])
-    return f"on validation pairs of its own data, at step {step}: mean IoU {1 - known[0]['held_out']:.2f}{shares}"
+    said = f"on validation pairs of its own data (at most {HELD_OUT} with a box), at step {step}"
+    return f"{said}: mean IoU {1 - known[0]['held_out']:.2f}{shares}"
 
 
 def _draw(shown: np.ndarray, box: np.ndarray, vector: np.ndarray, out: Path) -> None:

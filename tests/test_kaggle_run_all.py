@@ -144,7 +144,8 @@ def test_the_uploaded_file_alone_runs_to_the_end(python, tmp_path, monkeypatch):
     made.cells[1].source = made.cells[1].source.replace("session_hours: float = 11.0", "session_hours: float = 0.0001")
     nbformat.write(made, tmp_path / "short.ipynb")  # no time for anything: ends well all the same, and is gone on from
     text = said(run_all(tmp_path / "short.ipynb", python, root, "Batch", seconds=500))
-    assert "0 s were left before 00_environment" in text and "left: 00_environment, 01_calvin_data\nto go on: attach" in text
+    assert "The session's time is over. What is done is on disk" in text
+    assert "left: 00_environment, 01_calvin_data\nto go on: attach" in text
     place = root / "input" / "notebooks" / "somebody" / "repro-short"
     place.parent.mkdir(parents=True)
     (root / "working").rename(place)

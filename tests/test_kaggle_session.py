@@ -254,6 +254,10 @@ def test_the_stop_button_an_error_and_sigterm(kernel, kaggle):
     status, said = run("kit.finish()")
     assert status == "ok" and "left: 00_a, 01_b, 02_c" in said and (kaggle / "working" / "results.zip").is_file()
     assert run(BEGIN.replace("SECONDS", "600"))[0] == "ok"
+    run('kit.section("02_c")')
+    assert run("clock.begin(-1)") == ("ok", "")  # a cell that asked for no time, and took it all
+    status, said = run("print('never')")
+    assert status == "ok" and "02_c is cut" in said and "never" not in said and state()["02_c"] == "cut"
     process = manager.provisioner.process
     process.send_signal(signal.SIGTERM)  # between cells it does what it always did
     assert process.wait(timeout=20) == -signal.SIGTERM

@@ -22,7 +22,7 @@ from repro.machine import UserError
 from repro.training import checkpoint, launch, live
 from repro.training.loop import SESSION_ENDS, read_metrics, train
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT, POPEN = Path(__file__).resolve().parents[1], subprocess.Popen
 PROCESSES = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -264,13 +264,20 @@ def configs(tmp_path: Path, names: list[str]) -> list[Path]:
     return [launch.write_config(tmp_path / f"{name}.json", name=name, store=tmp_path / "store", folder=tmp_path / name) for name in names]
 
 
+ENDS = """import json, sys, pathlib
+job = json.load(open(sys.argv[1]))
+folder = pathlib.Path(job["folder"])
+folder.mkdir(exist_ok=True)
+(folder / "summary.json").write_text(json.dumps({{"reason": {0}}}))"""
+
+
 def fake_popen(monkeypatch, gpus: int, code: str) -> list[tuple[list[str], dict]]:
     """`repro` replaced by `code`; what was called, with its environment."""
-    called, popen = [], subprocess.Popen
+    called = []
 
     def start(command, env, **options):
         called.append((command[1:], env))
-        return popen([sys.executable, "-c", code, command[-1]], env=env, **options)
+        return POPEN([sys.executable, "-c", code, command[-1]], env=env, **options)
 
     monkeypatch.setattr(machine, "capabilities", lambda: [(7, 5)] * gpus)
     monkeypatch.setattr(launch.subprocess, "Popen", start)
@@ -281,7 +288,7 @@ def fake_popen(monkeypatch, gpus: int, code: str) -> list[tuple[list[str], dict]
 
 def test_two_gpus_are_for_two_runs_or_for_both_processes_of_one(tmp_path, monkeypatch):
     paths, lines = configs(tmp_path, ["a", "b"]), []
-    called = fake_popen(monkeypatch, 2, "import time; time.sleep(0.3)")
+    called = fake_popen(monkeypatch, 2, "import time; time.sleep(0.3)\n" + ENDS.format("'all steps done'"))
     launch.jobs(paths, log=lines.append)
     assert sorted(env["CUDA_VISIBLE_DEVICES"] for _, env in called) == ["0", "1"]
     assert all(command == ["-m", "repro", "train", str(path)] for (command, _), path in zip(called, paths, strict=True))
@@ -296,12 +303,13 @@ def test_two_gpus_are_for_two_runs_or_for_both_processes_of_one(tmp_path, monkey
 
 
 def test_jobs_that_the_session_cuts_are_out_of_time_and_none_begins_after_its_end(tmp_path, monkeypatch):
-    code = ("import json, sys, pathlib; job = json.load(open(sys.argv[1])); folder = pathlib.Path(job['folder']); folder.mkdir();"
-            f"(folder / 'summary.json').write_text(json.dumps({{'reason': {SESSION_ENDS!r} if job['name'] == 'b' else 'all steps done'}}))")
-    called = fake_popen(monkeypatch, 0, code)
-    with pytest.raises(clock.OutOfTime, match="b go on"):
+    called = fake_popen(monkeypatch, 0, ENDS.format(f"{SESSION_ENDS!r} if job['name'] == 'b' else 'all steps done'"))
+    with pytest.raises(clock.OutOfTime, match=": b go on"):
         launch.jobs(configs(tmp_path, ["a", "b"]), log=quiet)
     assert len(called) == 2
+    fake_popen(monkeypatch, 0, "pass")  # it had no time to begin; what stands there is of an earlier session
+    with pytest.raises(clock.OutOfTime, match=": a go on"):
+        launch.jobs(configs(tmp_path, ["a"]), log=quiet)
     monkeypatch.setenv(clock.END, repr(clock.now() + 1))
     with pytest.raises(clock.OutOfTime):
         launch.jobs(configs(tmp_path, ["c"]), log=quiet)

@@ -7,10 +7,10 @@ to rewrite each cell before it runs (shell.ast_transformers), and `watch` uses i
         ...the cell's statements...
         sys.displayhook(<its last expression>)      # shown as IPython would have shown it
 
-Once the session is over every cell is empty, but the one that calls `finish`; cells of a section that is skipped are empty up to the next
-`section`. Real errors and KeyboardInterrupt stay what they are: the session is told, the cell fails. SIGTERM ends a running cell as
-OutOfTime does (launch then stops its processes, which keep a checkpoint); between cells it does what it did before.
-In a plain Python process nothing is registered.
+Once the session is over, also by a cell that never asked for the time, every cell is empty, but the one that calls `finish`; cells of a
+section that is skipped are empty up to the next `section`. Real errors and KeyboardInterrupt stay what they are: the session is told, the
+cell fails. SIGTERM ends a running cell as OutOfTime does (launch then stops its processes, which keep a checkpoint); between cells it does
+what it did before. In a plain Python process nothing is registered.
 """
 
 import ast
@@ -19,6 +19,7 @@ import signal
 import sys
 import threading
 
+from repro import clock
 from repro.clock import OutOfTime
 
 watching: "Watch | None" = None  # the one of this process; rewritten cells find it here
@@ -35,6 +36,8 @@ class Watch(ast.NodeTransformer):
         if self.running:  # what a magic such as %%time compiles inside a cell that is watched already
             return cell
         called = self._called(cell)
+        if clock.left() < clock.RESERVE and not (self.kit.over or "finish" in called):  # the last cell took it all, and asked for no time
+            self.kit.stop("the session's time is over")
         if "finish" not in called and (self.kit.over or (self.kit.skipping and "section" not in called)):
             return ast.Module(body=[], type_ignores=[])
         first = next((i for i, line in enumerate(cell.body) if not _is_future(line)), len(cell.body))

@@ -215,21 +215,20 @@ def jobs(configs: list[Path | str], slots: int | None = None, log: Callable[[str
         log(f"{processes} processes for one run, and {gpus} GPU{'s' * (gpus > 1)} here: {gpus}; the global batch stays the same")
         processes = gpus
     paths = list(map(Path, configs))
-    commands = [(path.stem, lambda path=path: ["train", str(path)]) for path in paths]
-    with live.curves([Path(json.loads(path.read_text())["folder"]) for path in paths]):
+    summaries = {path: Path(json.loads(path.read_text())["folder"]) / "summary.json" for path in paths}
+    for summary in summaries.values():
+        summary.unlink(missing_ok=True)  # of an earlier session
+    in_time = lambda: clock.left() > clock.RESERVE
+    commands = [(path.stem, lambda path=path: ["train", str(path)] if in_time() else None) for path in paths]
+    with live.curves([summary.parent for summary in summaries.values()]):
         failed = side_by_side(commands, slots, log, processes)
     if failed:
         raise UserError(f"{len(failed)} of {len(configs)} training jobs failed", found="\n  ".join(failed), next_step=(
             "mend what the last lines say and start again: finished jobs are skipped, the others go on from their checkpoints"))
-    cut = [path.stem for path in paths if _ended(path) == SESSION_ENDS]
+    ended = {path: json.loads(summary.read_text())["reason"] if summary.is_file() else SESSION_ENDS for path, summary in summaries.items()}
+    cut = [path.stem for path in paths if ended[path] == SESSION_ENDS]  # or had no time to begin
     if cut:
         raise clock.OutOfTime(f"the session's time is over: {', '.join(cut)} go on in the next one")
-
-
-def _ended(path: Path) -> str:
-    """How a job's run ended, as its own process says."""
-    summary = Path(json.loads(path.read_text())["folder"]) / "summary.json"
-    return json.loads(summary.read_text())["reason"] if summary.is_file() else ""
 
 
 def side_by_side(commands: list[tuple[str, Callable[[], list[str] | None]]], slots: int | None = None,

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from repro import clock
 from repro.gaze import grounding_dino_models, grounding_dino_weights
 from repro.gaze.grounding_dino import GroundingDino, find_weights, tiny, to_package, to_transformers
 from repro.machine import UserError
@@ -125,6 +126,15 @@ def test_one_batch_of_images_is_held_at_a_time(monkeypatch, detect):
     monkeypatch.setattr(detect, "raw", lambda images, captions: sizes.append(len(images)) or answer(images, captions))
     assert len(detect(Reader(), [["cup"]] * 40)) == 40
     assert sizes == [8] * 5
+
+
+def test_it_stops_between_batches_where_the_session_ends(detect, monkeypatch):
+    image = np.zeros((20, 20, 3), np.uint8)
+    monkeypatch.setenv("REPRO_SESSION_END", "1.0")
+    with pytest.raises(clock.OutOfTime):
+        detect([image], [["block"]])
+    monkeypatch.delenv("REPRO_SESSION_END")
+    assert len(detect([image], [["block"]])) == 1
 
 
 def test_half_precision_is_near_and_finite(detect, folder):

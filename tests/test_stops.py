@@ -3,9 +3,11 @@
 Run: pytest tests/test_stops.py
 """
 
+import contextlib
 import json
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -14,13 +16,16 @@ import fake_pairs
 import numpy as np
 import pytest
 from test_remote_zip import QUICK, Server
+from walkers import Walker, launch
 
 from repro import change_experiments, cli, clock, experiments, results, seeds
 from repro.data import calvin_remote, libero_hdf5
 from repro.data.episodes import Episode, Store, StoreWriter
 from repro.evaluation import gaze, kept, offline
+from repro.evaluation.floors import RandomPolicy
 from repro.gaze.colour import Colour
 from repro.machine import UserError
+from repro.profiles import SMOKE
 from repro.sims import aerial, calvin_layout
 
 SILENT = {"log": lambda line: None}
@@ -298,3 +303,40 @@ def test_looking_and_scoring_end_before_the_session(tmp_path, session):
     session(0)
     with pytest.raises(clock.OutOfTime):
         experiments.attention_of(None, [{"task": "x"}], **SILENT)
+
+
+def test_rollouts_of_the_experiment_go_on_and_their_minutes_are_of_all_sessions(tmp_path, session, monkeypatch):
+    with StoreWriter(tmp_path / "store" / "training", 30, {"name": "walks"}) as writer:
+        writer.add(Episode("go up", {"action": np.zeros((2, 7), np.float32)}))
+    rng = np.random.default_rng(0)
+    starts = {"walks": [({"at": rng.normal(size=3).tolist()}, ("up", "east")) for _ in range(8)]}
+    how, calls = launch("Walker", options={}), []
+
+    class Counting(RandomPolicy):
+        def act(self, observations, instructions):
+            calls.append(1)
+            time.sleep(0.02)
+            return super().act(observations, instructions)
+
+    monkeypatch.setattr(experiments, "where", lambda *arguments: (how, starts, {"up": "go up", "east": "go east"}))
+    monkeypatch.setattr(experiments, "policies", lambda models, work, told, seed: models)
+    monkeypatch.setattr(experiments, "Worker", lambda how: contextlib.nullcontext(SimpleNamespace(about={"renderer": "none"})))
+    true = experiments.chains.evaluate
+    monkeypatch.setattr(experiments.chains, "evaluate", lambda policy, how, starts, folder, limit, *rest, **options: true(
+        policy, Walker, starts, folder, 10, 2, *rest[1:], **{**options, "workers": 0}))  # fmt: skip
+    roll = lambda work: experiments.roll_out(SMOKE, tmp_path, {work: Counting(3)}, 0, log=lambda line: None)
+    session()
+    (whole,) = roll("whole")
+    needed = len(calls)
+    calls.clear()
+    with pytest.raises(clock.OutOfTime):
+        session(14)
+        roll("cut")
+    first = len(calls)
+    session()
+    (record,) = roll("cut")
+    assert record["metrics"] == whole["metrics"] and 0 < first < needed and len(calls) < needed + 10
+    spent = experiments.chains.spent(tmp_path / "outcomes" / "walks" / "cut")
+    assert spent >= 0.02 * needed - 0.1 and record["minutes"] == round(spent / 60, 2), "of both sessions"
+    calls.clear()
+    assert roll("cut")[0]["metrics"] == whole["metrics"] and not calls, "what is finished is not done again"

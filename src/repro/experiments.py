@@ -212,7 +212,8 @@ def roll_out(settings: Profile, work: Path, models: dict[str, object], seed: int
                 config["simulator"] = about_it
             record = results.record(
                 "reconvla", name, benchmark=benchmark, data=training.meta["name"], data_hash=training.hash, config=config, seed=seed,
-                metrics=chains.summarise(outcomes, seed) | mended(policy), minutes=minutes(policy, begun), simulator=simulator,
+                metrics=chains.summarise(outcomes, seed) | mended(policy), minutes=minutes(policy, seconds=chains.spent(folder)),
+                simulator=simulator,
                 renderer=", ".join([about_it["renderer"], *([about_it["assets"]] if simulator == "libero" else [])]),
                 not_comparable_with=["reconvla"])
             results.save(record, work / "runs")

@@ -15,171 +15,30 @@ bowl"):
 Only frames with at least a tenth of the thing visible count. Intervals are bootstraps over episodes, whose frames are not independent.
 """
 
-import hashlib
-import json
 import re
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from repro import clock, machine, results
-from repro.data.boxes import BoxIndex
-from repro.data.calvin import Calvin, canonical, ensure_store
-from repro.data.episodes import Store
-from repro.gaze import annotate, state
+from repro.data.calvin import ensure_store
+from repro.evaluation.gaze_sets import Episode, Set, clutter, items, stored, textures
+from repro.evaluation.gaze_tables import END, OPTIONS, START, detectors_table, items_table, options_table, ordered, readme_section, report
 from repro.gaze.candidates import area, iou
 from repro.gaze.detectors import Detector, Gaze
-from repro.gaze.options import ALL, NONE, SINGLE, WITHOUT, Options, look, said
-from repro.gaze.phrase import BLOCK, HELD, TOP, Phrase, parse, resolve
-from repro.gaze.phrase import look as look_at
+from repro.gaze.options import ALL, NONE, WITHOUT, Options, look
 from repro.gaze.quality import calibration, contact_sheet, reliability
 from repro.intervals import bootstrap
 from repro.machine import UserError
-from repro.sims import clutter as cluttered
-from repro.sims.tabletop import looks, render
-from repro.sims.tabletop.scenes import ITEMS, SCENES, item_boxes
-from repro.sims.tabletop.tasks import initial_state, random_symbolic
 
-NOUNS = {"red_block": "red block", "blue_block": "blue block", "pink_block": "pink block", "drawer": "drawer", "slider": "sliding door",
-         "button": "button", "switch": "switch", "led": "led", "lightbulb": "light bulb"}  # fmt: skip
-OCCLUDED, SMALL, SEEN = 0.6, 0.004, 0.1
-OPTIONS = (NONE, *SINGLE, *WITHOUT, ALL)  # that a measurement compares
-# The guide's own claims for GroundingDINO on CALVIN (papers/reconvla/notes.md); it states neither n nor rules.
-GUIDE = {"simple": 0.92, "complex": 0.67}
-
-
-@dataclass(frozen=True)
-class Episode:
-    """What is looked for along frames, a phrase a frame. truth: (T, 4) in [0, 1], NaN where it is hidden; visible: (T,) share of it, NaN
-    where unknown; held: (T,) bool, the gripper holds the target and the gaze is on the destination; item: its name in CALVIN, where one is
-    asked for."""
-
-    images: Sequence[np.ndarray]
-    phrases: Sequence[Phrase]
-    said: str
-    truth: np.ndarray
-    visible: np.ndarray
-    held: Sequence[bool]
-    twin: bool = False
-    group: str = ""  # what belongs together when intervals are drawn: a scene, a recorded episode
-    item: str | None = None
-
-    @property
-    def counted(self) -> np.ndarray:
-        return ~np.isnan(self.truth).any(1) & ~(self.visible < SEEN)
-
-    def reasons(self) -> list[tuple[str, ...]]:
-        """Per frame, the rules by which it is complex; none: simple."""
-        found = []
-        sizes = area(np.nan_to_num(self.truth))
-        for phrase, held, share, size in zip(self.phrases, self.held, self.visible, sizes, strict=True):
-            rules = {"occluded": share < OCCLUDED, "small": size < SMALL,
-                     "twin": self.twin or look_at(phrase, held)[0] in (BLOCK, TOP, HELD), "nested": any(said(phrase, held))}  # fmt: skip
-            found.append(tuple(rule for rule, holds in rules.items() if holds))
-        return found
-
-
-@dataclass
-class Set:
-    """Episodes with one name, and what a record must say of them."""
-
-    name: str
-    simulator: str
-    renderer: str
-    episodes: list[Episode] = field(repr=False)
-
-    @cached_property
-    def digest(self) -> str:
-        """Hash of all pictures, true boxes and sentences."""
-        total = hashlib.sha256()
-        for episode in self.episodes:
-            total.update(episode.said.encode() + np.asarray(episode.truth, np.float32).tobytes())
-            for image in episode.images:
-                total.update(hashlib.blake2b(np.ascontiguousarray(image)).digest())
-        return total.hexdigest()
-
-
-def clutter(count: int, seed: int = 1000, frames: int = 6) -> Set:
-    """`count` cluttered scenes (sims/clutter.py), a third of them plain, a quarter far away, a hand passing over each. Seeds under
-    1000 served development."""
-    made = []
-    for i in range(count):
-        kind = "plain" if i % 3 == 0 else cluttered.KINDS[1:][(2 * (i // 3) + i % 3 - 1) % 6]
-        clip = cluttered.make(seed + i, kind, frames, far=np.random.default_rng([seed + i, 9]).random() < 0.25)
-        truth = np.array([np.divide(f.boxes.get("target", [np.nan] * 4), cluttered.SIZE) for f in clip.frames])
-        seen = np.array([f.visible["target"] for f in clip.frames])
-        words, never = clip.instruction, [False] * frames
-        made.append(Episode([f.image for f in clip.frames], [parse(words)] * frames, words, truth, seen, never, "twin" in clip.names,
-                            f"{seed + i}"))  # fmt: skip
-    return Set("cluttered scenes", "clutter (drawn scenes)", "OpenCV rasteriser", made)
-
-
-def items(root: Path | str, split: str, every: int = 1, name: str = "calvin_sim") -> Set:
-    """All nine items of every annotated episode of a folder in CALVIN's layout with boxes.json, looked for in every `every`-th frame."""
-    folder, source = Path(root) / split, Calvin(root).split(split)
-    if not (folder / "boxes.json").is_file():
-        raise UserError(f"{folder} has no true boxes to compare with.", expected="boxes.json beside the frames", found="none",
-                        next_step="frames of a simulator (repro demos calvin); the notebook shows a detector without them")  # fmt: skip
-    index, told = BoxIndex(folder / "boxes.json"), json.loads((folder / "boxes.json").read_text())["pixels_static"]
-    pixels = {int(frame): counts for frame, counts in told.items()}
-    seen, made = [], []
-    for episode in index.episodes:
-        frames = range(episode["start"], episode["end"] + 1, every)
-        files = [np.load(folder / f"episode_{frame:0{source.digits}d}.npz") for frame in frames]
-        scene = episode["scene"].removeprefix("calvin_scene_")
-        projected = [state.state_boxes(scene, canonical(file["scene_obs"][None], scene)[0]) for file in files]
-        images, boxes = [file["rgb_static"] for file in files], [index.boxes(frame) for frame in frames]
-        for item, noun in NOUNS.items():
-            count = np.array([pixels.get(frame, {}).get(item, 0) for frame in frames])
-            whole = np.array([40_000 * area(p[item]) if item in p else np.nan for p in projected])
-            truth = np.array([np.divide(b.get(item, [np.nan] * 4), 200) for b in boxes])
-            seen.append((item, count / whole))
-            made.append(Episode(images, [Phrase(noun, item)] * len(images), noun, truth, count / whole, [False] * len(images),
-                                group=f"{episode['start']}", item=item))  # fmt: skip
-    usual = {item: np.nanpercentile(np.concatenate([s for i, s in seen if i == item]), 90) for item in NOUNS}
-    made = [replace(e, visible=np.minimum(1, e.visible / usual[e.item])) for e in made]
-    return Set(f"{name}, {split}, all items", "CALVIN (recorded frames)", "TinyRenderer (CPU)", made)
-
-
-def stored(store: Store, every: int = 3) -> Set:
-    """Every `every`-th frame of a store with simulator boxes (`info.boxes`), the instruction's own thing looked for."""
-    made, size = [], tuple(store.info["features"][annotate.STATIC]["shape"][:2])
-    played = store.meta.get("simulator") == "tabletop"
-    for info in store.episodes:
-        episode = store.read(info.index)
-        held = annotate.holding(episode, resolve(parse(info.task), episode.columns[annotate.STATE]))
-        phrases, on, _ = annotate.course(parse(info.task), held)
-        boxes, exact = annotate.true_boxes(episode, size), annotate.exact
-        gazes = exact(episode, boxes, "truth")
-        truth = np.array([gaze.box if gaze.valid else [np.nan] * 4 for gaze in gazes], dtype=np.float64)
-        visible = np.full(len(truth), np.nan)
-        if not played:
-            whole = [gaze.box for gaze in exact(episode, annotate.state_of(episode), "state")]
-            visible = np.minimum(1, area(np.nan_to_num(truth)) / np.maximum(1e-9, area(np.array(whole))))
-        made.append(Episode(list(episode.columns[annotate.STATIC][::every]), phrases[::every], info.task, truth[::every], visible[::every],
-                            on[::every], group=str(info.index)))  # fmt: skip
-    name = f"{store.meta.get('name') or store.folder.name}, its instructions"
-    return Set(name, "tabletop (recorded frames)" if played else "CALVIN (recorded frames)", "as recorded", made)
-
-
-def textures(count: int, seed: int = 0) -> Set:
-    """All visible items of `count` play tables A-D with woods, metals, walls, floors and shades of the blocks drawn anew."""
-    random, made = np.random.default_rng([seed, 31]), []
-    for i in range(count):
-        scene = looks.repainted(SCENES["ABCD"[i % 4]], int(random.integers(2**31)))
-        state = initial_state("ABCD"[i % 4], random_symbolic(random), int(random.integers(2**31)))
-        drawn = render.render(scene, state["robot_obs"], state["scene_obs"], cameras=("static",))
-        for item, box in item_boxes(drawn["static_ids"]).items():
-            if (drawn["static_ids"] == ITEMS.index(item) + 1).sum() >= 30:
-                made.append(Episode([drawn["static"]], [Phrase(NOUNS[item], item)], NOUNS[item], np.array([box]) / 200, np.array([np.nan]),
-                                    [False], group=str(i), item=item))  # fmt: skip
-    return Set("play tables with unseen textures, all items", "tabletop", "OpenCV rasteriser", made)
+__all__ = ["END", "OPTIONS", "START", "Episode", "Measured", "Set", "clutter", "compare", "detectors_table", "gain", "items", "items_table",
+           "measure", "options_table", "ordered", "publish", "readme_section", "report", "run", "save_figures", "sheet", "stored",
+           "textures"]  # fmt: skip
 
 
 # ---- measuring --------------------------------------------------------------------------------------------------------------------------
@@ -327,70 +186,7 @@ def _record(detector: Detector, one: Measured, none: Measured, everything: Measu
     return record | {"config": config}
 
 
-# ---- tables -----------------------------------------------------------------------------------------------------------------------------
-
-
-def options_table(records: list[dict], name: str) -> tuple[list[str], list[list[str]]]:
-    """(header, rows): one row a choice of options on the set called `name`: simple and complex scenes, the gain over "none" on the same
-    frames and, for all but one, what that one adds to the others."""
-    mine = [r for r in records if r["data"] == name]
-    parts = [p for p in ("simple", "complex") if any(p in r["metrics"] for r in mine)]
-    count = {p: next(r["metrics"][p] for r in mine if p in r["metrics"]) for p in parts}
-    header = ["options", *(f"{p} % (n = {count[p]['n']} frames, {count[p]['groups']} scenes)" for p in parts)]
-    header += [*(f"{p}: minus none" for p in parts), *(f"{p}: all minus this" for p in parts)]
-    rows = []
-    for r in mine:
-        gains = [_percent(r["metrics"].get(f"{p}, {what}"), "+") for what in ("minus none", "all minus this") for p in parts]
-        rows.append([_left_out(r["config"]["options"]), *(_percent(r["metrics"].get(p)) for p in parts), *gains])
-    return header, rows
-
-
-def _left_out(label: str) -> str:
-    """ "tiles + nms + ..." of four options, as what is left out."""
-    missing = [options.label for options in SINGLE if options.label not in label.split(" + ")]
-    return f"all but {missing[0]}" if len(missing) == 1 else label
-
-
-def detectors_table(records: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows): one row a set and detector with all options and with none, under the guide's numbers; GroundingDINO says
-    "not run" until it was."""
-    header = ["detector", "options", "set", "simple % [95 %]", "complex % [95 %]", "precision %", "false alarms on hidden things",
-              "centre error, px", "jumps %", "calibration error"]  # fmt: skip
-    rows = [["GroundingDINO, the guide's claim (**not comparable**: its frames, rules and n are not stated)", "-", "CALVIN",
-             f"{100 * GUIDE['simple']:.0f}", f"{100 * GUIDE['complex']:.0f}", *["-"] * 5]]  # fmt: skip
-    for r in (r for r in records if r["config"]["options"] in ("none", "all")):
-        m = r["metrics"]
-        number = lambda key, scale, form, m=m: format(scale * m[key]["value"], form) if key in m else "-"
-        alarms = f"{m['false alarms']['value'] * m['false alarms']['n']:.0f} of {m['false alarms']['n']}" if "false alarms" in m else "-"
-        rows.append([r["config"]["detector"], r["config"]["options"], r["data"], _percent(m.get("simple")), _percent(m.get("complex")),
-                     number("precision", 100, ".0f"), alarms, number("centre error", 1, ".1f"), number("jumps", 100, ".1f"),
-                     f"{r['config']['calibration error']:.2f}"])  # fmt: skip
-    if not any("grounding" in r["config"]["detector"] for r in records):
-        rows.append(["GroundingDINO", "none and all", "all", *["not run (no weights here)"] * 2, *["-"] * 5])
-    return header, rows
-
-
-def items_table(records: list[dict], name: str) -> tuple[list[str], list[list[str]]]:
-    """(header, rows): one row an item of the set called `name`, and all; columns: none and all options; on items at least half
-    visible where that is known."""
-    mine = [r for r in records if r["data"] == name and r["config"]["options"] in ("none", "all")]
-    keys = [k for k in dict.fromkeys(k for r in mine for k in r["metrics"]) if k.startswith("item ")]
-    half = [k for k in keys if k.endswith("half visible")]
-    keys = [*(half or [k for k in keys if "," not in k]), "at least half visible" if half else "all"]
-    rows = [[k.removeprefix("item ").split(",")[0] if k.startswith("item") else "**all**", str(mine[0]["metrics"][k]["n"]),
-             *(_percent(r["metrics"].get(k)) for r in mine)] for k in keys]  # fmt: skip
-    return ["item", "frames", *(f"{r['config']['options']}: IoU >= 0.5, % [95 %]" for r in mine)], rows
-
-
-def _percent(metric: dict | None, sign: str = "") -> str:
-    if metric is None or not metric["n"]:
-        return "-"
-    value, low, high = (100 * metric[k] for k in ("value", "low", "high"))
-    return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
-
-
-# ---- a whole measurement
-# ------------------------------------------------------------------------------------------------------------------
+# ---- a whole measurement ----------------------------------------------------------------------------------------------------------------
 
 SIZES = {"smoke": (42, 12), "cpu": (240, 60), "t4": (240, 60), "paper": (240, 60)}  # cluttered scenes, play tables with unseen textures
 
@@ -469,51 +265,6 @@ def sheet(one: Measured, which: np.ndarray, count: int = 12):
     return contact_sheet([pictures[i] for i in picks], np.array([one.gazes[i].box for i in picks]), truth[picks], [said[i] for i in picks],
                          [one.gazes[i].source for i in picks],
                          title=f"{one.set.name}, options {one.options.label}: {'hits' if len(picks) and one.hit[picks[0]] else 'misses'}")
-
-
-def report(records: list[dict]) -> str:
-    """The tables of a measurement, in markdown."""
-    parts = ["# Gaze boxes: how good they are",
-             "Shares of frames with IoU >= 0.5 with the simulator's box; brackets: 95 % bootstrap over scenes or episodes; where "
-             "no scene differs, what so many scenes can still hide (Wilson). What makes a frame complex is written in "
-             "`src/repro/evaluation/gaze.py`. " + _where(records),
-             results.markdown(*detectors_table(records))]  # fmt: skip
-    for name, detector in dict.fromkeys((r["data"], r["config"]["detector"]) for r in records):
-        mine = [r for r in records if (r["data"], r["config"]["detector"]) == (name, detector)]
-        parts.append(f"## {name}: {detector}\n\n{results.markdown(*options_table(mine, name))}")
-        if any(k.startswith("item ") for r in mine for k in r["metrics"]):
-            parts.append(results.markdown(*items_table(mine, name)))
-    return "\n\n".join(parts) + "\n"
-
-
-def _where(records: list[dict]) -> str:
-    """Hardware, commit and time of records, in words."""
-    commits, hardware = ({r[key] for r in records} for key in ("commit", "hardware"))
-    return f"Commit {', '.join(sorted(commits))}; {', '.join(sorted(hardware))}."
-
-
-START = "<!-- gaze: written by `repro gaze quality --publish` from results/gaze, checked by tests/test_readme.py -->"
-END = "<!-- end of gaze -->"
-
-
-def ordered(folder: Path) -> list[dict]:
-    """The records of folder/runs in the order of a report: by set, then none, one option, all but one, all."""
-    labels = [options.label for options in OPTIONS]
-    kinds = ("clutter", "CALVIN", "tabletop")
-    place = lambda r: ([r["simulator"].startswith(kind) for kind in kinds].index(True), r["data"], r["config"]["detector"],
-                       labels.index(r["config"]["options"]))  # fmt: skip
-    return sorted((results.load(path) for path in folder.glob("runs/*.json")), key=place)
-
-
-def readme_section(records: list[dict]) -> str:
-    """README's block of gaze boxes: detectors, the options on cluttered scenes, the items of the simulator's frames."""
-    drawn = next(r["data"] for r in records if r["simulator"].startswith("clutter"))
-    parts = [_where(records), results.markdown(*detectors_table(records)), f"Options on {drawn}, frames with IoU >= 0.5:",
-             results.markdown(*options_table([r for r in records if r["config"]["detector"] == "colour"], drawn))]  # fmt: skip
-    for name in dict.fromkeys(r["data"] for r in records if r["data"].endswith("all items") and r["simulator"].startswith("CALVIN")):
-        colour = [r for r in records if r["config"]["detector"] == "colour"]
-        parts += [f"`colour` on {name} (at least half visible):", results.markdown(*items_table(colour, name))]
-    return "\n\n".join(parts) + "\n"
 
 
 def publish(work: Path, log: Callable[[str], None] = print) -> Path:

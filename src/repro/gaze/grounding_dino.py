@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from repro import clock
 from repro.gaze.candidates import Candidates, candidates
 from repro.gaze.grounding_dino_models import BACKENDS, import_torchvision, quiet
 from repro.gaze.grounding_dino_weights import (

@@ -99,7 +99,7 @@ def load(work: Path, rows: list[str], seed: int = 0) -> dict[str, ChangeAgent]:
         model, about = ChangeAgent.load(path), checkpoint.about(path)
         lines = read_metrics(place / "metrics.jsonl")
         model.minutes = lines[-1]["seconds"] / 60
-        model.trained = {key: about[key] for key in ("step", "train", "data", "commit") if key in about}
+        model.trained = {key: about[key] for key in ("step", "train", "data", "commit", "peak_memory_gib") if key in about}
         found[row] = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     return found
 

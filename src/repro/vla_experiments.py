@@ -110,7 +110,7 @@ def load(work: Path, rows: list[str], seed: int = 0, preset: str = "vggt_tiny", 
         model, about = VGGTVLA.load(path, store=data(work)), checkpoint.about(path)
         lines = read_metrics(place / "metrics.jsonl")
         model.minutes = next(line["seconds"] for line in lines if line["step"] == about["step"]) / 60
-        model.trained = {key: about[key] for key in ("step", "train", "clockwork", "data", "commit") if key in about}
+        model.trained = {key: about[key] for key in ("step", "train", "clockwork", "data", "commit", "peak_memory_gib") if key in about}
         found[row] = model.to("cuda" if torch.cuda.is_available() else "cpu")
     return found
 

@@ -48,7 +48,7 @@ def load_policy(folder: Path | str, store=None, run: Path | str | None = None):
     policy = kind.load(path, store=store) if kind.__name__ == "VGGTVLA" else kind.load(path)
     if (path / "about.json").is_file():
         made = checkpoint.about(path)
-        policy.trained = {key: made[key] for key in ("step", "train", "clockwork", "data", "commit") if key in made}
+        policy.trained = {key: made[key] for key in ("step", "train", "clockwork", "data", "commit", "peak_memory_gib") if key in made}
         lines = read_metrics(Path(run or path.parent) / "metrics.jsonl")
         policy.minutes = next((line["seconds"] for line in lines if line["step"] == made["step"]), 0.0) / 60
     return policy.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -147,7 +147,7 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
 
     def about() -> dict:
         return {**identity, "processes": accelerator.num_processes, "clockwork": {name: getattr(config, name) for name in CLOCKWORK},
-                "stats": getattr(plain, "stats", {}), "dtype": str(dtype), **checkpoint.provenance()}
+                "stats": getattr(plain, "stats", {}), "peak_memory_gib": session.peak_gib(), "dtype": str(dtype), **checkpoint.provenance()}
 
     metrics.begin(config.wandb, {**identity, **checkpoint.provenance()}, say)
 

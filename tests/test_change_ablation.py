@@ -96,6 +96,16 @@ def test_seeds_and_pairs_are_added_as_independent_errors():
     assert alike["high"] == pytest.approx(0.53), "seeds that agree leave the pairs"
     three = change_ablation.over_seeds([share(0.4), share(0.5), share(0.6)])
     assert three["value"] == pytest.approx(0.5) and three["high"] - 0.5 == pytest.approx((0.03**2 + (4.303 * 0.1 / 3**0.5) ** 2) ** 0.5)
+    few = change_ablation.over_seeds([share(0.03), share(0.05), share(0.1)])
+    assert few["low"] == 0 and change_ablation.over_seeds([share(0.97)] * 2)["high"] == 1, "no share is below 0 or above 1"
+    assert change_ablation.over_seeds([share(1.2)] * 2, most=10.0)["high"] == pytest.approx(1.23)
+
+
+def test_rows_come_in_their_order_floors_after_them_and_the_ceiling_last():
+    names = ["ceiling (three numbers)", "ours, caption none", "differencing", "constant (training mean)", "ours, caption given",
+             "guide, caption none"]  # fmt: skip
+    found = change_ablation._rows([{"variant": name, "metrics": {"m": 0}} for name in names], "m")
+    assert list(found) == [names[i] for i in (5, 4, 1, 3, 2, 0)]
 
 
 def test_published_are_clean_records_with_the_tables(work, found, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ A seed is first weights, an order of the pairs and what is drawn on the way; tra
 
 import hashlib
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from repro.training import launch
 SYSTEM = "change_agent"
 POINTING = {"mean IoU of the square": False, "pointing in the box": True, "hit rate at IoU 0.5": True,
             "centre error (picture widths)": False, "gate accuracy": True}  # metric -> in percent
+FLOOR_ORDER = ("constant", "whole frame", "random", "differencing", "ceiling", "always", "perfect flag")
 WRITING = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D")
 
 
@@ -83,22 +85,23 @@ def records(work: Path) -> list[dict]:
     return [results.load(path.parent / "runs" / name) for path, note in told if note["asked"] == asked for name in note["records"]]
 
 
-def over_seeds(metrics: list[dict]) -> dict:
+def over_seeds(metrics: list[dict], most: float = 1.0) -> dict:
     """One metric of several seeds on the same test pairs: the mean; its 95 % interval adds the spread of the seeds (Student's) and, of a
-    seed, that of the pairs, as independent errors."""
+    seed, that of the pairs, as independent errors, and is cut at 0 and at the `most` that the metric can be."""
     values = np.array([metric["value"] for metric in metrics])
     between = t95(len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
     below, above = (float(np.mean([abs(metric["value"] - metric[side]) for metric in metrics])) for side in ("low", "high"))
     mean = float(values.mean())
-    return {"value": mean, "n": metrics[0]["n"], "seeds": len(values), "low": mean - float(np.hypot(between, below)),
-            "high": mean + float(np.hypot(between, above))}
+    return {"value": mean, "n": metrics[0]["n"], "seeds": len(values), "low": max(0.0, mean - float(np.hypot(between, below))),
+            "high": min(most, mean + float(np.hypot(between, above)))}
 
 
 def _rows(found: list[dict], asks: str) -> dict[str, list[dict]]:
-    """{variant: its records, a seed each} of those that have the metric: rows and their caption modes first, then floors."""
+    """{variant: its records, a seed each} of those that have the metric: rows and their caption modes first, then floors, the ceiling."""
     have = [r for r in found if asks in r["metrics"]]
-    order = list(change_experiments.ROWS)
-    rank = lambda r: (order.index(r["variant"].split(",")[0]) if r["variant"].split(",")[0] in order else len(order))
+    order = [*(f"{row}, caption {mode}" for row in change_experiments.ROWS for mode in change_experiments.MODES),
+             *(f"{row}, greedy" for row in change_experiments.ROWS), *FLOOR_ORDER]
+    rank = lambda r: next((i for i, name in enumerate(order) if r["variant"].startswith(name)), len(order))
     grouped: dict[str, list[dict]] = {}
     for r in sorted(have, key=rank):
         grouped.setdefault(r["variant"], []).append(r)
@@ -109,7 +112,7 @@ def _cell(found: list[dict], name: str, percent: bool) -> str:
     metrics = [r["metrics"][name] for r in found if name in r["metrics"]]
     if not metrics:
         return "-"
-    return change_tables.cell(over_seeds(metrics), percent)
+    return change_tables.cell(over_seeds(metrics, math.inf if name.startswith(("CIDEr-D", "centre error")) else 1.0), percent)
 
 
 def pointing_table(found: list[dict]) -> Table:

@@ -181,9 +181,9 @@ def test_the_sheet_says_what_each_answer_is_to_its_pair(work):
     labels = np.array([axis.get_xlabel() for axis in figure.axes]).reshape(3, 6)[:, 2:]
     iou = float(levir_boxes.iou(levir_boxes.decode(vectors[0]), pairs.column("box_main")[rows[1]]))
     assert labels.tolist() == [
-        ["unchanged", "change (p = 0.90), false alarm", "no change (p = 0.20), right", "false alarm"],
-        ["localisable", f"change (p = 0.90), IoU {iou:.2f}", "no change (p = 0.20), missed", f"IoU {iou:.2f}"],
-        ["not localisable", "change (p = 0.90), no box to check", "no change (p = 0.20), missed", "no box to check"]]  # fmt: skip
+        ["unchanged", "change (p = 0.90),\nfalse alarm", "no change (p = 0.20),\nright", "false alarm"],
+        ["localisable", f"change (p = 0.90),\nIoU {iou:.2f}", "no change (p = 0.20),\nmissed", f"IoU {iou:.2f}"],
+        ["not localisable", "change (p = 0.90),\nno box to check", "no change (p = 0.20),\nmissed", "no box to check"]]  # fmt: skip
     drawn = np.array([len(axis.patches) for axis in figure.axes]).reshape(3, 6)[:, 2:]
     assert drawn.tolist() == [[0, 1, 0, 1], [1, 2, 1, 2], [0, 1, 0, 1]], "no square where the gate is silent, the truth where there is one"
 

@@ -3,6 +3,7 @@
 Run: pytest tests/test_processes.py
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -20,21 +21,25 @@ from test_training import CONFIG, Toy, ToyConfig, batches, quiet, tensors
 from repro import clock, machine
 from repro.machine import UserError
 from repro.training import checkpoint, launch, live
-from repro.training.loop import SESSION_ENDS, read_metrics, train
+from repro.training.loop import OWN_BUDGET, SESSION_ENDS, read_metrics, train
 
 ROOT, POPEN = Path(__file__).resolve().parents[1], subprocess.Popen
 PROCESSES = """
-import sys
+import os, signal, sys
 sys.path.insert(0, {tests!r})
 import torch
 from accelerate import PartialState
 from dataclasses import replace
-from test_processes import Noisy, wide
+from test_processes import Noisy, Silent, wide
 from test_training import CONFIG
 from repro.training.loop import train
 state = PartialState(cpu=True)
-for accumulate in {accumulates}:
-    train(Noisy(seed=7 + state.process_index), wide, f"{folder}/{{accumulate}}", replace(CONFIG, accumulate=accumulate, steps={steps}))
+def cut(i):
+    if i == {cut}:  # in step {cut} // accumulate, by the process that has this micro-batch
+        os.kill(os.getpid(), signal.SIGTERM)
+    return wide(i)
+folder = sys.argv[1] if len(sys.argv) > 1 else "{folder}"
+summary = train({model}(seed=7 + state.process_index), cut, folder, replace(CONFIG, accumulate={accumulate}, steps=8))
 state.wait_for_everyone()
 state.destroy_process_group()
 """
@@ -64,9 +69,14 @@ def wide(i):
     return {"x": np.abs(x) * np.sign(x[:1, :1])}
 
 
-def torchrun(code: Path, processes: int = 2) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", str(code)],
+def torchrun(tmp_path: Path, accumulate: int, model: str = "Noisy", cut: int = -1) -> dict:
+    """Train eight steps on two processes, into <tmp_path>/two."""
+    code = tmp_path / "run.py"
+    code.write_text(PROCESSES.format(tests=str(ROOT / "tests"), folder=tmp_path / "two", accumulate=accumulate, model=model, cut=cut))
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(code)],
                           capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((tmp_path / "two" / "summary.json").read_text())
 
 
 def losses(folder: Path) -> np.ndarray:
@@ -74,32 +84,44 @@ def losses(folder: Path) -> np.ndarray:
 
 
 def test_two_processes_do_what_one_does_and_one_goes_on_where_two_stopped(tmp_path):
-    """accumulate 4: each takes every other micro-batch, noise and all; 1: each takes half of it."""
-    for steps in (5, 8):
-        (tmp_path / "run.py").write_text(PROCESSES.format(tests=str(ROOT / "tests"), folder=tmp_path, accumulates=(4, 1), steps=steps))
-        if steps == 5:
-            done = torchrun(tmp_path / "run.py")
-            assert done.returncode == 0, done.stdout + done.stderr
-    one = train(Noisy(), wide, tmp_path / "one", replace(CONFIG, accumulate=4, steps=5), log=quiet)
-    assert json.loads((tmp_path / "4" / "summary.json").read_text())["processes"] == 2
-    assert np.abs(losses(tmp_path / "4") - losses(tmp_path / "one")).max() < 1e-5
-    two = checkpoint.need(tmp_path / "4")
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(tensors(two), tensors(one.checkpoint), strict=True))
-    assert len(losses(tmp_path / "1")) == 5 and np.isfinite(losses(tmp_path / "1")).all()
-    config = replace(CONFIG, accumulate=4, steps=5)  # the same run, now on one process
-    again = train(Noisy(seed=1), wide, tmp_path / "4", config, log=quiet)
-    assert again.resumed_from == 5 and again.finished and again.processes == 1
+    """accumulate 4: each takes every other micro-batch, noise and all. Told to stop in their sixth step, they are gone on from by one."""
+    summary = torchrun(tmp_path, accumulate=4, cut=20)
+    assert (summary["processes"], summary["step"], summary["finished"]) == (2, 6, False) and "SIGTERM" in summary["reason"]
+    config = replace(CONFIG, accumulate=4)
+    whole = train(Noisy(), wide, tmp_path / "one", config, log=quiet)
+    assert np.abs(losses(tmp_path / "two") - losses(tmp_path / "one")[:6]).max() < 1e-5
+    again = train(Noisy(seed=1), wide, tmp_path / "two", config, log=quiet)
+    assert again.resumed_from == 6 and again.finished and again.processes == 1
+    assert np.abs(losses(tmp_path / "two") - losses(tmp_path / "one")).max() < 1e-5
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(tensors(again.checkpoint), tensors(whole.checkpoint), strict=True))
 
 
-def test_halves_of_a_micro_batch_on_two_processes_are_the_whole_one(tmp_path, monkeypatch):
+def test_halves_of_a_micro_batch_on_two_processes_are_the_whole_one(tmp_path):
     """Without noise, one micro-batch cut in two gives the gradients of the whole."""
-    (tmp_path / "run.py").write_text(
-        PROCESSES.format(tests=str(ROOT / "tests"), folder=tmp_path, accumulates=(1,), steps=4).replace("Noisy(", "Silent(").replace(
-            "import Noisy", "import Silent"))
-    done = torchrun(tmp_path / "run.py")
-    assert done.returncode == 0, done.stdout + done.stderr
-    train(Silent(), wide, tmp_path / "one", replace(CONFIG, accumulate=1, steps=4), log=quiet)
-    assert np.abs(losses(tmp_path / "1") - losses(tmp_path / "one")).max() < 1e-5
+    assert torchrun(tmp_path, accumulate=1, model="Silent")["processes"] == 2
+    train(Silent(), wide, tmp_path / "one", replace(CONFIG, accumulate=1), log=quiet)
+    assert np.abs(losses(tmp_path / "two") - losses(tmp_path / "one")).max() < 1e-5
+
+
+@pytest.mark.full
+def test_two_nodes_share_a_run_and_say_so_where_their_disks_are_two(tmp_path):
+    """torchrun --nnodes 2, both nodes on this machine: one folder is one run; two folders that differ are an error, not a wait."""
+    code = tmp_path / "run.py"
+    code.write_text(PROCESSES.format(tests=str(ROOT / "tests"), folder=tmp_path / "shared", accumulate=4, model="Noisy", cut=-1))
+
+    def nodes(folders: list[Path], port: int) -> list[subprocess.CompletedProcess]:
+        node = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1"]
+        started = [subprocess.Popen([*node, f"--node_rank={rank}", f"--master_port={port}", str(code), str(folder)], text=True,
+                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+                   for rank, folder in enumerate(folders)]  # fmt: skip
+        return [(one.communicate(timeout=240)[0], one.returncode) for one in started]
+
+    assert [code for _, code in nodes([tmp_path / "shared"] * 2, 29611)] == [0, 0]
+    train(Noisy(), wide, tmp_path / "one", replace(CONFIG, accumulate=4), log=quiet)
+    assert np.abs(losses(tmp_path / "shared") - losses(tmp_path / "one")).max() < 1e-5
+    ended = nodes([tmp_path / "shared", tmp_path / "elsewhere"], 29612)
+    assert all(code != 0 for _, code in ended)
+    assert any("found different checkpoints" in said and "steps 8, 0" in said for said, _ in ended)
 
 
 class Silent(Noisy):
@@ -177,54 +199,69 @@ from dataclasses import replace
 from test_processes import Noisy, wide
 from test_training import CONFIG
 from repro.training.loop import train
-def slow(i):
-    time.sleep(0.004)
-    return wide(i)
 def run(folder):
+    first = []
+    def slow(i):
+        if not first:
+            first.append(i)
+            os.write(1, f"{{i // 2}}\\n".encode())  # the step that it begins with
+        time.sleep(0.004)
+        return wide(i)
     return train(Noisy(), slow, folder, replace(CONFIG, steps=24, checkpoint_minutes=5e-4, keep=2), log=lambda line: None)
 for line in sys.stdin:  # one line, one process that trains until it is done or killed
     child = os.fork()
     if not child:
+        os.write(1, f"{{os.getpid()}}\\n".encode())
         run(line.strip())
         os._exit(0)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.write(1, f"ended {{code}}\\n".encode())
 """
 
 
 def killed(tmp_path: Path, kills: int) -> None:
-    """Kill a training at random instants, begin it again until it is done; the last weights are those of one that nobody disturbed."""
-    rng, struck, runs = np.random.default_rng(0), 0, 0
+    """Kill a training at random instants, begin it again until it is done: each begins where the last checkpoint is, and the last weights
+    are those of a run that nobody disturbed."""
+    rng, struck, runs, went_on = np.random.default_rng(0), 0, 0, 0
     parent = subprocess.Popen([sys.executable, "-c", FORKED.format(tests=str(ROOT / "tests"))], text=True, stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
 
-    def go(folder: Path, after: float | None) -> int:
+    def go(folder: Path, after: float | None) -> tuple[int, list[int], float]:
+        """(exit code, the step it began with, seconds)."""
         parent.stdin.write(f"{folder}\n")
         parent.stdin.flush()
-        child = int(parent.stdout.readline())
+        child, began = int(parent.stdout.readline()), time.monotonic()
         if after is not None:
             time.sleep(after)
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        return int(parent.stdout.readline())
+        said = []
+        while not (line := parent.stdout.readline()).startswith("ended"):
+            said.append(int(line))
+        return int(line.split()[1]), said, time.monotonic() - began
 
-    began = time.monotonic()
-    assert go(tmp_path / "whole", None) == 0
-    whole, took = checkpoint.need(tmp_path / "whole"), time.monotonic() - began
+    code, said, took = go(tmp_path / "whole", None)
+    assert (code, said) == (0, [0])
+    whole = checkpoint.need(tmp_path / "whole")
     while struck < kills:
-        folder = tmp_path / f"run{runs}"
+        folder, saved = tmp_path / f"run{runs}", 0
         runs += 1
-        while (code := go(folder, rng.uniform(0, 0.6 * took) if struck < kills else None)) != 0:
+        while True:
+            code, said, _ = go(folder, rng.uniform(0, took) if struck < kills else None)
+            assert said in ([], [saved]), "it begins with the step after its last checkpoint"
+            went_on += said not in ([], [0])
+            last = checkpoint.latest(folder, pytest.fail)
+            saved = checkpoint.about(last)["step"] if last else 0
+            if code == 0:
+                break
             assert code == -signal.SIGKILL
             struck += 1
-        last = checkpoint.need(folder)
-        assert checkpoint.about(last)["step"] == 24
+        assert saved == 24
         assert all(torch.equal(a, b) for a, b in zip(tensors(whole), tensors(last), strict=True))
         assert [line["step"] for line in read_metrics(folder / "metrics.jsonl")] == list(range(1, 25))
     parent.stdin.close()
     parent.wait()
+    assert went_on > kills / 4
 
 
 def test_a_training_that_is_killed_ends_as_if_nobody_had(tmp_path):
@@ -260,6 +297,74 @@ def test_a_run_stops_before_the_session_does_and_the_next_one_goes_on(tmp_path, 
     assert all(torch.equal(a, b) for a, b in zip(tensors(whole.checkpoint), tensors(second.checkpoint), strict=True))
 
 
+def test_no_session_of_any_length_is_overrun_whatever_saves_and_measurements_take(tmp_path, monkeypatch):
+    """50 sessions: steps of 20 s, measurements of 150 s every third step, saves of 90 s, of which nothing is known before."""
+    seconds, rng, over, model = [0.0], np.random.default_rng(0), [], Toy()
+    monkeypatch.setattr(clock, "now", lambda: seconds[0])
+
+    def slow(i):
+        seconds[0] += 10.0
+        return batches(i)
+
+    def measure(model):
+        seconds[0] += 150.0
+        return {"held_out": 1.0}
+
+    save = checkpoint.save
+
+    def slow_save(*arguments, **options):
+        seconds[0] += 90.0
+        return save(*arguments, **options)
+
+    monkeypatch.setattr(checkpoint, "save", slow_save)
+    config, ended = replace(CONFIG, steps=400, measure_every=3), []
+    for _ in range(50):
+        end = seconds[0] + rng.uniform(700, 3000)
+        monkeypatch.setenv(clock.END, repr(end))
+        ended.append(train(model, slow, tmp_path, config, log=quiet, clock=lambda: seconds[0], measure=measure))
+        over.append(seconds[0] - end)
+        seconds[0] = max(seconds[0], end)
+        if ended[-1].finished:
+            break
+    assert len(ended) > 5 and max(over) <= 60
+    assert all(later.resumed_from == one.step > one.resumed_from for one, later in zip(ended, ended[1:], strict=False))
+
+
+def test_a_float16_run_leaves_out_steps_that_overflow_and_no_more_than_that(tmp_path):
+    from types import SimpleNamespace
+
+    from repro.training import step
+
+    said = []
+    one = step.Step(Silent(), None, wide, SimpleNamespace(num_processes=1, process_index=0), CONFIG, None, said.append)
+    fine, overflow = {"loss": 1.0, "grad_norm": 2.0}, {"loss": 1.0, "grad_norm": float("inf")}
+    assert one.finite(fine, 0, scaled=True) == fine
+    for number in range(step.SKIPS):
+        assert one.finite(overflow, number, scaled=True) == {"skipped": 1.0}
+    assert said[0] == "step 1 is left out: float16 overflowed, and the loss scale was lowered"
+    with pytest.raises(UserError, match=f"grad_norm is inf at step 31, and so were {step.SKIPS} steps before it"):
+        one.finite(overflow, 30, scaled=True)
+    one.finite(fine, 31, scaled=True)
+    assert one.finite(overflow, 32, scaled=True) == {"skipped": 1.0}, "counted anew"
+    with pytest.raises(UserError, match="grad_norm is inf at step 34"):
+        one.finite(overflow, 33, scaled=False)
+
+
+def test_one_process_at_a_time_trains_into_a_folder(tmp_path):
+    path, = configs(tmp_path, ["a"])
+    with checkpoint.alone(tmp_path / "a") as free:
+        assert free
+        with pytest.raises(UserError, match="another process trains into this folder"):
+            launch.train_from_config(path)
+
+
+def test_a_run_on_two_processes_that_fails_says_why(tmp_path):
+    lines = []
+    with pytest.raises(UserError) as error:
+        launch.jobs(configs(tmp_path, ["a"]), log=lines.append, processes=2)
+    assert "next step" in str(error.value) and str(tmp_path / "store") in str(error.value) and "torch/distributed" not in str(error.value)
+
+
 def configs(tmp_path: Path, names: list[str]) -> list[Path]:
     return [launch.write_config(tmp_path / f"{name}.json", name=name, store=tmp_path / "store", folder=tmp_path / name) for name in names]
 
@@ -268,7 +373,8 @@ ENDS = """import json, sys, pathlib
 job = json.load(open(sys.argv[1]))
 folder = pathlib.Path(job["folder"])
 folder.mkdir(exist_ok=True)
-(folder / "summary.json").write_text(json.dumps({{"reason": {0}}}))"""
+reason = {0}
+(folder / "summary.json").write_text(json.dumps({{"reason": reason, "finished": reason == "all steps done", "step": 7}}))"""
 
 
 def fake_popen(monkeypatch, gpus: int, code: str) -> list[tuple[list[str], dict]]:
@@ -310,6 +416,10 @@ def test_jobs_that_the_session_cuts_are_out_of_time_and_none_begins_after_its_en
     fake_popen(monkeypatch, 0, "pass")  # it had no time to begin; what stands there is of an earlier session
     with pytest.raises(clock.OutOfTime, match=": a go on"):
         launch.jobs(configs(tmp_path, ["a"]), log=quiet)
+    said = []
+    fake_popen(monkeypatch, 0, ENDS.format(repr(OWN_BUDGET)))
+    launch.jobs(configs(tmp_path, ["a"]), log=said.append)
+    assert said == [f"[WARN] a is not finished: {OWN_BUDGET} at step 7; what follows takes it as it is"]
     monkeypatch.setenv(clock.END, repr(clock.now() + 1))
     with pytest.raises(clock.OutOfTime):
         launch.jobs(configs(tmp_path, ["c"]), log=quiet)

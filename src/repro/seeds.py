@@ -7,14 +7,12 @@ share; digest(settings, work), of what decides their numbers; place(work, run), 
 made(settings, work, run, clock, log), the records, or OutOfTime. A run that is done leaves a note with the digest and its records' names.
 """
 
-import fcntl
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from repro.machine import UserError
 from repro.profiles import Profile
 from repro.training import launch
 from repro.training.budget import Budget
+from repro.training.checkpoint import alone  # noqa: F401 (for callers)
 
 FLOORS = "floors"  # not a row that is trained: random, constant, replay, ..., a row with blanked pictures and shuffled instruction
 
@@ -166,19 +165,6 @@ def where_from(found: list[dict], folder: Path | str) -> str:
     unique = lambda values: ", ".join(sorted(set(values)))
     return (f"Profile `{Path(folder).name}`: {unique(r['data'] for r in found)}; {unique(r['hardware'] for r in found)}, "
             f"{unique('torch ' + r['packages'].get('torch', '?') for r in found)}; commit {unique(r['commit'] for r in found)}")
-
-
-@contextmanager
-def alone(folder: Path, wait: bool = False) -> Iterator[bool]:
-    """True where no other process holds this folder; the kernel frees it when a process ends, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            free = True
-        except BlockingIOError:
-            free = False
-        yield free
 
 
 def _replace(path: Path, text: str) -> None:

@@ -7,6 +7,7 @@
 A checkpoint is written as `step_XXXXXXXX.part`, flushed to disk, then renamed: a process killed at any moment leaves either
 the whole folder or a `.part` that nobody reads. `latest` checks the digests and passes over what is damaged, saying so.
 """
+import fcntl
 import functools
 import hashlib
 import json
@@ -15,7 +16,8 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -51,6 +53,19 @@ def replace(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(text)
     os.replace(part, path)
+
+
+@contextmanager
+def alone(folder: Path, wait: bool = False) -> Iterator[bool]:
+    """True where no other process holds this folder; the kernel frees it when a process ends, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            free = True
+        except BlockingIOError:
+            free = False
+        yield free
 
 
 def digest(path: Path) -> str:

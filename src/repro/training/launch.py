@@ -11,6 +11,7 @@ A notebook's kernel that dies takes no training with it, and a job started again
 import json
 import os
 import queue
+import re
 import subprocess
 import sys
 from collections import deque
@@ -35,8 +36,9 @@ from repro.models.reconvla import ReconVLA, ReconVLAConfig
 from repro.models.vggt_vla import VGGTVLA, VGGTVLAConfig
 from repro.models.words import vocabulary
 from repro.training import change_training, checkpoint, live
-from repro.training.loop import SESSION_ENDS, Summary, TrainConfig, train
+from repro.training.loop import OWN_BUDGET, SESSION_ENDS, Summary, TrainConfig, train
 
+TORCHRUN = re.compile(r"[EW]\d{4} .*torch/distributed/")  # how torchrun begins its own account of a process that failed
 SAVING = 120  # seconds that a run which is told to stop has for its checkpoint
 HELD_OUT = 8  # batches of held-out frames, always the same; fewer where they hold all frames
 CHANGE = {f"change_{name}": config for name, config in change_agent_config.PRESETS.items()}
@@ -119,6 +121,16 @@ def train_from_config(path: Path | str, log: Callable[[str], None] = print) -> S
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is no JSON", found=str(error)) from error
     job = _checked(Job, values, str(path))
+    if os.environ.get("RANK", "0") != "0":  # of several processes the main one writes
+        return _train(job, path, log)
+    with checkpoint.alone(Path(job.folder)) as free:
+        if not free:
+            raise UserError(f"{job.folder}: another process trains into this folder", "one at a time", "its lock is held",
+                            "wait for it, or end it (ps aux | grep 'repro train'); a lock goes with its process")
+        return _train(job, path, log)
+
+
+def _train(job: Job, path: Path, log: Callable[[str], None]) -> Summary:
     config, settings = model_config(job.model, []), train_config(job, path)
     if isinstance(config, ChangeConfig):
         return change_training.run(job, config, settings, log)
@@ -225,10 +237,14 @@ def jobs(configs: list[Path | str], slots: int | None = None, log: Callable[[str
     if failed:
         raise UserError(f"{len(failed)} of {len(configs)} training jobs failed", found="\n  ".join(failed), next_step=(
             "mend what the last lines say and start again: finished jobs are skipped, the others go on from their checkpoints"))
-    ended = {path: json.loads(summary.read_text())["reason"] if summary.is_file() else SESSION_ENDS for path, summary in summaries.items()}
-    cut = [path.stem for path in paths if ended[path] == SESSION_ENDS]  # or had no time to begin
+    ended = {path: json.loads(summary.read_text()) if summary.is_file() else {"finished": False, "reason": SESSION_ENDS}  # did not begin
+             for path, summary in summaries.items()}
+    for path, one in ended.items():
+        if one["reason"] == OWN_BUDGET:
+            log(f"[WARN] {path.stem} is not finished: {one['reason']} at step {one['step']}; what follows takes it as it is")
+    cut = {path.stem: one["reason"] for path, one in ended.items() if not one["finished"] and one["reason"] != OWN_BUDGET}
     if cut:
-        raise clock.OutOfTime(f"the session's time is over: {', '.join(cut)} go on in the next one")
+        raise clock.OutOfTime(f"{', '.join(sorted(set(cut.values())))}: {', '.join(cut)} go on in the next session")
 
 
 def side_by_side(commands: list[tuple[str, Callable[[], list[str] | None]]], slots: int | None = None,
@@ -256,13 +272,16 @@ def side_by_side(commands: list[tuple[str, Callable[[], list[str] | None]]], slo
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible[slot * processes : (slot + 1) * processes])
         else:
             environment["OMP_NUM_THREADS"] = str(max(1, machine.cores() // (slots * processes)))
-        last = deque(maxlen=15)
+        environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SAVING)
+        last, told = deque(maxlen=15), True
         try:
             process = subprocess.Popen([sys.executable, "-m", *_torchrun(processes), "repro", *arguments], env=environment, text=True,
                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
             running.append(process)
             for line in process.stdout:
-                last.append(line.rstrip())
+                told = told and not TORCHRUN.match(line)  # what comes after says less than what its process said
+                if told:
+                    last.append(line.rstrip())
                 log(f"[{name}] {line.rstrip()}")
             code = process.wait()
         finally:

@@ -28,7 +28,7 @@ from repro.machine import UserError
 from repro.training import checkpoint
 from repro.training.budget import Budget, told_to_stop
 from repro.training.logs import WATCHED, Metrics, loss_curve, read_metrics, stops_early, watched  # noqa: F401 (two of them for callers)
-from repro.training.step import Step, same_everywhere
+from repro.training.step import Step, same_everywhere, same_step
 
 # what may change between sessions of one run
 CLOCKWORK = ("checkpoint_minutes", "budget_minutes", "reserve_seconds", "keep", "log_seconds", "measure_every", "marks", "cpu_bfloat16",
@@ -50,7 +50,7 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0               # largest norm of all gradients together
     checkpoint_minutes: float = 120.0  # wall clock between checkpoints
-    budget_minutes: float = 0.0     # wall clock of this session; 0: no limit
+    budget_minutes: float = 0.0     # wall clock of this call; 0: no limit. Where the session has an end (clock.py), that counts instead
     reserve_seconds: float = 5.0    # kept free before the budget's end, on top of what steps and saves were seen to take
     keep: int = 2                   # checkpoints kept
     log_seconds: float = 30.0       # between printed lines; metrics.jsonl has every step
@@ -74,7 +74,7 @@ class TrainConfig:
             raise UserError("training config: patience and keep_epochs count", ">= 0 (0: none)", (self.patience, self.keep_epochs))
 
 
-SESSION_ENDS = "the session's time is over"
+SESSION_ENDS, OWN_BUDGET = "the session's time is over", "the budget of this run ends"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,8 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
     say = log if accelerator.is_main_process else lambda line: None
     say(f"device {accelerator.device} x {accelerator.num_processes}, {str(dtype).removeprefix('torch.')}: {why}")
-    budget = Budget(config.budget_minutes, config.checkpoint_minutes, config.reserve_seconds, clock)
+    limited = math.isfinite(session.left())  # by the session's end, which then takes the place of the run's own budget
+    budget = Budget(0.0 if limited else config.budget_minutes, config.checkpoint_minutes, config.reserve_seconds, clock)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, betas=config.betas,
                                   weight_decay=config.weight_decay)
     model.train()
@@ -140,6 +141,7 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
 
     last = checkpoint.latest(folder, say)
     step, seconds_before = _resume(last, plain, optimizer, accelerator, identity) if last else (0, 0.0)
+    same_step(step, folder, accelerator)
     resumed_from, saved_at = step, step if last else -1
     if last:
         say(f"resumed from {last}")
@@ -177,17 +179,18 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
     early, reason = stops_early(metrics.lines, config.patience), "all steps done"
     one_step = Step(model, optimizer, batches, accelerator, config, here, log)
     progress = session.Progress(folder.name, config.steps, "steps", say, before=step, every=config.log_seconds)
-    shown, worked = step, 0.0  # step of the last line; seconds of steps in this session
+    samples, shown, worked = config.batch_size * config.accumulate, step, 0.0  # a step; step of the last line; seconds of steps so far
     with told_to_stop() as told:
         while True:
             time_left = session.left() - budget.slowest_step - 2 * budget.slowest_save
-            flags = [budget.over(), time_left < session.RESERVE, told[:1], budget.due(), early]
+            unknown = limited and step > resumed_from and not budget.slowest_save  # what a save takes; the last one must fit
+            flags = [budget.over(), time_left < session.RESERVE, told[:1], budget.due() or unknown, early]
             over, ended, stopped, due, early = _agree(accelerator, flags)
             if early or step >= config.steps:
                 reason = f"stopped early: {early}" if early else reason
                 break
             if over or ended or stopped:
-                reason = f"told to stop ({stopped[0]})" if stopped else SESSION_ENDS if ended else "the budget of this run ends"
+                reason = f"told to stop ({stopped[0]})" if stopped else SESSION_ENDS if ended else OWN_BUDGET
                 break
             if due:
                 save()
@@ -195,11 +198,7 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
             for group in optimizer.param_groups:
                 group["lr"] = rate(step, config)
             scalars = {**one_step(step), "lr": rate(step, config)}
-            budget.step_took(clock() - began)
             worked += clock() - began
-            if not math.isfinite(scalars["loss"]):
-                raise UserError(f"the loss is {scalars['loss']} at step {step + 1}", expected="a finite number", next_step=(
-                    f"lower the learning rate or look at the data; last checkpoint: {last or 'none'}"))
             step += 1
             measured = bool(measure and config.measure_every and (step % config.measure_every == 0 or step == config.steps))
             if measured:
@@ -207,7 +206,8 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
             metrics.write({"step": step, **scalars, "seconds": round(seconds_before + clock() - budget.start, 3)})
             if progress.due(step):
                 values = {name: value for name, value in metrics.mean(step - shown).items() if name not in ("step", "seconds", "lr")}
-                progress(step, " ".join(f"{name} {value:.3f}" for name, value in values.items()))
+                said = " ".join(f"{name} {value:.3f}" for name, value in values.items())
+                progress(step, f"{said} | {(step - resumed_from) * samples / worked:.0f} samples/s" if worked else said)
                 shown = step
             if measured and config.best:
                 keep_best()
@@ -216,12 +216,13 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
             marked = step in {round(share * config.steps) for share in config.marks}
             if (marked or (epoch and step // epoch > (step - 1) // epoch)) and accelerator.is_main_process:
                 checkpoint.save(folder / "kept", step, plain.save, {}, about(), config.steps)
+            budget.step_took(clock() - began)  # with all that came after it: one more of the slowest must fit
         path = save()
     metrics.close()
     optimizer.zero_grad()
     seconds = seconds_before + clock() - budget.start
     finished, loss = bool(early) or step >= config.steps, metrics.mean(50).get("loss", math.nan)
-    speed = (step - resumed_from) * config.batch_size * config.accumulate / worked if worked else 0.0
+    speed = (step - resumed_from) * samples / worked if worked else 0.0
     summary = Summary(step, finished, reason, seconds / 60, loss, path, resumed_from, accelerator.num_processes, speed,
                       session.peak_memory())
     if accelerator.is_main_process:

@@ -17,9 +17,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
+from accelerate.utils.memory import should_reduce_batch_size
 
 from repro.machine import UserError
 
+NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # beside what Accelerate takes for it
+SKIPS = 20  # steps in a row that a float16 run may leave out: a scale of 65536 is at 1/16 then
 BUCKET = 2**25  # gradients that are summed over the processes at a time
 
 
@@ -29,7 +33,7 @@ class Step:
     def __init__(self, model: torch.nn.Module, optimizer, batches: Callable[[int], dict], accelerator: Accelerator, config,
                  here: Callable, log: Callable[[str], None] = print):
         self.model, self.optimizer, self.batches, self.accelerator, self.config = model, optimizer, batches, accelerator, config
-        self.here, self.log, self.parts = here, log, 1
+        self.here, self.log, self.parts, self.skipped = here, log, 1, 0
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         world = accelerator.num_processes
         self.pieces = world // math.gcd(world, config.accumulate)
@@ -41,13 +45,29 @@ class Step:
             try:
                 scalars = self._gradients(number)
                 break
-            except torch.cuda.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not (should_reduce_batch_size(error) or any(name in str(error) for name in NO_MEMORY)):
+                    raise
                 self._halve(error)
         self._sum_over_processes(scalars)
-        norm = self.accelerator.clip_grad_norm_(self.weights, self.config.clip)
-        self.optimizer.step()
+        norm = float(self.accelerator.clip_grad_norm_(self.weights, self.config.clip))
+        self.optimizer.step()  # with float16 the scaler leaves out a step whose gradients are not finite, and halves its scale
         self.optimizer.zero_grad()
-        return {**scalars, "grad_norm": float(norm)}
+        return self.finite({**scalars, "grad_norm": norm}, number, scaled=self.accelerator.scaler is not None)
+
+    def finite(self, scalars: dict[str, float], number: int, scaled: bool) -> dict[str, float]:
+        """The scalars, or {"skipped": 1} for a step that the scaler has left out, SKIPS in a row at most. UserError elsewhere."""
+        if math.isfinite(scalars["loss"]) and math.isfinite(scalars["grad_norm"]):
+            self.skipped = 0
+            return scalars
+        self.skipped += 1
+        if not scaled or self.skipped > SKIPS:
+            what = "loss" if not math.isfinite(scalars["loss"]) else "grad_norm"
+            often = f", and so were {self.skipped - 1} steps before it" if scaled else ""
+            raise UserError(f"the {what} is {scalars[what]} at step {number + 1}{often}", expected="a finite number", next_step=(
+                "lower the learning rate or look at the data; the last checkpoint stays"))
+        self.log(f"step {number + 1} is left out: float16 overflowed, and the loss scale was lowered")
+        return {"skipped": 1.0}
 
     def _gradients(self, number: int) -> dict[str, float]:
         """Gradients of this process' pieces; no word is exchanged with others, so a process may do its own again."""
@@ -112,6 +132,14 @@ def seed(*numbers: int) -> None:
     """Seed torch's (CPU and GPUs), numpy's and Python's generators by these numbers together."""
     one = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     random.seed(one), np.random.seed(one), torch.manual_seed(one)
+
+
+def same_step(step: int, folder, accelerator: Accelerator) -> None:
+    """UserError, in every process, where they would go on from different steps: each has seen a folder of its own."""
+    steps = gather_object([step])
+    if len(set(steps)) > 1:
+        raise UserError(f"the processes of this run found different checkpoints in {folder}", "one folder that all of them see",
+                        f"steps {', '.join(map(str, steps))}", "put the run's folder on a disk that all nodes share")
 
 
 def same_everywhere(model: torch.nn.Module, accelerator: Accelerator) -> None:

@@ -100,7 +100,8 @@ print(results.markdown(*change_tables.localisation_table(records)))
 # %%
 from repro.sims.aerial_plan import MARGIN
 
-print(f"drawn: the largest has {MARGIN} times the next's area, or more" if change_experiments.embedded(stores["test"]) else "no margin")
+drawn = change_experiments.embedded(stores["test"])
+print(f"the largest new building has {MARGIN} times the area of the next, or more, by construction" if drawn else "no margin is known")
 print(results.markdown(*change_tables.component_table({r["variant"]: r["metrics"] for r in records})))
 
 # %% [markdown]

@@ -11,10 +11,11 @@ import pytest
 from click.testing import CliRunner
 from fake_pairs import one, store
 
-from repro import change_experiments, change_figures, change_tables, cli, profiles, results
+from repro import change_asked, change_experiments, change_figures, change_tables, cli, profiles, results
 from repro.data import levir_boxes
 from repro.evaluation import change_answer, localisation
 from repro.machine import UserError
+from repro.models.change_agent_config import PRESETS as CONFIGS
 from repro.training import checkpoint, launch, loop
 
 TINY = {"image_size": 32, "channels": 4, "hidden": 32, "heads": 2, "intermediate": 32, "layers": 1, "width": 16, "readers": 2, "mixing": 1,
@@ -88,6 +89,16 @@ def test_the_readmes_memory_is_the_benchmarks_of_the_present_presets():
     assert {"t4", "t4, features cached", "guide"} <= set(found["cases"])
 
 
+def test_the_readme_says_what_caching_pays_or_that_nobody_measured():
+    root = Path(__file__).parents[1]
+    line = next(line for line in (root / "README.md").read_text().splitlines() if "`benchmarks/change_cache.py`" in line)
+    record = root / "results" / "benchmarks" / "change_cache.json"
+    said = f"| {json.loads(record.read_text())['ratio']:.1f}x" if record.is_file() else "| no record yet |"
+    assert said in line
+    caching = {name for name, config in CONFIGS.items() if config.vision != "tiny" and config.cache_features}
+    assert caching == {"guide", "ours"} and "presets `guide`, `ours`; `t4` augments instead and never caches" in line
+
+
 def test_pairs_without_any_box_are_refused_before_anything_is_made(work, tmp_path):
     from repro.data import levir
 
@@ -122,7 +133,8 @@ def test_records_hold_every_mode_floor_and_ceiling_of_the_same_pairs(work, score
     models, records, found = scored
     names = {r["variant"] for r in records if r["benchmark"].startswith("change agent, localisation")}
     assert {"guide, caption given", "guide, caption none", "ours, caption given", "ours, caption none", "ours, caption generated",
-            "ceiling (three numbers)", "differencing", "whole frame"} <= names  # fmt: skip
+            "ours, second date twice", "ours, dates swapped", "ours, another pair's first date",
+            "ceiling (three numbers)", "differencing", "edges gained (tuned on training)", "whole frame"} <= names  # fmt: skip
     pairs = change_experiments.pairs_of(work, "test")
     n = sum(state == "localisable" for state in pairs.column("state"))
     assert {r["metrics"]["mean IoU of the square"]["n"] for r in records if "mean IoU of the square" in r["metrics"]} == {n} and n < 10
@@ -131,19 +143,48 @@ def test_records_hold_every_mode_floor_and_ceiling_of_the_same_pairs(work, score
     mine = localisation.numbers(models["ours"].act(*pairs.pictures(range(len(pairs))))["vector"], pairs.column("box_main"))
     assert one["metrics"]["mean IoU of the square"]["value"] == pytest.approx(np.nanmean(mine["IoU of the square"]), abs=1e-5)
     guess = next(r for r in records if r["variant"] == "differencing")["metrics"]["mean IoU of the square"]["value"]
+    silent = np.where(found["ours"]["none"].changed >= 0.5, mine["IoU of the square"], 0)[np.array(pairs.column("state")) == "localisable"]
+    assert one["metrics"][localisation.GATED]["value"] == pytest.approx(silent.mean(), abs=1e-5)
+    assert not any(localisation.GATED in r["metrics"] for r in records if r["variant"].startswith("guide"))
     apart = one["metrics"]["IoU minus differencing's"]
     assert apart["value"] == pytest.approx(np.nanmean(mine["IoU of the square"]) - guess, abs=1e-5) and apart["n"] == n
     assert one["metrics"]["gate accuracy"]["n"] == len(pairs) and "change_agent" in one["not_comparable_with"]
-    assert found["ours"]["generated"].told == change_experiments.write(models["ours"], pairs)
+    assert found["ours"]["generated"].told == change_asked.write(models["ours"], pairs)
     assert found["ours"]["given"].told[1] == pairs.column("captions")[1][0]
+
+
+def test_controls_are_answers_to_the_altered_dates(work, scored):
+    models, records, _ = scored
+    pairs = change_experiments.pairs_of(work, "test")
+    before, after = pairs.pictures(range(len(pairs)))
+    other = change_asked.others(len(pairs))
+    assert sorted(other) == list(range(len(pairs))) and (other != np.arange(len(pairs))).all()
+    shown = {"second date twice": (after, after), "dates swapped": (after, before), "another pair's first date": (before[other], after)}
+    assert set(shown) == set(change_asked.CONTROLS)
+    values = set()
+    for control, dates in shown.items():
+        metrics = next(r["metrics"] for r in records if r["variant"] == f"ours, {control}")
+        said = models["ours"].act(*dates)
+        mine = localisation.numbers(said["vector"], change_experiments.boxes_of(pairs))
+        for name, column in (("mean IoU of the square", "IoU of the square"), ("centre error (picture widths)",) * 2):
+            assert metrics[name]["value"] == pytest.approx(np.nanmean(mine[column]), abs=1e-5), control
+        known = np.array(pairs.column("state")) == "localisable"
+        assert metrics["says change, localisable"]["value"] == pytest.approx((said["changed"] >= 0.5)[known].mean())
+        assert "IoU minus differencing's" not in metrics and "gate accuracy" not in metrics
+        values.add(round(metrics["centre error (picture widths)"]["value"], 7))
+    assert len(values) == 3, "three different questions"
+    with pytest.raises(UserError, match="no other pair"):
+        change_asked.others(1)
 
 
 def test_tables_and_figures_are_made_of_records_and_answers(work, scored, tmp_path):
     models, records, found = scored
     header, rows = change_tables.localisation_table(records)
-    assert len(header) == len(rows[0]) and len(rows) == 10 and all("[" in row[3] for row in rows)
+    assert len(header) == len(rows[0]) and len(rows) == 14 and all("[" in row[3] for row in rows)
+    gated = [row[4] != "-" for row in rows if row[0].startswith(("guide", "ours"))]
+    assert header[4] == localisation.GATED and gated == [False] * 2 + [True] * 6
     header, rows = change_tables.state_table(records)
-    assert {row[3] for row in rows} == {"unchanged", "localisable", "not localisable"} and len(rows) == 12
+    assert {row[3] for row in rows} == {"unchanged", "localisable", "not localisable"} and len(rows) == 21
     blind = [row for row in rows if row[0] == localisation.CONSTANT]  # half of the training pairs are changed: so it says of all
     assert [row[5].split()[0] for row in blind] == ["100.0"] * 3 and {row[7].split()[0] for row in blind} == {"0.500"}
     assert header[6] == 'says "changed, no box"'
@@ -178,7 +219,7 @@ def test_the_sheet_says_what_each_answer_is_to_its_pair(work):
     sure = lambda p: change_experiments.Answers([], vectors, np.full(len(pairs), p))
     models = {"loud": sure(0.9), "silent": sure(0.2), "no gate": change_experiments.Answers([], vectors)}
     figure = change_figures.sheet(pairs, rows, models)
-    labels = np.array([axis.get_xlabel() for axis in figure.axes]).reshape(3, 6)[:, 2:]
+    labels = np.array([axis.get_xlabel().replace("\n", " ") for axis in figure.axes]).reshape(3, 6)[:, 2:]
     iou = float(levir_boxes.iou(levir_boxes.decode(vectors[0]), pairs.column("box_main")[rows[1]]))
     assert labels.tolist() == [
         ["unchanged", "change (p = 0.90),\nfalse alarm", "no change (p = 0.20),\nright", "false alarm"],

@@ -65,17 +65,46 @@ def test_floors_are_what_they_say_and_the_ceiling_is_above_them(tmp_path):
     pairs = store(tmp_path / "pairs", 12)
     boxes = np.asarray(pairs.column("box_main"))
     training = np.concatenate([boxes, np.float32([NONE])])
-    found = localisation.floors(training, pairs, boxes, seed=1)
+    assert np.isnan(training).any(1).sum() > 1
+    found = localisation.floors(pairs, training[:-1], pairs, boxes, seed=1)
     has = ~np.isnan(boxes).any(1)
     mean = levir_boxes.encode(boxes[has]).mean(0)
     assert np.allclose(found["constant (training mean)"], mean) and (found["whole frame"] == [0.5, 0.5, 1]).all()
     known = {tuple(v) for v in levir_boxes.encode(boxes[has]).round(5).tolist()}
     assert {tuple(v) for v in found["random (a training pair's)"].round(5).tolist()} <= known
-    again = localisation.floors(training, pairs, boxes, seed=1)
+    again = localisation.floors(pairs, training[:-1], pairs, boxes, seed=1)
     assert all(np.array_equal(again[name], found[name]) for name in found)
     mean_iou = {name: np.nanmean(localisation.numbers(vectors, boxes)["IoU of the square"]) for name, vectors in found.items()}
     ceiling = mean_iou.pop("ceiling (three numbers)")
     assert ceiling == pytest.approx(levir_boxes.ceiling(boxes[has]).mean(), abs=1e-6) and ceiling > max(mean_iou.values())
     assert localisation.averages(localisation.numbers(found["whole frame"], boxes))["pointing in the box"]["value"] < 1
     with pytest.raises(UserError, match="no box among the training pairs"):
-        localisation.floors(np.float32([NONE]), pairs, boxes)
+        localisation.floors(pairs, np.float32([NONE]), pairs, boxes)
+
+
+def test_a_silent_gate_draws_no_square():
+    iou = np.array([0.8, 0.6, np.nan, np.nan])
+    found = localisation.gated(iou, np.array([0.5, 0.49, 0.9, 0.1]))
+    assert found[:2].tolist() == [0.8, 0] and np.isnan(found[2:]).all(), "a pair without a box is not scored, silent or not"
+    metric = localisation.averages({localisation.GATED: found})[localisation.GATED]
+    assert (metric["value"], metric["n"]) == (pytest.approx(0.4), 2)
+
+
+def test_numbers_stand_by_how_many_parts_the_mask_has():
+    columns = {"IoU of the square": np.array([0.8, 0.6, 0.5, 0.1, 0.3, np.nan]), "pointing in the box": np.array([1, 1, 0, 0, 1, np.nan]),
+               "centre error (picture widths)": np.zeros(6)}
+    found = localisation.by_components(columns, np.array([1, 1, 2, 5, 3, 1]))
+    told = {name: (round(metric["value"], 6), metric["n"]) for name, metric in found.items()}
+    assert told == {"mean IoU of the square, 1 component": (0.7, 2), "pointing in the box, 1 component": (1, 2),
+                    "mean IoU of the square, 2 components": (0.5, 1), "pointing in the box, 2 components": (0, 1),
+                    "mean IoU of the square, 3+ components": (0.2, 2), "pointing in the box, 3+ components": (0.5, 2)}  # fmt: skip
+    assert (found["pointing in the box, 3+ components"]["low"], found["pointing in the box, 3+ components"]["high"]) == wilson(1, 2)
+    assert localisation.by_components(columns, np.zeros(6, int)) == {}, "without masks nobody knows"
+
+
+def test_what_a_gate_says_is_told_whatever_is_right():
+    states = ["unchanged", "localisable", "localisable", "unchanged", "not localisable"]
+    found = localisation.says_change(np.array([0.9, 0.5, 0.2, 0.1, 0.4]), states)
+    assert {name: (metric["value"], metric["n"]) for name, metric in found.items()} == {
+        "says change, unchanged": (0.5, 2), "says change, localisable": (0.5, 2), "says change, not localisable": (0, 1)}
+    assert localisation.says_change(None, states) == {}

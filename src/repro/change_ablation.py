@@ -14,23 +14,26 @@ from pathlib import Path
 
 import numpy as np
 
-from repro import change_experiments, change_tables, results, seeds
+from repro import change_asked, change_experiments, change_tables, freshness, results, seeds
+from repro.evaluation import localisation
 from repro.intervals import t95
 from repro.profiles import Profile
 from repro.seeds import FLOORS, Clock, OutOfTime, Run, is_done
 from repro.training import launch
 
 SYSTEM = "change_agent"
-POINTING = {"mean IoU of the square": False, "pointing in the box": True, "hit rate at IoU 0.5": True,
+POINTING = {"mean IoU of the square": False, localisation.GATED: False, "pointing in the box": True, "hit rate at IoU 0.5": True,
             "centre error (picture widths)": False, "gate accuracy": True}  # metric -> in percent
-FLOOR_ORDER = ("constant", "whole frame", "random", "differencing", "ceiling", "always", "perfect flag")
+FLOOR_ORDER = ("constant", "whole frame", "random", "differencing", "edges gained", "ceiling", "always", "perfect flag")
 WRITING = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D")
 
 
 def runs(settings: Profile) -> list[Run]:
-    """Rows seed by seed, so that a table that is not finished is balanced; floors and ceiling, which no seed changes much, once."""
-    found = [Run(row, seed) for seed in settings.agent_seeds for row in change_experiments.ROWS]
-    return [*found[: len(change_experiments.ROWS)], Run(FLOORS, settings.agent_seeds[0]), *found[len(change_experiments.ROWS):]]
+    """Rows seed by seed, so that a table that is not finished is balanced; floors and ceiling, which no seed changes much, once; last the
+    rows that are trained with the first seed alone."""
+    found, first = [Run(row, seed) for seed in settings.agent_seeds for row in change_experiments.ROWS], settings.agent_seeds[0]
+    few = [Run(row, first) for row in settings.agent_few_rows]
+    return [*found[: len(change_experiments.ROWS)], Run(FLOORS, first), *found[len(change_experiments.ROWS):], *few]
 
 
 def prepare(settings: Profile, work: Path, log=print) -> None:
@@ -45,15 +48,16 @@ def prepare(settings: Profile, work: Path, log=print) -> None:
 
 
 def digest(settings: Profile, work: Path) -> str:
-    """Of what decides the numbers of every run."""
+    """Of what decides the numbers of every run, the code that scores included: where that is another, runs are scored anew, not trained."""
     asked = {name: getattr(settings, name) for name in ("agent_size", "agent_steps")}
     asked |= {split: change_experiments.pairs_of(work, split).hash for split in ("train", "val", "test")}
+    asked["code"] = freshness.code("evaluation/localisation.py", "evaluation/edge_floor.py", "change_asked.py")
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def place(work: Path, run: Run) -> Path:
     """Folder of a run's records and done.json."""
-    return work / "ablation" / SYSTEM / f"{run.row}-seed{run.seed}"
+    return work / "ablation" / SYSTEM / f"{change_experiments.slug(run.row)}-seed{run.seed}"
 
 
 def kept(work: Path, run: Run) -> Path:
@@ -97,10 +101,12 @@ def over_seeds(metrics: list[dict], most: float = 1.0) -> dict:
 
 
 def _rows(found: list[dict], asks: str) -> dict[str, list[dict]]:
-    """{variant: its records, a seed each} of those that have the metric: rows and their caption modes first, then floors, the ceiling."""
+    """{variant: its records, a seed each} of those that have the metric: rows and their caption modes first, then the controls, floors, the
+    ceiling."""
     have = [r for r in found if asks in r["metrics"]]
-    order = [*(f"{row}, caption {mode}" for row in change_experiments.ROWS for mode in change_experiments.MODES),
-             *(f"{row}, greedy" for row in change_experiments.ROWS), *FLOOR_ORDER]
+    rows = [*change_experiments.ROWS, *change_experiments.EXTRA]
+    order = [*(f"{row}, caption {mode}" for row in rows for mode in change_asked.MODES), *(f"{row}, greedy" for row in rows),
+             *(f"{change_experiments.CONTROLLED}, {control}" for control in change_asked.CONTROLS), *FLOOR_ORDER]
     rank = lambda r: next((i for i, name in enumerate(order) if r["variant"].startswith(name)), len(order))
     grouped: dict[str, list[dict]] = {}
     for r in sorted(have, key=rank):
@@ -116,13 +122,30 @@ def _cell(found: list[dict], name: str, percent: bool) -> str:
 
 
 def pointing_table(found: list[dict]) -> Table:
-    """Where rows, floors and the ceiling point: pairs with a box only, but for the gate, which is asked of all."""
+    """Where rows, controls, floors and the ceiling point: pairs with a box only, but for the gate, which is asked of all."""
     grouped = _rows(found, "mean IoU of the square")
     n = {r["metrics"]["mean IoU of the square"]["n"] for some in grouped.values() for r in some}
     rows = [[name, str(len(some)), *(_cell(some, metric, percent) for metric, percent in POINTING.items())]
             for name, some in grouped.items()]
     titles = [metric + (" %" if percent else "") for metric, percent in POINTING.items()]
     return [f"row (n = {', '.join(map(str, sorted(n)))} pairs with a box)", "seeds", *titles], rows
+
+
+def component_table(found: list[dict]) -> Table:
+    """IoU and pointing of "ours", floors and the ceiling by how many parts the mask has."""
+    some = [r for r in found if r["variant"].startswith((f"{change_experiments.CONTROLLED}, caption", *FLOOR_ORDER))]
+    grouped = _rows(some, "mean IoU of the square")
+    return change_tables.component_table({name: {metric: over_seeds([r["metrics"][metric] for r in some])
+                                                 for metric in some[0]["metrics"] if metric.endswith(localisation.COMPONENTS)}
+                                          for name, some in grouped.items()})
+
+
+def margin(found: list[dict]) -> str:
+    """What drawn pairs do for a model with several parts to choose from; "" for others."""
+    from repro.sims.aerial_plan import MARGIN
+
+    drawn = any(r["renderer"] == "drawn" for r in found)
+    return f"; by construction the largest new building has {MARGIN:g} times the area of the next or more" if drawn else ""
 
 
 def writing_table(found: list[dict]) -> Table:
@@ -134,9 +157,9 @@ def writing_table(found: list[dict]) -> Table:
 
 
 def state_table(found: list[dict]) -> Table:
-    """How often each row with a gate says that something changed, of the pairs of each state. It has no third answer."""
+    """How often each row with a gate, and each control, says that something changed, of the pairs of each state. It has no third answer."""
     rows, n = [], {}
-    for name, some in _rows(found, "gate accuracy").items():
+    for name, some in {**_rows(found, "gate accuracy"), **_rows(found, "says change, unchanged")}.items():
         said = {state: [metric for r in some if (metric := change_tables.says_change(r["metrics"], state))]
                 for state in change_tables.STATES}  # fmt: skip
         n |= {state: metrics[0]["n"] for state, metrics in said.items() if metrics}
@@ -149,6 +172,7 @@ def state_table(found: list[dict]) -> Table:
 def parts(found: list[dict]) -> list[tuple[str, Table]]:
     """(title, table) of everything there are records for."""
     named = [("Pointing (not comparable with LEVIR-CC)", pointing_table(found)),
+             (f"By 8-connected parts of the mask{margin(found)} (not comparable with LEVIR-CC)", component_table(found)),
              ("What the gate says, by state (not comparable with LEVIR-CC)", state_table(found)),
              ("Captions (not comparable with LEVIR-CC)", writing_table(found))]
     return [(title, table) for title, table in named if table[1]]
@@ -176,7 +200,7 @@ def draw(settings: Profile, work: Path) -> list[str]:
     if not all(is_done(sys.modules[__name__], settings, work, Run(row, seed)) for row in rows):
         return []
     pairs, models = change_experiments.pairs_of(work, "test"), change_experiments.load(work, rows, seed)
-    none = {row: change_experiments.answers(model, pairs, "none") for row, model in models.items()}
+    none = {row: change_asked.answers(model, pairs, "none") for row, model in models.items()}
     iou = localisation.numbers(none[rows[-1]].vectors, change_experiments.boxes_of(pairs))["IoU of the square"]
     sheet = change_figures.sheet(pairs, change_figures.chosen(iou, pairs.column("state")), none)
     pictures.keep(sheet, work / "figures" / "change_answers.png")

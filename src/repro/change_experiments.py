@@ -4,21 +4,23 @@ Rows: "guide" is upstream's architecture with true boxes as targets; "upstream" 
 whose training error goes to 0 while it points at nothing; "ours" mends what the guide gets wrong. Captions are told in three modes,
 always shown together: *given* (the first of the five, an oracle: whoever has it knows that something changed), *none*, and *generated*
 (its own). A low loss is no success: what counts is the IoU of the decoded square and whether it points inside, beside the floors.
+
+"guide" and "ours" differ in many things at once. EXTRA rows change one of them, or one group: what a cause is worth. The controls of
+"ours" take one of the two dates away (repro.change_asked).
 """
 
 import math
+import re
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from repro import attention, clock, freshness, machine, results
-from repro.data.change_batches import prepared
+from repro import attention, clock, machine, results
+from repro.change_asked import CONTROLS, Answers, answered, controlled
 from repro.data.levir import Pairs
-from repro.evaluation import captions, chains, kept, localisation
+from repro.evaluation import captions, localisation
 from repro.machine import UserError
 from repro.models.change_agent import ChangeAgent
 from repro.profiles import Profile
@@ -27,7 +29,12 @@ from repro.training.loop import read_metrics
 
 PRESETS = {"tiny": {"guide": "change_tiny_guide", "ours": "change_tiny_ours"}, "full": {"guide": "change_guide", "ours": "change_t4"}}
 ROWS = {"upstream": ("guide", {"box": "whole"}), "guide": ("guide", {}), "ours": ("ours", {})}  # preset, and what it changes
-MODES = ("given", "none", "generated")
+EXTRA = {  # one cause each; not in notebook 07
+    "guide, boxes only": ("guide", {"unboxed": "masked"}),  # no target where there is no box, instead of the whole picture
+    "ours, first token": ("ours", {"read": "first"}),
+    "ours, guide's fusion and loss": ("ours", {"fusion": "add", "loss": "mse"}),
+}
+CONTROLLED = "ours"  # the row whose controls are recorded
 DEBUG = 5  # batches of the guide's debug mode
 PAPER = "change_agent"
 MAPS, CELLS = 60, 8  # pairs whose maps are measured, at most; cells of the occlusion map along each side
@@ -63,7 +70,12 @@ def named(rows: str) -> list[str]:
 
 def folder(work: Path, row: str, seed: int = 0) -> Path:
     """Where one training run lies."""
-    return work / "train" / (f"change-{row}" + (f"-seed{seed}" if seed else ""))
+    return work / "train" / (f"change-{slug(row)}" + (f"-seed{seed}" if seed else ""))
+
+
+def slug(row: str) -> str:
+    """A row's name as part of a folder's."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", row)
 
 
 def job(settings: Profile, work: Path, row: str, seed: int = 0, minutes: float | None = None, model: dict | None = None,
@@ -72,7 +84,7 @@ def job(settings: Profile, work: Path, row: str, seed: int = 0, minutes: float |
 
     Another vision tower, language model, fusion or loss is one entry of `model`, e.g. {"fusion": "add"}. debug: five batches.
     """
-    preset, changes = ROWS[row]
+    preset, changes = {**ROWS, **EXTRA}[row]
     place, preset = folder(work, row, seed), PRESETS[settings.agent_size][preset]
     steps = DEBUG if debug else train.pop("steps", settings.agent_steps)
     warmup = min(launch.TRAIN[preset]["warmup"], max(1, steps // 10))
@@ -113,68 +125,6 @@ def parameters(models: dict[str, ChangeAgent]) -> tuple[list[str], list[list[str
     return ["part: trainable of all", *models], [*table, ["all", *sums]]
 
 
-# ---- what they answer --------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Answers:
-    """Of one model in one mode on all pairs of a store. vectors (n, 3); changed (n,) or None; maps (n, rows, columns) or None; told, n."""
-
-    told: list[str | None]
-    vectors: np.ndarray
-    changed: np.ndarray | None = None
-    maps: np.ndarray | None = None
-
-
-def answers(model: ChangeAgent, pairs: Pairs, mode: str, written: list[str] | None = None, batch: int = 32) -> Answers:
-    """The model's answers. written: captions that it wrote before, for "generated"; without them it writes them now."""
-    ready = prepared(pairs, model.prepare_many, model.key)
-    told = told_in(pairs, mode, written or (write(model, pairs) if mode == "generated" else None))
-    found = [model.answers(part, told[i : i + batch]) for i, part in _parts(ready, len(pairs), batch, f"answers, caption {mode}")]
-    whole = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
-    return Answers(told, whole["vector"], whole.get("changed"), whole.get("map"))
-
-
-def told_in(pairs: Pairs, mode: str, written: list[str] | None) -> list[str | None]:
-    """What the model is told of each pair."""
-    return {"given": [some[0] for some in pairs.column("captions")], "none": [None] * len(pairs), "generated": written}[mode]
-
-
-def write(model: ChangeAgent, pairs: Pairs, batch: int = 32, beams: int = 1) -> list[str]:
-    """A caption for each pair, by the model."""
-    ready = prepared(pairs, model.prepare_many, model.key)
-    return [text for _, part in _parts(ready, len(pairs), batch, "captions") for text in model.write(part, beams)]
-
-
-def _parts(ready: dict[str, np.ndarray], n: int, batch: int, name: str) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """(first, arrays) of each batch of n pairs; OutOfTime where the session ends."""
-    progress = clock.Progress(name, n, "pairs")
-    for i in range(0, n, batch):
-        clock.check()
-        yield i, {name: values[i : i + batch] for name, values in ready.items()}
-        progress(min(n, i + batch))
-
-
-def answered(model: ChangeAgent, pairs: Pairs, place: Path) -> tuple[dict[str, Answers], list[str] | None, dict[str, float]]:
-    """({mode: Answers}, the captions that it wrote, {mode or "captions": seconds}): what an earlier session has kept in `place` is read."""
-    who = f"{chains.identity(model)} {pairs.hash} {freshness.code('models', 'change_experiments.py')}"
-    found, took, written = {}, {}, None
-    if "generated" in modes(model):
-        text, took["captions"] = kept.once(place / "captions.npz", who, lambda: {"text": np.array(write(model, pairs))})
-        written = text["text"].tolist()
-    for mode in modes(model):
-        arrays = lambda mode=mode: {name: value for name, value in vars(answers(model, pairs, mode, written)).items()
-                                    if isinstance(value, np.ndarray)}  # fmt: skip
-        values, took[mode] = kept.once(place / f"{mode}.npz", who, arrays)
-        found[mode] = Answers(told=told_in(pairs, mode, written), **values)
-    return found, written, took
-
-
-def modes(model: ChangeAgent) -> tuple[str, ...]:
-    """The caption modes that this model has: one that does not see pictures through its language model cannot write."""
-    return MODES if model.config.caption_weight else MODES[:2]
-
-
 # ---- records -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -193,11 +143,13 @@ def score(settings: Profile, work: Path, models: dict[str, ChangeAgent], seed: i
     """Records of every row in every mode and, unless floors is False, of the floors and the ceiling, saved in `folder` (work/runs); and the
     answers, {row: {mode: Answers}}. Answers are kept as they come: out of time, the next session goes on with the modes that are missing.
 
-    Boxes are the largest changed component's, whatever a row was trained on.
+    Boxes are the largest changed component's, whatever a row was trained on; numbers stand by how many components there are, too. Row
+    "ours" is also asked with one of the two dates taken away.
     """
     pairs, training, found, given = pairs_of(work, split), pairs_of(work, "train"), [], {}
     boxes, states, changed = boxes_of(pairs), list(pairs.column("state")), np.asarray(pairs.column("changed"))
     masks = pairs.masks(range(len(pairs))) if "images.mask" in pairs.store.columns else None
+    counts = np.where(np.array(pairs.column("box_source")) == "mask", np.asarray(pairs.column("components")), 0)
     references, taught = pairs.column("captions"), training.column("captions")
 
     def keep(variant: str, what: str, config: dict, metrics: dict, minutes: float) -> None:
@@ -205,17 +157,23 @@ def score(settings: Profile, work: Path, models: dict[str, ChangeAgent], seed: i
         results.save(record, folder or work / "runs")
         found.append(record)
 
-    guesses = localisation.floors(boxes_of(training), pairs, boxes, seed)
+    def pointing(vectors: np.ndarray, gate: np.ndarray | None = None) -> dict:
+        columns = localisation.numbers(vectors, boxes, masks)
+        if gate is not None:
+            columns[localisation.GATED] = localisation.gated(columns["IoU of the square"], gate)
+        return localisation.averages(columns, seed) | localisation.by_components(columns, counts, seed)
+
+    guesses = localisation.floors(training, boxes_of(training), pairs, boxes, seed)
     differencing = localisation.numbers(guesses["differencing"], boxes)["IoU of the square"]
     for row, model in models.items():
-        place = work / "outcomes" / "change agent" / f"{row} seed {seed} {split}"
+        place = work / "outcomes" / "change agent" / f"{slug(row)} seed {seed} {split}"
         given[row], written, took = answered(model, pairs, place)
         about, spent = {"model": vars(model.config), "trained": model.trained}, took.get("captions", 0.0)
         for mode, one in given[row].items():
             spent += took[mode]
-            columns = localisation.numbers(one.vectors, boxes, masks)
-            metrics = localisation.averages(columns, seed)
-            metrics["IoU minus differencing's"] = localisation.difference(columns["IoU of the square"], differencing, seed)
+            metrics = pointing(one.vectors, one.changed)
+            iou = localisation.numbers(one.vectors, boxes)["IoU of the square"]
+            metrics["IoU minus differencing's"] = localisation.difference(iou, differencing, seed)
             if one.changed is not None:
                 metrics |= localisation.gate(one.changed, changed, states)
             keep(f"{row}, caption {mode}", "localisation", {**about, "caption": mode}, metrics, model.minutes + spent / 60)
@@ -223,10 +181,17 @@ def score(settings: Profile, work: Path, models: dict[str, ChangeAgent], seed: i
         if written:
             keep(f"{row}, greedy", "captions", {**about, "meteor": captions.lacks_meteor() or "1.5"},
                  flat(captions.report(written, references, changed, seed=seed)), model.minutes + spent / 60)
+        for control in CONTROLS if row == CONTROLLED else ():
+            one, seconds = controlled(model, pairs, place, control)
+            metrics = pointing(one.vectors, one.changed) | localisation.says_change(one.changed, states)
+            keep(f"{row}, {control}", "localisation", {**about, "caption": "none", "control": control}, metrics,
+                 model.minutes + seconds / 60)
+            log(f"{row}, {control}: mean IoU {metrics['mean IoU of the square']['value']:.3f}")
     for name, vectors in guesses.items() if floors else ():
-        metrics = localisation.averages(localisation.numbers(vectors, boxes, masks), seed)
-        if name == localisation.CONSTANT:  # says of every pair what most training pairs are
-            metrics |= localisation.gate(np.full(len(pairs), np.mean(training.column("changed"))), changed, states)
+        blind = np.full(len(pairs), np.mean(training.column("changed"))) if name == localisation.CONSTANT else None
+        metrics = pointing(vectors, blind)
+        if blind is not None:  # says of every pair what most training pairs are
+            metrics |= localisation.gate(blind, changed, states)
         keep(name, "localisation", {"floor": name}, metrics, 0)
     for name, sentences in captions.floors(changed, taught).items() if floors else ():
         keep(name, "captions", {"floor": name, "meteor": captions.lacks_meteor() or "1.5"},

@@ -136,7 +136,7 @@ def reach(vectors: dict[str, np.ndarray], boxes: np.ndarray) -> Figure:
         iou = localisation.numbers(said, boxes)["IoU of the square"]
         iou = np.sort(iou[~np.isnan(iou)])
         share = 1 - np.arange(len(iou)) / max(1, len(iou))
-        axis.step([0, *iou, 1], [1, *share, 0], where="pre", linestyle=dashes[i % len(dashes)], color=f"{0.75 * (i // len(dashes)):.2f}"
+        axis.step([0, *iou, 1], [1, *share, 0], where="pre", linestyle=dashes[i % len(dashes)], color=f"{0.45 * (i // len(dashes)):.2f}"
                   if i >= len(dashes) else f"C{i}", label=f"{name}: {_mean(iou)}")  # fmt: skip
     axis.set(xlabel="IoU of the square with the box, at least", ylabel="share of pairs", xlim=(0, 1), ylim=(0, 1.02))
     axis.grid(alpha=0.3)

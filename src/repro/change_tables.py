@@ -8,7 +8,7 @@ Every cell is a value with its 95 % interval, as the record has it. Floors and t
 from pathlib import Path
 
 from repro import results
-from repro.evaluation import captions
+from repro.evaluation import captions, localisation
 
 STATES = ("unchanged", "localisable", "not localisable")
 NO_ANSWER = "no such answer"  # the gate has two: a change that has no box is told as any other, and a square is drawn for it
@@ -24,7 +24,7 @@ def cell(metric: dict | None, percent: bool) -> str:
 
 def localisation_table(records: list[dict]) -> tuple[list[str], list[list[str]]]:
     """(header, rows) from records: rows and modes, then floors and ceiling; n of the pairs with a box; rates in percent."""
-    columns = {"mean IoU of the square": False, "IoU minus differencing's": False, "hit rate at IoU 0.25": True,
+    columns = {"mean IoU of the square": False, localisation.GATED: False, "IoU minus differencing's": False, "hit rate at IoU 0.25": True,
                "hit rate at IoU 0.5": True, "pointing in the box": True, "centre error (picture widths)": False,
                "scale error (picture widths)": False, "F1 of 3x3 cells": False, "gate accuracy": True}  # fmt: skip
     rows = [[r["variant"], str(r["seed"]), str(r["metrics"]["mean IoU of the square"]["n"]),
@@ -35,6 +35,8 @@ def localisation_table(records: list[dict]) -> tuple[list[str], list[list[str]]]
 
 def says_change(metrics: dict[str, dict], state: str) -> dict | None:
     """Metric: how often the gate says that something changed, of the pairs of one state; None where there are none, or no gate."""
+    if f"says change, {state}" in metrics:  # a control: nothing is right
+        return metrics[f"says change, {state}"]
     right = metrics.get(f"gate accuracy, {state}")
     if right is None or state != "unchanged":
         return right
@@ -42,21 +44,30 @@ def says_change(metrics: dict[str, dict], state: str) -> dict | None:
 
 
 def state_table(records: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows): for each row with a gate, in each mode, and each state what the gate says, and how sure it is.
+    """(header, rows): for each row with a gate, in each mode and control, and each state what the gate says, and how sure it is.
 
     Right is "change" of both changed states. Of the third, changed without a box, nothing says whether the square that is drawn then is
     right; the agent cannot say "changed, but I cannot point at it".
     """
     rows = []
-    for r in (r for r in records if "gate accuracy" in r["metrics"]):
-        row, _, mode = r["variant"].partition(", caption ")
-        for state in (state for state in STATES if f"gate accuracy, {state}" in r["metrics"]):
-            m = r["metrics"]
+    for r in records:
+        m, (row, _, mode) = r["metrics"], r["variant"].partition(", caption ")
+        for state, said in ((state, said) for state in STATES if (said := says_change(m, state))):
             square = cell(m.get("mean IoU of the square"), False) if state == "localisable" else "nothing to point at"
-            rows.append([row, mode or "-", str(r["seed"]), state, str(m[f"gate accuracy, {state}"]["n"]), cell(says_change(m, state), True),
-                         NO_ANSWER, cell(m.get(f"gate probability, {state}"), False), square])  # fmt: skip
+            rows.append([row, mode or "-", str(r["seed"]), state, str(said["n"]), cell(said, True), NO_ANSWER,
+                         cell(m.get(f"gate probability, {state}"), False), square])  # fmt: skip
     return ["row", "caption", "seed", "state", "n", 'says "change" %', 'says "changed, no box"', "mean probability of a change",
             "mean IoU of the square"], rows
+
+
+def component_table(shown: dict[str, dict[str, dict]]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) from {row: metrics}: IoU and pointing by how many parts a pair's mask has; groups without a pair are left out."""
+    groups = [g for g in localisation.COMPONENTS if any(f"mean IoU of the square, {g}" in metrics for metrics in shown.values())]
+    n = {g: next(m[name]["n"] for m in shown.values() if (name := f"mean IoU of the square, {g}") in m) for g in groups}
+    rows = [[name, *(cell(metrics.get(f"{what}, {group}"), percent) for group in groups
+                     for what, percent in (("mean IoU of the square", False), ("pointing in the box", True)))]
+            for name, metrics in shown.items() if any(f"mean IoU of the square, {group}" in metrics for group in groups)]
+    return ["row", *(f"{group} (n = {n[group]}): {what}" for group in groups for what in ("mean IoU", "pointing in the box %"))], rows
 
 
 def caption_table(records: list[dict]) -> tuple[list[str], list[list[str]]]:

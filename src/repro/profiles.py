@@ -70,6 +70,7 @@ class Profile:
     agent_size: str  # of the change agent: tiny, or full with published weights
     agent_steps: int  # optimizer steps of the change agent
     agent_seeds: tuple[int, ...]  # of its rows over seeds
+    agent_few_rows: tuple[str, ...]  # rows of the first seed alone (change_experiments.EXTRA)
 
 
 SMOKE = Profile(
@@ -81,7 +82,7 @@ SMOKE = Profile(
     rows=("baseline", "gaze"), seeds=(0, 1), few_rows=(), few_seeds=(), corrupt=(), pretrain_steps=60, pretrain_tables=2,
     pretrain_episodes_per_task=1, ablation_chains=4, curve_seeds=(), curve_single=1, grocery_per_task=4,
     vla_rows=("vggt", "blind"), vla_preset="vggt_tiny", vla_steps=10, vla_rollouts=1, vla_seeds=(0,), vla_episodes=1,
-    aerial_pairs=(120, 40, 40), agent_size="tiny", agent_steps=8, agent_seeds=(0,),
+    aerial_pairs=(120, 40, 40), agent_size="tiny", agent_steps=8, agent_seeds=(0,), agent_few_rows=(),
 )  # fmt: skip
 
 CPU = replace(
@@ -95,6 +96,7 @@ CPU = replace(
     pretrain_steps=2500, pretrain_tables=60, pretrain_episodes_per_task=2, ablation_chains=100, curve_seeds=(0, 1, 2), curve_single=8,
     grocery_per_task=100, vla_rows=("none", "graph", "vggt", "blind"), vla_steps=4000, vla_rollouts=5, vla_seeds=(0, 1, 2), vla_episodes=20,
     aerial_pairs=(3000, 300, 500), agent_steps=2500, agent_seeds=(0, 1, 2),
+    agent_few_rows=("guide, boxes only", "ours, first token", "ours, guide's fusion and loss"),
 )  # fmt: skip
 
 T4 = replace(
@@ -105,7 +107,7 @@ T4 = replace(
     evaluate_chains=200, evaluate_single=25, attention_frames=500, workers=4,
     preset="t4", pretrain_steps=20_000, ablation_chains=500, curve_single=5, vla_preset="vggt_qwen3", vla_steps=20_000, vla_rollouts=20,
     vla_episodes=50,
-    agent_size="full", agent_steps=17_000,  # 10 epochs of LEVIR-CC's 6,815 pairs in batches of 4
+    agent_size="full", agent_few_rows=(), agent_steps=17_000,  # 10 epochs of LEVIR-CC's 6,815 pairs in batches of 4
 )  # fmt: skip
 
 PAPER = replace(

@@ -11,18 +11,21 @@ changed pair without one has nothing to point at. There is no published score of
 - whole frame: (0.5, 0.5, 1), what upstream trains on; its "success rate" by pointing is high for nothing;
 - random: another pair's vector, drawn from training;
 - differencing: the largest part of the matched pictures' difference (data/levir_boxes.py), no learning;
+- edges gained: the largest part of where edges came (evaluation/edge_floor.py), two numbers chosen on training pairs, no learning;
 - ceiling: the true box said in three numbers, its aspect lost.
 """
 
 import numpy as np
 
 from repro.data import levir_boxes
+from repro.evaluation.edge_floor import WHOLE, tuned
 from repro.intervals import bootstrap, wilson
 from repro.machine import UserError
 
 RATES = ("hit rate at IoU 0.25", "hit rate at IoU 0.5", "pointing in the box", "pointing in the mask")  # shares of pairs: Wilson
-WHOLE = np.float32([0.5, 0.5, 1.0])
 CONSTANT = "constant (training mean)"
+GATED = "IoU, 0 where the gate is silent"
+COMPONENTS = ("1 component", "2 components", "3+ components")  # 8-connected parts of a pair's mask (data/levir_boxes.py)
 
 
 def numbers(vectors: np.ndarray, boxes: np.ndarray, masks: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -63,6 +66,25 @@ def grid_f1(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     """(n,) F1 of the cells that two boxes (n, 4) touch; 0 where they share none."""
     a, b = cells(np.asarray(one, float)), cells(np.asarray(two, float))
     return 2 * (a & b).sum((1, 2)) / np.maximum(a.sum((1, 2)) + b.sum((1, 2)), 1)
+
+
+def gated(iou: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """(n,) IoU of what the agent really says: 0 where its gate tells no change (below 0.5) and no square is drawn; NaN stays."""
+    return np.where(np.isnan(iou) | (np.asarray(probability) >= 0.5), iou, 0.0)
+
+
+def by_components(columns: dict[str, np.ndarray], counts: np.ndarray, seed: int = 0) -> dict[str, dict]:
+    """{"mean IoU of the square, 2 components": metric ...}: IoU and pointing apart, by how many parts the mask has.
+
+    counts (n,): 0 for pairs without a mask or a part in it; a group without a pair has no metric. The box to be found is the largest
+    part's, so with several a model has to choose.
+    """
+    found, shown = {}, {name: columns[name] for name in ("IoU of the square", "pointing in the box")}
+    for i, group in enumerate(COMPONENTS, 1):
+        rows = np.minimum(counts, len(COMPONENTS)) == i
+        some = averages({name: values[rows] for name, values in shown.items()}, seed)
+        found |= {f"{name}, {group}": metric for name, metric in some.items()}
+    return found
 
 
 def averages(columns: dict[str, np.ndarray], seed: int = 0) -> dict[str, dict]:
@@ -107,20 +129,33 @@ def gate(probability: np.ndarray, changed: np.ndarray, states: list[str]) -> dic
     return found
 
 
-def floors(training: np.ndarray, pairs, boxes: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
-    """{name: vectors (n, 3)} for all pairs of a store and their boxes (n, 4); training: boxes (m, 4), NaN where there is none.
+def says_change(probability: np.ndarray | None, states: list[str]) -> dict[str, dict]:
+    """Metrics: share of the pairs of each state of which a gate says "change", whatever would be right; none without a gate."""
+    said, found = None if probability is None else np.asarray(probability) >= 0.5, {}
+    for state in sorted(set(states)) if said is not None else ():
+        rows = np.array(states) == state
+        low, high = wilson(int(said[rows].sum()), int(rows.sum()))
+        found[f"says change, {state}"] = {"value": float(said[rows].mean()), "n": int(rows.sum()), "low": low, "high": high}
+    return found
 
-    Where nothing differs, differencing says the whole frame. The last one is the ceiling; without a box it is the whole frame too.
+
+def floors(taught, training: np.ndarray, pairs, boxes: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
+    """{name: vectors (n, 3)} for all pairs of a store and their boxes (n, 4); taught: the training pairs, training: their boxes (m, 4), NaN
+    where there is none.
+
+    Where nothing differs, differencing says the whole frame, as both do without a box. The last one is the ceiling.
     """
     known = levir_boxes.encode(training[~np.isnan(training).any(1)])
     if not len(known):
         raise UserError("there is no box among the training pairs", "at least one localisable pair", f"{len(training)} pairs without")
-    n, rng, differing = len(boxes), np.random.default_rng([seed, 7]), np.tile(WHOLE, (len(boxes), 1))
-    for row in np.flatnonzero(~np.isnan(boxes).any(1)):  # one after the other: memory does not grow with the data
+    n, rng, rows = len(boxes), np.random.default_rng([seed, 7]), np.flatnonzero(~np.isnan(boxes).any(1))
+    differing, edges = np.tile(WHOLE, (n, 1)), np.tile(WHOLE, (n, 1))
+    edges[rows] = tuned(taught, training).vectors(pairs, rows)
+    for row in rows:  # one after the other: memory does not grow with the data
         before, after = pairs.pictures([row])
         if (box := levir_boxes.difference_box(before[0], after[0])) is not None:
             differing[row] = levir_boxes.encode(box)
     true = levir_boxes.encode(boxes)
     return {CONSTANT: np.tile(known.mean(0), (n, 1)), "whole frame": np.tile(WHOLE, (n, 1)),
             "random (a training pair's)": known[rng.integers(len(known), size=n)], "differencing": differing,
-            "ceiling (three numbers)": np.where(np.isnan(true), WHOLE, true)}  # fmt: skip
+            "edges gained (tuned on training)": edges, "ceiling (three numbers)": np.where(np.isnan(true), WHOLE, true)}  # fmt: skip

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import re
 import stat
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -84,15 +86,40 @@ def safe(name: str, where: Path, kind: int = 0) -> PurePosixPath:
 
 
 def clean(text: str) -> str:
-    """A caption as it is scored: lower case, without the release's leading space and closing " ."."""
-    return str(text).strip().removesuffix(".").strip().lower()
+    """A caption as it is scored: lower case, without the release's leading space and closing " ."; TypeError for what is no text."""
+    if not isinstance(text, str):
+        raise TypeError(f"a caption is no text: {text!r}")
+    return text.strip().removesuffix(".").strip().lower()
+
+
+def sentences(found) -> tuple[tuple[str, ...], str | None]:
+    """(captions, what is wrong with them) of a sentence or a list of sentences; () for None."""
+    try:
+        return tuple(map(clean, found if isinstance(found, list) else [] if found is None else [found])), None
+    except TypeError as error:
+        return (), str(error)
+
+
+def box_of(found) -> tuple[tuple[float, ...] | None, str | None]:
+    """(x1 y1 x2 y2, what is wrong with it) of a bbox as its source has it; None where there is none."""
+    if found is None or found == []:
+        return None, None
+    four = isinstance(found, list) and len(found) == 4 and all(isinstance(v, int | float) and abs(v) < 1e9 for v in found)  # not NaN
+    return (tuple(map(float, found)), None) if four else (None, f"bbox {found!r} is not four numbers")
+
+
+def split_of(name, where: Path) -> str:
+    """The name of a split, which also names a folder; UserError for any other than a plain word, "" where there is none."""
+    if name is not None and not (isinstance(name, str) and re.fullmatch(r"\w[\w-]*|", name)):
+        raise UserError(f"{where} has a split whose name cannot be used", "a plain word, as train, val, test", repr(name), "rename it")
+    return name or ""
 
 
 def read_json(path: Path):
     """What a JSON file holds; UserError where it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path} cannot be read", "JSON", error, "download it again") from error
 
 
@@ -130,22 +157,38 @@ def divided(entries: list[Entry]) -> tuple[list[Entry], list[str]]:
     return [replace(entry, split="val" if entry.name in held else "train") for entry in entries], [said]
 
 
-def given(entries: list[Entry], sizes: dict[str, tuple[int, int]]) -> tuple[list[Entry], list[str]]:
-    """(entries with boxes in [0, 1], remarks). sizes: width and height of a pair's picture, for boxes in pixels."""
+def given(entries: list[Entry], size: Callable[[Entry], tuple[int, int] | None]) -> tuple[list[Entry], list[str]]:
+    """(entries with boxes in [0, 1], remarks). size: width and height of an entry's first picture, None where it cannot be read; asked
+    where boxes are in pixels.
+
+    Four equal numbers, as 0 0 0 0, are no box where nothing has changed; where something has, the entry cannot be used.
+    """
     boxes = [entry.box for entry in entries if entry.box is not None]
     if not boxes:
         return entries, []
-    pixels, made = max(max(box) for box in boxes) > 1, []
+    pixels, made, marks = max(max(box) for box in boxes) > 1, [], 0
     for entry in entries:
-        if entry.box is not None:
-            width, height = sizes[entry.name] if pixels else (1, 1)
-            x1, y1, x2, y2 = entry.box[0] / width, entry.box[1] / height, entry.box[2] / width, entry.box[3] / height
-            good = 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1
-            wrong = None if good else f"bbox {entry.box} is not x1 < x2, y1 < y2 in the picture"
-            entry = replace(entry, box=(x1, y1, x2, y2) if good else None, problem=entry.problem or wrong)
+        if entry.box is not None and len(set(entry.box)) == 1 and not entry.changed:
+            entry, marks = replace(entry, box=None), marks + 1
+        elif entry.box is not None:
+            box, wrong = _shares(entry, size) if pixels else (entry.box, None)
+            if box is not None and not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
+                box, wrong = None, wrong or f"bbox {entry.box} is not x1 < x2, y1 < y2 in the picture"
+            entry = replace(entry, box=box, problem=entry.problem or wrong)
         made.append(entry)
     remarks = [f"bbox is in {'pixels, known by a value above 1' if pixels else 'shares of the sides: no value is above 1'}"]
-    if len(boxes) > 1 and all(entry.box in (None, (0, 0, 1, 1)) for entry in made):
+    if marks:
+        remarks.append(f"{marks} unchanged pairs have four equal numbers as bbox: taken as no box")
+    left = [entry.box for entry in made if entry.box is not None]
+    if len(left) > 1 and set(left) == {(0, 0, 1, 1)}:
         remarks.append("every bbox is the whole picture, which localises nothing: none is used")
         made = [replace(entry, box=None) for entry in made]
     return made, remarks
+
+
+def _shares(entry: Entry, size: Callable) -> tuple[tuple[float, ...] | None, str | None]:
+    """(a box in pixels as shares of the sides, what is wrong with it); (None, None) where loading the picture will say what is wrong."""
+    if max(entry.box) <= 1 and entry.changed:
+        return None, f"bbox {entry.box} has no value above 1, and others are in pixels"
+    sides = size(entry)
+    return (None if sides is None else tuple(value / side for value, side in zip(entry.box, sides * 2, strict=True))), None

@@ -15,12 +15,11 @@ import os
 import shutil
 import stat
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
 from repro.data.levir_arrow import arrow, size_of
-from repro.data.levir_entries import SPLITS, Entry, Layout, clean, divided, given, mixed, read_json, safe, unique
+from repro.data.levir_entries import SPLITS, Entry, Layout, box_of, divided, given, mixed, read_json, safe, sentences, split_of, unique
 from repro.machine import UserError
 
 CAPTIONS = "LevirCCcaptions.json"
@@ -52,7 +51,7 @@ def unpack(archive: Path | str, folder: Path | str) -> Path:
             for info in members:
                 file.extract(info, part)
         os.rename(part, folder)
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{archive} cannot be unpacked into {folder}", "a whole zip and a folder that can be written", error,
                         "download it again, or give another place: levir.find(zip, place)") from error  # fmt: skip
     finally:
@@ -99,8 +98,10 @@ def _levir(root: Path) -> Layout:
             raise UserError(f"{path}: images[{i}] has no split or no file name", f"split: {' | '.join(SPLITS)}; filename", found,
                             "use the json of the release")  # fmt: skip
         folder, name = root / "images" / image["split"], safe(image["filename"], path).name
-        captions = tuple(clean(sentence.get("raw", "")) for sentence in image.get("sentences", ()))
-        problem = mixed(captions, image.get("changeflag"))
+        told = image.get("sentences", [])
+        whole = isinstance(told, list) and all(isinstance(one, dict) for one in told)
+        captions, wrong = sentences([one.get("raw", "") for one in told]) if whole else ((), "its sentences are no list of {raw}")
+        problem = wrong or mixed(captions, image.get("changeflag"))
         if len(captions) != 5 and not problem:
             problem = f"{len(captions)} captions, not 5"
         files = {kind: folder / kind / name for kind in (("A", "B", "label") if masks else ("A", "B"))}
@@ -125,30 +126,26 @@ def _levir(root: Path) -> Layout:
 def _folders(root: Path) -> Layout:
     """annotations.json: a list of {image, image2, caption: sentence or sentences, bbox?: [x1, y1, x2, y2], mask?, split?, name?}."""
     path = root / "annotations.json"
-    records, entries, sizes = read_json(path), [], {}
+    records, entries = read_json(path), []
     if not isinstance(records, list) or not records:
         raise UserError(f"{path} is no list of pairs", '[{"image": "a.png", "image2": "b.png", "caption": "..."}]', type(records).__name__)
     for i, record in enumerate(records):
         if not isinstance(record, dict) or not {"image", "image2", "caption"} <= set(record):
             raise UserError(f"{path}: record {i} lacks what a pair has", "image, image2, caption", record)
+        if odd := {key: record[key] for key in ("image", "image2", "mask") if not isinstance(record.get(key) or "", str)}:
+            raise UserError(f"{path}: record {i} has a wrong file name", "text", odd, "name files as the folder has them")
         files = [root / safe(str(record[key]), path) for key in ("image", "image2")]
-        mask = root / safe(str(record["mask"]), path) if record.get("mask") else None
-        captions = record["caption"] if isinstance(record["caption"], list) else [record["caption"]]
-        captions, box = tuple(map(clean, captions)), record.get("bbox")
-        problem = mixed(captions, record.get("changeflag"))
+        mask = root / safe(record["mask"], path) if record.get("mask") else None
+        (captions, wrong), (box, odd) = sentences(record["caption"]), box_of(record.get("bbox"))
+        problem = wrong or mixed(captions, record.get("changeflag")) or odd
         if lacking := [str(file.relative_to(root)) for file in (*files, mask) if file is not None and not file.is_file()]:
             problem = f"no file {', '.join(lacking)}"
-        name = str(record.get("name") or PurePosixPath(record["image2"]).with_suffix(""))
-        if box is not None and (len(box) != 4 or not all(isinstance(v, int | float) and np.isfinite(v) for v in box)):
-            box, problem = None, f"bbox {box} is not four numbers"
-        if box is not None and max(box) > 1:
-            sizes[name] = size_of(files[0].read_bytes()) if files[0].is_file() else (1, 1)
-        box = None if box is None else tuple(map(float, box))
-        entries.append(Entry(name, str(record.get("split") or ""), captions, *files, mask, box, problem))
+        name = str(record.get("name") or PurePosixPath(str(record["image2"])).with_suffix(""))
+        entries.append(Entry(name, split_of(record.get("split"), path), captions, *files, mask, box, problem))
     masks = sum(entry.mask is not None for entry in entries)
     if masks not in (0, len(entries)):
         raise UserError(f"{path}: {masks} of {len(entries)} pairs have a mask", "a mask for each, or for none", masks)
     entries, said = divided(entries)
-    entries, told = given(entries, sizes)
+    entries, told = given(entries, lambda entry: size_of(entry.before))
     boxes = "mask" if masks else "given" if any(entry.box is not None for entry in entries) else None
     return Layout(root, "pictures with JSON", "annotations.json", unique(entries, path), boxes, tuple(said + told))

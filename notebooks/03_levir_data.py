@@ -44,10 +44,10 @@ print(layout.describe())
 # %% [markdown]
 # ## Into the store
 # A pair that cannot be used (no partner, other sizes, torn, a mask of other values, captions that disagree) is left out and named; more
-# than 1 % of them stops the run.
+# than 1 % of them stops the run. A store of a split that this data lacks is of another data set, and is removed.
 
 # %%
-stores = {name: levir.ensure_store(layout.root, name, work / "store" / f"levir_{name}", difference, log=print) for name in layout.splits}
+stores = levir.ensure_stores(layout, work / "store", difference, log=print)
 
 # %% [markdown]
 # ## Three states

@@ -17,7 +17,7 @@ import torch
 
 from repro import attention, clock, freshness, machine, results
 from repro.data.change_batches import prepared
-from repro.data.levir import Pairs
+from repro.data.levir import Pairs, of_one_source
 from repro.evaluation import captions, chains, kept, localisation
 from repro.machine import UserError
 from repro.models.change_agent import ChangeAgent
@@ -38,8 +38,8 @@ def pairs_of(work: Path, split: str) -> Pairs:
     place = work / "store" / f"levir_{split}"
     if not (place / "meta" / "repro.json").is_file():
         raise UserError(f"{place} is missing", "a store of LEVIR pairs, or of aerial ones", "none",
-                        "run notebook 03 first (repro run --only 03)")
-    return Pairs(place)
+                        "run notebook 03 first (repro run --only 03); where it has run, its data has no such split: give it one")
+    return of_one_source(Pairs(place))
 
 
 def boxes_of(pairs: Pairs) -> np.ndarray:

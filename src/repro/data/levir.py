@@ -15,6 +15,7 @@ box_source is "diff" and their state stays `not localisable`, so that nobody sco
 import hashlib
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,12 +29,12 @@ from repro.data.episodes import Column, Episode, Store
 from repro.data.levir_arrow import png_of
 from repro.data.levir_entries import NO_CHANGE, Entry, Layout
 from repro.data.levir_layouts import find, unpack
-from repro.data.levir_pairs import GREY, GROUP, Pair, Pairs, cell, columns_of, pair, state_table, write_store
+from repro.data.levir_pairs import GREY, GROUP, Pair, Pairs, cell, columns_of, of_one_source, pair, state_table, write_store
 from repro.data.resumable import ResumableWriter
 from repro.machine import UserError
 
-__all__ = ["GREY", "NO_CHANGE", "Pair", "Pairs", "ensure_store", "find", "import_levir", "pair", "read", "state_table", "unpack",
-           "write_store"]  # fmt: skip
+__all__ = ["GREY", "NO_CHANGE", "Pair", "Pairs", "ensure_store", "ensure_stores", "find", "import_levir", "of_one_source", "pair", "read",
+           "state_table", "unpack", "write_store"]  # fmt: skip
 
 
 # --- one pair, from its files -------------------------------------------------------------------------------------------------------
@@ -200,10 +201,22 @@ def _asked(layout: Layout, split: str, difference: bool) -> str:
     return told.hexdigest()
 
 
-def ensure_store(raw: Path | str, split: str, place: Path | str, difference: bool = False, workers: int = 2,
-                 log: Callable[[str], None] | None = None) -> "Pairs":  # fmt: skip
+def ensure_stores(layout: Layout, folder: Path | str, difference: bool = False, workers: int = 2,
+                  log: Callable[[str], None] | None = None) -> dict[str, Pairs]:  # fmt: skip
+    """{split: Pairs} of all splits of a layout, as stores `folder`/levir_<split>. Those of splits that it lacks are another data set's:
+    they are removed, and said to be, so that nobody trains on one set and tests on another."""
+    for place in sorted(Path(folder).glob("levir_*")):
+        if (place / "meta" / "repro.json").is_file() and place.name.removeprefix("levir_") not in layout.splits:
+            (log or (lambda line: None))(f"removed: {place}, of another data set: {layout.root.name} has no such split")
+            for gone in (place, place.with_name(place.name + ".prepared")):
+                shutil.rmtree(gone, ignore_errors=True)
+    return {split: ensure_store(layout, split, Path(folder) / f"levir_{split}", difference, workers, log) for split in layout.splits}
+
+
+def ensure_store(raw: Layout | Path | str, split: str, place: Path | str, difference: bool = False, workers: int = 2,
+                 log: Callable[[str], None] | None = None) -> Pairs:  # fmt: skip
     """The store at `place` where it was made from this split of these files, else a fresh import; see `import_levir`."""
-    layout = find(raw)
+    layout = raw if isinstance(raw, Layout) else find(raw)
     meta = Store(place).meta if (Path(place) / "meta" / "repro.json").is_file() else {}
     if meta.get("asked") != _asked(layout, split, difference):
         few_pairs = len(layout.of(split)) <= 8 * GROUP  # starting processes costs more than so few pairs

@@ -145,16 +145,36 @@ def unique(entries: list[Entry], path: Path) -> tuple[Entry, ...]:
 
 
 def divided(entries: list[Entry]) -> tuple[list[Entry], list[str]]:
-    """(entries with a split each, remarks): a set without splits is divided 9:1 by a hash of the names, the same on every machine."""
-    lacking = [entry for entry in entries if not entry.split]
-    if not lacking:
-        return entries, []
-    if len(lacking) < len(entries):
-        raise UserError(f"{len(lacking)} of {len(entries)} pairs have no split", "a split for each, or for none", lacking[0].name)
-    order = sorted(entries, key=lambda entry: hashlib.sha256(entry.name.encode()).digest())
-    held = {entry.name for entry in order[: max(1, len(order) // 10)]} if len(order) > 1 else set()
-    said = f"no splits in the source: divided here, by a hash of the names, into {len(entries) - len(held)} train and {len(held)} val"
-    return [replace(entry, split="val" if entry.name in held else "train") for entry in entries], [said]
+    """(entries with a split each, remarks), so that what can be trained on can be selected and tested on too.
+
+    "validation" is val. A set without splits is all train. For a val or test that is lacking a tenth of train is divided off, by a hash of
+    the names, the same on every machine.
+    """
+    said = []
+    if lacking := [entry for entry in entries if not entry.split]:
+        if len(lacking) < len(entries):
+            raise UserError(f"{len(lacking)} of {len(entries)} pairs have no split", "a split for each, or for none", lacking[0].name)
+        said, entries = ["no splits in the source: all is train"], [replace(entry, split="train") for entry in entries]
+    splits = {entry.split for entry in entries}
+    if foreign := sorted(splits & {"validation", "valid", "dev"}):
+        if len({"val", *foreign} & splits) > 1:
+            raise UserError("the source has several validation splits", "one of val, validation, valid, dev", ", ".join(sorted(splits)),
+                            "rename or merge them")  # fmt: skip
+        said.append(f"its split {foreign[0]!r} is val here")
+        entries = [replace(entry, split="val" if entry.split == foreign[0] else entry.split) for entry in entries]
+    splits = {entry.split for entry in entries}
+    tenth = max(1, sum(entry.split == "train" for entry in entries) // 10)
+    for lacks in [split for split in ("val", "test") if "train" in splits and split not in splits]:
+        entries, n = _parted(entries, lacks, tenth)
+        said.append(f"no {lacks} in the source: {n} of train's pairs divided off here, by a hash of the names")
+    return entries, said
+
+
+def _parted(entries: list[Entry], split: str, n: int) -> tuple[list[Entry], int]:
+    """(entries, how many): the first `n` of train's by a hash of their names belong to `split`; one at least stays."""
+    train = sorted((e.name for e in entries if e.split == "train"), key=lambda name: hashlib.sha256(name.encode()).digest())
+    held = set(train[: min(n, len(train) - 1)])
+    return [replace(e, split=split) if e.split == "train" and e.name in held else e for e in entries], len(held)
 
 
 def given(entries: list[Entry], size: Callable[[Entry], tuple[int, int] | None]) -> tuple[list[Entry], list[str]]:

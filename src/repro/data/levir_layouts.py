@@ -4,13 +4,15 @@
 |---|---|---|---|
 | LEVIR-MCI | LevirCCcaptions.json and images/<split>/label | as the json says | from the masks |
 | LEVIR-CC | LevirCCcaptions.json, no label folder | as the json says | none |
-| Arrow (`save_to_disk`) | state.json, or dataset_dict.json | its folders; one without a split is divided | column bbox |
-| pictures with JSON | annotations.json | its key split; where none has one it is divided | its key bbox |
+| Arrow (`save_to_disk`) | state.json, or dataset_dict.json | its folders; val and test where it lacks them | column bbox |
+| pictures with JSON | annotations.json | its key split; val and test where it lacks them | its key bbox |
 
-A set without splits is divided 9:1 into train and val by a hash of the names, and the layout says so. What was found is a value
+Of the last two, "validation" is val, and a set that lacks val or test has a tenth of train divided off for each by a hash of the names, and
+the layout says so. What was found is a value
 (`Layout`) that prints itself: nothing is guessed in silence. Arrow files are read with pyarrow, which executes nothing.
 """
 
+import json
 import os
 import shutil
 import stat
@@ -23,21 +25,29 @@ from repro.data.levir_entries import SPLITS, Entry, Layout, box_of, divided, giv
 from repro.machine import UserError
 
 CAPTIONS = "LevirCCcaptions.json"
+UNPACKED = "unpacked_from.json"  # in a folder that `unpack` made: which zip it is of
 
 
 # --- unpacking ----------------------------------------------------------------------------------------------------------------------
 
 
 def unpack(archive: Path | str, folder: Path | str) -> Path:
-    """The files of a zip in `folder`, whole or not at all; an existing folder is taken as this zip's, unpacked before.
+    """The files of a zip in `folder`, whole or not at all, with a note (UNPACKED) of which zip they are of. A folder with this zip's note
+    is taken as it is, one with another's is made anew.
 
-    Raises UserError, with nothing written, for a torn zip, for names that lead out of the folder, for links, for too little disk and for
-    a place that cannot be written.
+    Raises UserError, with nothing written, for a folder without a note, for a torn zip, for names that lead out of the folder, for links,
+    for too little disk and for a place that cannot be written.
     """
     archive, folder = Path(archive), Path(folder)
-    if folder.is_dir():
+    note, file = folder / UNPACKED, archive.stat()
+    mine = {"name": archive.name, "bytes": file.st_size, "modified_ns": file.st_mtime_ns}
+    if folder.is_dir() and not note.is_file():
+        raise UserError(f"{folder} is in the way: {archive.name} would be unpacked there", f"a folder unpacked from it, with {UNPACKED}",
+                        "a folder without that note", f"give {folder} itself if it holds the data; else move it, or give another place: "
+                        "levir.find(zip, place)")  # fmt: skip
+    if note.is_file() and read_json(note) == mine:
         return folder
-    part = folder.with_name(folder.name + ".part")
+    part, old = (folder.with_name(folder.name + end) for end in (".part", ".old"))
     try:
         with zipfile.ZipFile(archive) as file:
             members = [info for info in file.infolist() if not info.filename.startswith("__MACOSX/")]
@@ -50,12 +60,16 @@ def unpack(archive: Path | str, folder: Path | str) -> Path:
             shutil.rmtree(part, ignore_errors=True)
             for info in members:
                 file.extract(info, part)
+        (part / UNPACKED).write_text(json.dumps(mine))
+        if folder.is_dir():
+            os.rename(folder, old)  # another zip's: never half of it under its name
         os.rename(part, folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{archive} cannot be unpacked into {folder}", "a whole zip and a folder that can be written", error,
                         "download it again, or give another place: levir.find(zip, place)") from error  # fmt: skip
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        for left in (part, old):
+            shutil.rmtree(left, ignore_errors=True)
     return folder
 
 

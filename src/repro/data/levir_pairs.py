@@ -195,7 +195,7 @@ def of_one_source(pairs: Pairs) -> Pairs:
     about = lambda store: {name: store.meta.get(name) for name in ("source", "known_by", "drawn")}
     for place in sorted(pairs.store.folder.parent.glob("levir_*")):
         if (place / "meta" / "repro.json").is_file() and (other := about(Store(place))) != about(pairs.store):
-            raise UserError(f"{pairs.store.folder} and {place.name} beside it are of different data", "one data set, to train and to test on",
+            raise UserError(f"{pairs.store.folder} and {place.name} beside it are of different data", "one data set, to train and test on",
                             f"{about(pairs.store)} and {other}", "run notebook 03 again with one levir_root (repro run --only 03)")
     return pairs
 

@@ -246,3 +246,64 @@ def test_the_command_says_vector_and_box_or_no_change(work, tmp_path, monkeypatc
         with pytest.raises(UserError, match=what):
             change_answer.answer(change_experiments.folder(work, "ours"), tmp_path / before, tmp_path / "b.png", out=tmp_path / "d.png")
     assert not (tmp_path / "d.png").exists()
+
+
+def two_dates(folder: Path, size: int = 32) -> tuple[Path, Path]:
+    """The files of both dates of a changed pair."""
+    folder.mkdir(exist_ok=True)
+    shown = one(1, "x", size)
+    for name, picture in (("a", shown.before), ("b", shown.after)):
+        PIL.Image.fromarray(picture).save(folder / f"{name}.png")
+    return folder / "a.png", folder / "b.png"
+
+
+def test_the_command_refuses_pictures_of_sixteen_bits_and_tells_of_small_ones(work, tmp_path):
+    run, (before, after) = change_experiments.folder(work, "guide"), two_dates(tmp_path)
+    deep = np.full((32, 32), 1000, np.uint16)
+    for name, made in (("deep", PIL.Image.fromarray(deep)), ("float", PIL.Image.fromarray(deep.astype(np.float32)))):
+        made.save(tmp_path / f"{name}.tif")
+        with pytest.raises(UserError, match="(?s)more than 8 bits.*scale its values"):
+            change_answer.answer(run, tmp_path / f"{name}.tif", after, out=tmp_path / "out.png")
+    for mode in ("L", "RGBA", "P", "1"):
+        PIL.Image.open(before).convert(mode).save(tmp_path / "mode.png")
+        assert change_answer.picture(tmp_path / "mode.png").shape == (32, 32, 3)
+    assert not (tmp_path / "out.png").exists()
+    small = PIL.Image.new("RGB", (1, 1))
+    small.save(tmp_path / "small.png")
+    lines = change_answer.answer(run, tmp_path / "small.png", tmp_path / "small.png", out=tmp_path / "out.png")
+    assert any("the pictures have 1 px, fewer than the 32 px" in line for line in lines)
+    assert not any("fewer than" in line for line in change_answer.answer(run, before, after, out=tmp_path / "out.png"))
+
+
+SPOILT = {
+    "weights cut": ("model.safetensors", lambda file: file.write_bytes(file.read_bytes()[:-100]), "model.safetensors cannot be read"),
+    "weights missing": ("model.safetensors", lambda file: file.unlink(), "model.safetensors cannot be read"),
+    "model.json torn": ("model.json", lambda file: file.write_text(file.read_text()[:50]), "model.json cannot be read"),
+    "model.json a list": ("model.json", lambda file: file.write_text("[]"), "model.json is not a change agent's"),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+@pytest.mark.parametrize("explained", [True, False])
+def test_the_command_says_which_file_of_a_checkpoint_is_damaged(work, tmp_path, kind, explained):
+    name, spoil, said = SPOILT[kind]
+    place = tmp_path / "step_00000001"
+    shutil.copytree(checkpoint.need(change_experiments.folder(work, "guide")), place)
+    spoil(place / name)
+    if not explained:  # without about.json nobody knows what the files were
+        (place / "about.json").unlink()
+    with pytest.raises(UserError, match=f"(?s)step_00000001 is damaged.*{name}" if explained else said):
+        change_answer.answer(place, *two_dates(tmp_path), out=tmp_path / "out.png")
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_the_command_says_where_it_cannot_write_and_which_notebook_trains(work, tmp_path):
+    run, dates = change_experiments.folder(work, "guide"), two_dates(tmp_path)  # no gate: it always draws
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("mine")
+    for out, said in (("folder", "is a folder"), ("file/out.png", "cannot be written")):
+        with pytest.raises(UserError, match=said):
+            change_answer.answer(run, *dates, out=tmp_path / out)
+    assert (tmp_path / "file").read_text() == "mine" and not list(tmp_path.rglob("*.part"))
+    with pytest.raises(UserError, match="notebook 07"):
+        change_answer.answer(tmp_path / "folder", *dates, out=tmp_path / "out.png")

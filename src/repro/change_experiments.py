@@ -95,7 +95,7 @@ def load(work: Path, rows: list[str], seed: int = 0) -> dict[str, ChangeAgent]:
     found = {}
     for row in rows:
         place = folder(work, row, seed)
-        path = checkpoint.need(place / "best")
+        path = checkpoint.need(place / "best", "07")
         model, about = ChangeAgent.load(path), checkpoint.about(path)
         lines = read_metrics(place / "metrics.jsonl")
         model.minutes = lines[-1]["seconds"] / 60

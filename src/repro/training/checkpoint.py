@@ -117,12 +117,12 @@ def latest(folder: Path | str, log: Callable[[str], None] = print) -> Path | Non
     return None
 
 
-def need(folder: Path | str) -> Path:
-    """`latest`, or an error that says what to do."""
+def need(folder: Path | str, notebook: str = "05") -> Path:
+    """`latest`, or an error that says what to do. notebook: the one that trains such a model."""
     path = latest(folder)
     if path is None:
         raise UserError(f"{folder} holds no checkpoint", expected="a folder step_XXXXXXXX", found=[p.name for p in steps(folder)] or "none",
-                        next_step="train first (notebook 05, or `repro train CONFIG.json`)")
+                        next_step=f"train first (notebook {notebook}, or `repro train CONFIG.json`)")
     return path
 
 

@@ -100,6 +100,21 @@ def test_pairs_without_any_box_are_refused_before_anything_is_made(work, tmp_pat
     assert not (tmp_path / "run").exists() and not (tmp_path / "cc.prepared").exists()
 
 
+def test_a_caption_that_is_too_long_is_refused_before_anything_is_made(work, tmp_path):
+    from repro.data import levir
+
+    said = lambda pair, captions: levir.pair(pair.name, pair.split, pair.before, pair.after, captions, pair.mask)
+    pairs = [one(i, "train", 32) for i in range(6)]
+    pairs[3] = said(pairs[3], [*pairs[3].captions[:4], "a house " * 30])  # the fifth sentence of one pair
+    levir.write_store(pairs, tmp_path / "long")
+    config = json.loads(change_experiments.folder(work, "ours").with_suffix(".json").read_text())
+    for field in ("store", "validation"):
+        job = launch.write_config(tmp_path / "long.json", **{**config, "folder": str(tmp_path / "run"), field: str(tmp_path / "long")})
+        with pytest.raises(UserError, match="(?s)a caption is too long.*a house a house.*text_length"):
+            launch.train_from_config(job, log=lambda line: None)
+    assert not (tmp_path / "run").exists() and not (tmp_path / "long.prepared").exists()
+
+
 def replace_mask(pair):
     """As LEVIR-CC has it: captions, no mask."""
     from repro.data import levir

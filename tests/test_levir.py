@@ -126,6 +126,19 @@ def test_a_store_is_made_once_and_again_when_the_source_changes(tmp_path):
     again = levir.ensure_store(root, "train", tmp_path / "store", workers=1)
     assert again.hash != first.hash and again.column("captions")[1][0] == "a hut is built"
     assert levir.ensure_store(root, "val", tmp_path / "store", workers=1).column("name") == ["val_000001", "val_000003"]
+    label = root / "images" / "train" / "label" / "train_000003.png"
+    old, size = label.read_bytes(), label.stat().st_size
+    moved = encode_png(np.roll(grey_mask(True), 2, axis=1))
+    label.write_bytes(moved + bytes(max(0, size - len(moved))))
+    assert label.stat().st_size == size, "another mask of as many bytes"
+    shifted = levir.ensure_store(root, "train", tmp_path / "store", workers=1)
+    assert shifted.hash != again.hash and np.allclose(shifted.column("box_main")[1], BOX + np.float32([2, 0, 2, 0]) / SIZE)
+    label.write_bytes(old)
+    assert levir.ensure_store(root, "train", tmp_path / "store", workers=1).hash == again.hash
+    stamp = (tmp_path / "store" / "meta" / "repro.json").stat().st_mtime_ns
+    label.touch()
+    assert levir.ensure_store(root, "train", tmp_path / "store", workers=1).hash == again.hash
+    assert (tmp_path / "store" / "meta" / "repro.json").stat().st_mtime_ns == stamp, "a new time alone is no new file"
     layout = levir.find(root)
     flawed = replace(layout, entries=(replace(layout.entries[0], problem="a flaw"), *layout.entries[1:]))
     assert levir._asked(flawed, "train", False) != levir._asked(layout, "train", False)
@@ -321,6 +334,18 @@ def test_one_bad_pair_of_many_is_left_out_and_named_and_of_few_it_stops_the_run(
             with pytest.raises(UserError, match=why):
                 list(levir.read(root, "train", log=None))
             assert not (tmp_path / "few").exists() and not (tmp_path / "few.part").exists(), "nothing half-written"
+
+
+def test_the_usual_size_is_that_of_most_pairs_not_of_the_first(tmp_path):
+    root = levir_folder(tmp_path / "raw", train=150, val=1)
+    for kind in ("A", "B", "label"):
+        (root / "images" / "train" / kind / "train_000001.png").write_bytes(encode_png(np.zeros((12, 12, 3), np.uint8)))
+    pairs = levir.ensure_store(root, "train", tmp_path / "store", workers=1)
+    assert len(pairs) == 149 and pairs.store.meta["left_out"] == {"train_000001": "12x12, others are 24x24"}
+    entries = levir.find(root).of("train")
+    (root / "images" / "train" / "A" / "train_000001.png").write_bytes(b"torn")
+    (root / "images" / "train" / "A" / "train_000003.png").unlink()
+    assert levir.usual_size(entries[:3]) == "24x24" and levir.usual_size(entries[:2]) is None
 
 
 def test_wrong_structures_are_refused(tmp_path):

@@ -190,6 +190,19 @@ def test_a_few_pairs_are_learned_by_heart_box_gate_and_caption(pairs, sentences)
     assert model.write(given) == given["caption"] == model.write(given, beams=2)
 
 
+def test_what_it_wrote_before_changes_no_answer_and_can_always_be_told(pairs, sentences):
+    model, fresh = build("tiny_ours", sentences, text_length=12), build("tiny_ours", sentences, text_length=12)
+    given = batch(model, pairs)
+    written = model.write(given)  # of random weights: broken letters
+    told = model.fitted(written)
+    assert all(len(model.tokenizer.encode(" " + text)) <= 12 for text in told) and told != written
+    assert all(len(one) <= len(other) for one, other in zip(told, written, strict=True))
+    with pytest.raises(UserError, match="too long"):
+        model.answers(given, written)
+    assert np.array_equal(model.answers(given, told)["vector"], fresh.answers(given, told)["vector"])
+    assert model.fitted([NO_CHANGE, ""]) == [NO_CHANGE, ""]
+
+
 # ---- batches -------------------------------------------------------------------------------------------------------------------------
 
 

@@ -60,8 +60,9 @@ def answer(run: Path, before: Path, after: Path, caption: str | None = None, wri
         lines.append(f"the pictures have {pictures[0].shape[0]} px, fewer than the {model.tower.image_size} px that the model looks at: "
                      "they are enlarged, and what it says of them is worth less than was measured")  # fmt: skip
     if write:
-        caption = model.write(batch)[0]
+        (caption,) = written = model.write(batch)
         lines.append(f'it writes: "{caption}"')
+        (caption,) = model.fitted(written)
     found = model.answers(batch, [caption])
     vector = found["vector"][0]
     lines += [f"[cx, cy, scale] = [{vector[0]:.3f}, {vector[1]:.3f}, {vector[2]:.3f}], shares of the picture's side", measured(run)]

@@ -36,12 +36,15 @@ def parts(config: ChangeConfig, captions: Sequence[str] = (), tokenizer=None, pr
     tower = TinyTower(c.image_size, c.channels) if c.vision == "tiny" else towers.frozen_vision(c.vision, c.vision_revision, pretrained,
                                                                                                dtype)  # fmt: skip
     if not hasattr(tower, "whole"):
-        raise UserError(f"the vision tower {c.vision} has no pooled vector", "CLIP or DINOv2", type(tower).__name__,
+        raise UserError(f"the vision tower {c.vision} has no pooled vector", "CLIP, DINOv2 or ViT", type(tower).__name__,
                         "choose one of these; SigLIP's pooling head is not kept (models/towers.py)")  # fmt: skip
     if c.language == "tiny":
         tokenizer = tokenizer or small_tokenizer([*captions, ASK])
         return tower, tiny.language(c, tokenizer), tokenizer
-    language, own = towers.language(c.language, c.language_revision, pretrained, dtype, c.quantise or None)
+    language, own = towers.language(c.language, c.language_revision, pretrained, dtype, c.quantise or None, expect={"model_type": None})
+    if not isinstance(getattr(language, "model", None), nn.Module):
+        raise UserError(f"the language model {c.language} keeps its layers elsewhere", "a part `model`, as Qwen2, Qwen3, Llama, Mistral",
+                        type(language).__name__, "choose a model of such a family")  # fmt: skip
     if c.lora_rank:
         language = adapters.add(language, adapters.LoRA(c.lora_rank, c.lora_alpha, c.lora_dropout, c.lora_targets), c.checkpointing)
     else:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from repro import change_experiments, change_figures, change_tables, cli, profil
 from repro.data import levir_boxes
 from repro.evaluation import change_answer, localisation
 from repro.machine import UserError
+from repro.models.change_agent import PRESETS, TRAIN
 from repro.training import checkpoint, launch, loop
 
 TINY = {"image_size": 32, "channels": 4, "hidden": 32, "heads": 2, "intermediate": 32, "layers": 1, "width": 16, "readers": 2, "mixing": 1,
@@ -86,6 +87,11 @@ def test_the_readmes_memory_is_the_benchmarks_of_the_present_presets():
     line = next(line for line in (root / "README.md").read_text().splitlines() if "benchmarks/change_memory.py" in line and "t4" in line)
     assert f"| {found['cases']['t4']['GB with context and slack']:.1f} GB, **{found['how']}**" in line and found["cases"]["t4"]["met"]
     assert {"t4", "t4, features cached", "guide"} <= set(found["cases"])
+    for name, changes in (("t4", {}), ("t4, features cached", {"cache_features": True, "augment": False}), ("guide", {})):
+        preset = "guide" if name == "guide" else "t4"
+        present = json.loads(json.dumps(asdict(replace(PRESETS[preset], **changes))))
+        assert found["cases"][name]["config"] == present, f"{name} is another than was measured: run benchmarks/change_memory.py again"
+        assert found["cases"][name]["batch"] == TRAIN[preset]["batch_size"]
 
 
 def test_pairs_without_any_box_are_refused_before_anything_is_made(work, tmp_path):

@@ -9,7 +9,7 @@ LEVIR-CC's longest (39 words); lengths are in tokens, one a word, and the vocabu
 """
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -138,7 +138,7 @@ def main() -> None:
     for name, (preset, changes) in CASES.items():
         if given.only not in ("", name):
             continue
-        row = cases[name] = run(preset, changes)
+        row = cases[name] = run(preset, changes) | {"config": asdict(replace(PRESETS[preset], **changes))}
         numbers = "  ".join(f"{row[c]:{len(c)}.2f}" for c in columns)
         print(f"{name:28} {row['batch']:5}  {row['trainable_millions']:7.2f}  {numbers}  {'yes' if row['met'] else 'no'}", flush=True)
     if given.json:

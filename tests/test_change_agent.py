@@ -190,6 +190,19 @@ def test_a_few_pairs_are_learned_by_heart_box_gate_and_caption(pairs, sentences)
     assert model.write(given) == given["caption"] == model.write(given, beams=2)
 
 
+def test_what_it_wrote_before_changes_no_answer_and_can_always_be_told(pairs, sentences):
+    model, fresh = build("tiny_ours", sentences, text_length=12), build("tiny_ours", sentences, text_length=12)
+    given = batch(model, pairs)
+    written = model.write(given)  # of random weights: broken letters
+    told = model.fitted(written)
+    assert all(len(model.tokenizer.encode(" " + text)) <= 12 for text in told) and told != written
+    assert all(len(one) <= len(other) for one, other in zip(told, written, strict=True))
+    with pytest.raises(UserError, match="too long"):
+        model.answers(given, written)
+    assert np.array_equal(model.answers(given, told)["vector"], fresh.answers(given, told)["vector"])
+    assert model.fitted([NO_CHANGE, ""]) == [NO_CHANGE, ""]
+
+
 # ---- batches -------------------------------------------------------------------------------------------------------------------------
 
 
@@ -353,6 +366,65 @@ def test_another_vision_tower_is_one_argument_and_sees_its_own_normalisation(tmp
     assert model.grid.join.in_features == 3 * 24 and model.loss(batch(model, pairs))["loss"].isfinite()
     with pytest.raises(UserError, match="no pooled vector"):
         published(shelf, vision=str(tmp_path / "siglip"))
+
+
+def test_a_vit_is_one_argument_and_says_its_own_normalisation(tmp_path, shelf, pairs):
+    from transformers import ViTConfig, ViTModel
+
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    sizes["intermediate_size"] = 32
+    ViTModel(ViTConfig(**sizes), add_pooling_layer=False).save_pretrained(tmp_path / "vit")
+    with pytest.raises(UserError, match="(?s)normalised.*preprocessor_config.json"):
+        published(shelf, vision=str(tmp_path / "vit"))
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.4] * 3, "image_std": [0.2] * 3}))
+    model = published(shelf, vision=str(tmp_path / "vit"))
+    shown, own = np.stack(pairs.pictures([0, 1]), 1), ViTModel.from_pretrained(tmp_path / "vit", add_pooling_layer=False)
+    pixels = torch.tensor((shown.reshape(4, 32, 32, 3) / 255 - 0.4) / 0.2).permute(0, 3, 1, 2).float()  # of its own size: not resized
+    with torch.no_grad():
+        wanted = own(pixels).last_hidden_state.unflatten(0, (2, 2))
+        assert torch.allclose(model._see(shown), wanted, atol=1e-3)
+    assert model.loss(batch(model, pairs))["loss"].isfinite()
+    (tmp_path / "saved").mkdir()
+    model.save(tmp_path / "saved")
+    again = ChangeAgent.load(tmp_path / "saved")
+    assert np.array_equal(again.act(*pairs.pictures([1]))["vector"], model.act(*pairs.pictures([1]))["vector"])
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen3", "Mistral"])
+def test_another_family_of_language_models_is_one_argument(family, tmp_path, shelf, pairs, sentences):
+    import transformers
+
+    tokenizer = small_tokenizer([*sentences, ASK])
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "num_key_value_heads": 2, "head_dim": 24, "bos_token_id": None, "eos_token_id": None}  # fmt: skip
+    config = getattr(transformers, f"{family}Config")(**sizes)
+    getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    model = published(shelf, language=str(tmp_path / "other"))
+    assert model.decoder.config.model_type == family.lower() and model.projector.out_features == 48
+    given = batch(model, pairs)
+    model.loss(given)["loss"].backward()
+    train = [name for name, p in model.named_parameters() if "lora_B" in name and p.grad is not None and p.grad.abs().sum()]
+    assert len(train) == 2 and len(model.write(given)) == 8
+    (tmp_path / "saved").mkdir()
+    model.save(tmp_path / "saved")
+    again, told = ChangeAgent.load(tmp_path / "saved"), ["a house appears"] * 8
+    assert np.array_equal(again.answers(given, told)["vector"], model.eval().answers(given, told)["vector"])
+    with pytest.raises(UserError, match=f"(?s)language.model_type *\\| {family.lower()} *\\| qwen2"):
+        ChangeAgent.load(tmp_path / "saved", language=str(shelf / "qwen"))
+
+
+def test_a_language_model_without_the_layers_that_are_asked_is_refused(tmp_path, shelf, sentences):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokenizer = small_tokenizer([*sentences, ASK])
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, bos_token_id=None, eos_token_id=None)
+                    ).save_pretrained(tmp_path / "gpt2")  # fmt: skip
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(UserError, match="(?s)keeps its layers elsewhere.*Llama"):
+        published(shelf, language=str(tmp_path / "gpt2"))
+    with pytest.raises(UserError, match="does not hold the language model"):
+        published(shelf, language=str(shelf / "clip"))
 
 
 @pytest.mark.parametrize("preset", ["guide", "t4"])

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from repro import change_asked, change_experiments, change_figures, change_table
 from repro.data import levir_boxes
 from repro.evaluation import change_answer, localisation
 from repro.machine import UserError
-from repro.models.change_agent_config import PRESETS as CONFIGS
+from repro.models.change_agent import PRESETS, TRAIN
 from repro.training import checkpoint, launch, loop
 
 TINY = {"image_size": 32, "channels": 4, "hidden": 32, "heads": 2, "intermediate": 32, "layers": 1, "width": 16, "readers": 2, "mixing": 1,
@@ -87,6 +87,11 @@ def test_the_readmes_memory_is_the_benchmarks_of_the_present_presets():
     line = next(line for line in (root / "README.md").read_text().splitlines() if "benchmarks/change_memory.py" in line and "t4" in line)
     assert f"| {found['cases']['t4']['GB with context and slack']:.1f} GB, **{found['how']}**" in line and found["cases"]["t4"]["met"]
     assert {"t4", "t4, features cached", "guide"} <= set(found["cases"])
+    for name, changes in (("t4", {}), ("t4, features cached", {"cache_features": True, "augment": False}), ("guide", {})):
+        preset = "guide" if name == "guide" else "t4"
+        present = json.loads(json.dumps(asdict(replace(PRESETS[preset], **changes))))
+        assert found["cases"][name]["config"] == present, f"{name} is another than was measured: run benchmarks/change_memory.py again"
+        assert found["cases"][name]["batch"] == TRAIN[preset]["batch_size"]
 
 
 def test_the_readme_says_what_caching_pays_or_that_nobody_measured():
@@ -95,7 +100,7 @@ def test_the_readme_says_what_caching_pays_or_that_nobody_measured():
     record = root / "results" / "benchmarks" / "change_cache.json"
     said = f"| {json.loads(record.read_text())['ratio']:.1f}x" if record.is_file() else "| no record yet |"
     assert said in line
-    caching = {name for name, config in CONFIGS.items() if config.vision != "tiny" and config.cache_features}
+    caching = {name for name, config in PRESETS.items() if config.vision != "tiny" and config.cache_features}
     assert caching == {"guide", "ours"} and "presets `guide`, `ours`; `t4` augments instead and never caches" in line
 
 
@@ -109,6 +114,21 @@ def test_pairs_without_any_box_are_refused_before_anything_is_made(work, tmp_pat
         with pytest.raises(UserError, match="(?s)no pair with a box.*6 pairs, none localisable.*LEVIR-MCI"):
             launch.train_from_config(job, log=lambda line: None)
     assert not (tmp_path / "run").exists() and not (tmp_path / "cc.prepared").exists()
+
+
+def test_a_caption_that_is_too_long_is_refused_before_anything_is_made(work, tmp_path):
+    from repro.data import levir
+
+    said = lambda pair, captions: levir.pair(pair.name, pair.split, pair.before, pair.after, captions, pair.mask)
+    pairs = [one(i, "train", 32) for i in range(6)]
+    pairs[3] = said(pairs[3], [*pairs[3].captions[:4], "a house " * 30])  # the fifth sentence of one pair
+    levir.write_store(pairs, tmp_path / "long")
+    config = json.loads(change_experiments.folder(work, "ours").with_suffix(".json").read_text())
+    for field in ("store", "validation"):
+        job = launch.write_config(tmp_path / "long.json", **{**config, "folder": str(tmp_path / "run"), field: str(tmp_path / "long")})
+        with pytest.raises(UserError, match="(?s)a caption is too long.*a house a house.*text_length"):
+            launch.train_from_config(job, log=lambda line: None)
+    assert not (tmp_path / "run").exists() and not (tmp_path / "long.prepared").exists()
 
 
 def replace_mask(pair):
@@ -222,9 +242,9 @@ def test_the_sheet_says_what_each_answer_is_to_its_pair(work):
     labels = np.array([axis.get_xlabel().replace("\n", " ") for axis in figure.axes]).reshape(3, 6)[:, 2:]
     iou = float(levir_boxes.iou(levir_boxes.decode(vectors[0]), pairs.column("box_main")[rows[1]]))
     assert labels.tolist() == [
-        ["unchanged", "change (p = 0.90),\nfalse alarm", "no change (p = 0.20),\nright", "false alarm"],
-        ["localisable", f"change (p = 0.90),\nIoU {iou:.2f}", "no change (p = 0.20),\nmissed", f"IoU {iou:.2f}"],
-        ["not localisable", "change (p = 0.90),\nno box to check", "no change (p = 0.20),\nmissed", "no box to check"]]  # fmt: skip
+        ["unchanged", "change (p = 0.90), false alarm", "no change (p = 0.20), right", "false alarm"],
+        ["localisable", f"change (p = 0.90), IoU {iou:.2f}", "no change (p = 0.20), missed", f"IoU {iou:.2f}"],
+        ["not localisable", "change (p = 0.90), no box to check", "no change (p = 0.20), missed", "no box to check"]]  # fmt: skip
     drawn = np.array([len(axis.patches) for axis in figure.axes]).reshape(3, 6)[:, 2:]
     assert drawn.tolist() == [[0, 1, 0, 1], [1, 2, 1, 2], [0, 1, 0, 1]], "no square where the gate is silent, the truth where there is one"
 
@@ -287,3 +307,64 @@ def test_the_command_says_vector_and_box_or_no_change(work, tmp_path, monkeypatc
         with pytest.raises(UserError, match=what):
             change_answer.answer(change_experiments.folder(work, "ours"), tmp_path / before, tmp_path / "b.png", out=tmp_path / "d.png")
     assert not (tmp_path / "d.png").exists()
+
+
+def two_dates(folder: Path, size: int = 32) -> tuple[Path, Path]:
+    """The files of both dates of a changed pair."""
+    folder.mkdir(exist_ok=True)
+    shown = one(1, "x", size)
+    for name, picture in (("a", shown.before), ("b", shown.after)):
+        PIL.Image.fromarray(picture).save(folder / f"{name}.png")
+    return folder / "a.png", folder / "b.png"
+
+
+def test_the_command_refuses_pictures_of_sixteen_bits_and_tells_of_small_ones(work, tmp_path):
+    run, (before, after) = change_experiments.folder(work, "guide"), two_dates(tmp_path)
+    deep = np.full((32, 32), 1000, np.uint16)
+    for name, made in (("deep", PIL.Image.fromarray(deep)), ("float", PIL.Image.fromarray(deep.astype(np.float32)))):
+        made.save(tmp_path / f"{name}.tif")
+        with pytest.raises(UserError, match="(?s)more than 8 bits.*scale its values"):
+            change_answer.answer(run, tmp_path / f"{name}.tif", after, out=tmp_path / "out.png")
+    for mode in ("L", "RGBA", "P", "1"):
+        PIL.Image.open(before).convert(mode).save(tmp_path / "mode.png")
+        assert change_answer.picture(tmp_path / "mode.png").shape == (32, 32, 3)
+    assert not (tmp_path / "out.png").exists()
+    small = PIL.Image.new("RGB", (1, 1))
+    small.save(tmp_path / "small.png")
+    lines = change_answer.answer(run, tmp_path / "small.png", tmp_path / "small.png", out=tmp_path / "out.png")
+    assert any("the pictures have 1 px, fewer than the 32 px" in line for line in lines)
+    assert not any("fewer than" in line for line in change_answer.answer(run, before, after, out=tmp_path / "out.png"))
+
+
+SPOILT = {
+    "weights cut": ("model.safetensors", lambda file: file.write_bytes(file.read_bytes()[:-100]), "model.safetensors cannot be read"),
+    "weights missing": ("model.safetensors", lambda file: file.unlink(), "model.safetensors cannot be read"),
+    "model.json torn": ("model.json", lambda file: file.write_text(file.read_text()[:50]), "model.json cannot be read"),
+    "model.json a list": ("model.json", lambda file: file.write_text("[]"), "model.json is not a change agent's"),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+@pytest.mark.parametrize("explained", [True, False])
+def test_the_command_says_which_file_of_a_checkpoint_is_damaged(work, tmp_path, kind, explained):
+    name, spoil, said = SPOILT[kind]
+    place = tmp_path / "step_00000001"
+    shutil.copytree(checkpoint.need(change_experiments.folder(work, "guide")), place)
+    spoil(place / name)
+    if not explained:  # without about.json nobody knows what the files were
+        (place / "about.json").unlink()
+    with pytest.raises(UserError, match=f"(?s)step_00000001 is damaged.*{name}" if explained else said):
+        change_answer.answer(place, *two_dates(tmp_path), out=tmp_path / "out.png")
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_the_command_says_where_it_cannot_write_and_which_notebook_trains(work, tmp_path):
+    run, dates = change_experiments.folder(work, "guide"), two_dates(tmp_path)  # no gate: it always draws
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("mine")
+    for out, said in (("folder", "is a folder"), ("file/out.png", "cannot be written")):
+        with pytest.raises(UserError, match=said):
+            change_answer.answer(run, *dates, out=tmp_path / out)
+    assert (tmp_path / "file").read_text() == "mine" and not list(tmp_path.rglob("*.part"))
+    with pytest.raises(UserError, match="notebook 07"):
+        change_answer.answer(tmp_path / "folder", *dates, out=tmp_path / "out.png")

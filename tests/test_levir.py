@@ -14,6 +14,7 @@ from levir_folder import BOX, CHANGE, MASK, SIZE, edit, grey_mask, levir_folder,
 from repro.data import levir
 from repro.data.episodes import encode_png
 from repro.data.levir import NO_CHANGE, Pairs
+from repro.data.levir_entries import SPLITS
 from repro.data.levir_pictures import clip_pixels
 from repro.machine import UserError
 
@@ -125,6 +126,19 @@ def test_a_store_is_made_once_and_again_when_the_source_changes(tmp_path):
     again = levir.ensure_store(root, "train", tmp_path / "store", workers=1)
     assert again.hash != first.hash and again.column("captions")[1][0] == "a hut is built"
     assert levir.ensure_store(root, "val", tmp_path / "store", workers=1).column("name") == ["val_000001", "val_000003"]
+    label = root / "images" / "train" / "label" / "train_000003.png"
+    old, size = label.read_bytes(), label.stat().st_size
+    moved = encode_png(np.roll(grey_mask(True), 2, axis=1))
+    label.write_bytes(moved + bytes(max(0, size - len(moved))))
+    assert label.stat().st_size == size, "another mask of as many bytes"
+    shifted = levir.ensure_store(root, "train", tmp_path / "store", workers=1)
+    assert shifted.hash != again.hash and np.allclose(shifted.column("box_main")[1], BOX + np.float32([2, 0, 2, 0]) / SIZE)
+    label.write_bytes(old)
+    assert levir.ensure_store(root, "train", tmp_path / "store", workers=1).hash == again.hash
+    stamp = (tmp_path / "store" / "meta" / "repro.json").stat().st_mtime_ns
+    label.touch()
+    assert levir.ensure_store(root, "train", tmp_path / "store", workers=1).hash == again.hash
+    assert (tmp_path / "store" / "meta" / "repro.json").stat().st_mtime_ns == stamp, "a new time alone is no new file"
     layout = levir.find(root)
     flawed = replace(layout, entries=(replace(layout.entries[0], problem="a flaw"), *layout.entries[1:]))
     assert levir._asked(flawed, "train", False) != levir._asked(layout, "train", False)
@@ -143,11 +157,30 @@ def test_zip_with_a_root_folder_of_its_own(tmp_path):
     assert len(list(levir.read(path, "val", log=None))) == 2 and (tmp_path / "LEVIR-MCI-dataset").is_dir(), "beside the zip by default"
 
 
+def test_a_second_zip_for_the_same_place_is_unpacked_and_not_taken_for_the_first(tmp_path):
+    place = tmp_path / "unpacked"
+    first = zipped(levir_folder(tmp_path / "cc", masks=False), tmp_path / "Levir-CC.zip")
+    second = zipped(levir_folder(tmp_path / "mci"), tmp_path / "LEVIR-MCI.zip")
+    assert levir.find(first, place).kind == "LEVIR-CC"
+    stamp = (place / "LEVIR-MCI-dataset" / "LevirCCcaptions.json").stat()
+    assert levir.find(first, place).kind == "LEVIR-CC", "unpacked once"
+    assert (place / "LEVIR-MCI-dataset" / "LevirCCcaptions.json").stat().st_mtime_ns == stamp.st_mtime_ns
+    assert levir.find(second, place).kind == "LEVIR-MCI" and levir.find(first, place).kind == "LEVIR-CC", "nothing of the other is left"
+    assert not list(place.rglob("label"))
+    second.write_bytes(b"PK" + second.read_bytes()[2:2000])
+    with pytest.raises(UserError, match="neither a folder nor a zip"):
+        levir.find(second, place)
+    (place / "unpacked_from.json").unlink()
+    with pytest.raises(UserError, match="is in the way"):
+        levir.find(first, place)
+    assert (place / "LEVIR-MCI-dataset" / "LevirCCcaptions.json").is_file(), "somebody's own folder is never deleted"
+
+
 def test_arrow_folders(tmp_path):
     rows = [row(0, [6.0, 4.0, 18.0, 12.0]), row(1, None, "the scene is the same as before"), row(2, [0.0, 0.0, 24.0, 24.0]), row(3)]
-    root = arrow_folder(tmp_path / "arrow", rows, ("train", "test"))
+    root = arrow_folder(tmp_path / "arrow", rows, ("train", "val", "test"))
     layout = levir.find(root)
-    assert (layout.kind, layout.boxes, layout.splits) == ("Arrow", "given", {"train": 4, "test": 4})
+    assert (layout.kind, layout.boxes, layout.splits) == ("Arrow", "given", {"train": 4, "val": 4, "test": 4})
     assert "pixels, known by a value above 1" in layout.describe()
     found = list(levir.read(root, "test", log=None))
     assert [p.state for p in found] == ["localisable", "unchanged", "localisable", "not localisable"]
@@ -159,9 +192,45 @@ def test_arrow_folders(tmp_path):
 def test_arrow_without_splits_is_divided_and_says_so(tmp_path):
     root = arrow_folder(tmp_path / "levir-cc-train", [row(i, [0.25, 0.25, 0.5, 0.5]) for i in range(20)])
     layout = levir.find(root)
-    assert layout.splits == {"train": 18, "val": 2} and "divided here, by a hash of the names" in layout.describe()
+    assert layout.splits == {"train": 16, "val": 2, "test": 2} and "all is train" in layout.describe()
+    assert layout.describe().count("2 of train's pairs divided off here, by a hash of the names") == 2
     assert "no value is above 1" in layout.describe()
-    assert {e.name for e in layout.of("train")} | {e.name for e in layout.of("val")} == {f"levir-cc-train_{i:06d}" for i in range(20)}
+    assert {e.name for e in layout.entries} == {f"levir-cc-train_{i:06d}" for i in range(20)}, "each in one split"
+    again = levir.find(arrow_folder(tmp_path / "elsewhere" / "levir-cc-train", [row(i, [0.25, 0.25, 0.5, 0.5]) for i in range(20)]))
+    assert [(e.name, e.split) for e in again.entries] == [(e.name, e.split) for e in layout.entries], "the same on every machine"
+
+
+def test_huggingfaces_validation_is_val_and_what_is_lacking_comes_off_train(tmp_path):
+    rows = [row(i) for i in range(20)]
+    layout = levir.find(arrow_folder(tmp_path / "hf", rows, ("train", "validation")))
+    assert layout.splits == {"train": 18, "val": 20, "test": 2} and "its split 'validation' is val here" in layout.describe()
+    assert {e.name[:5] for e in layout.of("val")} == {"valid"} and "no test in the source: 2 of train's" in layout.describe()
+    assert levir.find(arrow_folder(tmp_path / "whole", rows[:3], ("train", "val", "test"))).splits == {"train": 3, "val": 3, "test": 3}
+    assert levir.find(arrow_folder(tmp_path / "tested", rows, ("train", "test"))).splits == {"train": 18, "val": 2, "test": 20}
+    assert levir.find(arrow_folder(tmp_path / "test only", rows[:3], ("test",))).splits == {"test": 3}
+    for n, splits in ((1, {"train": 1}), (2, {"train": 1, "val": 1}), (3, {"train": 1, "val": 1, "test": 1})):
+        assert levir.find(arrow_folder(tmp_path / f"few{n}", rows[:n])).splits == splits
+    with pytest.raises(UserError, match="several validation splits"):
+        levir.find(arrow_folder(tmp_path / "two", rows[:3], ("train", "val", "validation")))
+
+
+def test_stores_of_another_data_set_are_removed_or_refused(tmp_path):
+    first, said = levir_folder(tmp_path / "first"), []
+    (first / "aerial.json").write_text('{"made_by": "a test"}')
+    stores = levir.ensure_stores(levir.find(first), tmp_path / "store", workers=1)
+    (tmp_path / "store" / "levir_val.prepared").mkdir()
+    (tmp_path / "store" / "levir_notes").mkdir()  # no store
+    assert levir.of_one_source(stores["train"]) is stores["train"]
+    rows = [row(i, [0.25, 0.25, 0.5, 0.5]) for i in range(3)]
+    own = levir.find(arrow_folder(tmp_path / "own", rows, ("test",)))
+    mixed = levir.ensure_store(own, "test", tmp_path / "store" / "levir_test", workers=1)
+    for pairs in (mixed, stores["train"]):
+        with pytest.raises(UserError, match="(?s)are of different data.*Arrow.*notebook 03"):
+            levir.of_one_source(pairs)
+    found = levir.ensure_stores(own, tmp_path / "store", workers=1, log=said.append)
+    assert sorted(p.name for p in (tmp_path / "store").iterdir()) == ["levir_notes", "levir_test"]
+    assert ["levir_train" in line or "levir_val" in line for line in said if line.startswith("removed: ")] == [True, True]
+    assert levir.of_one_source(found["test"]).column("state") == ["localisable"] * 3
 
 
 def test_an_arrow_row_without_a_partner_or_with_a_torn_one_is_named_and_never_filled(tmp_path):
@@ -170,17 +239,17 @@ def test_an_arrow_row_without_a_partner_or_with_a_torn_one_is_named_and_never_fi
              "after: a torn picture": {"bytes": torn, "path": None}}  # fmt: skip
     for i, (said, lacking) in enumerate(cases.items()):
         rows, told = [*good[:3], good[3] | {"image2": lacking}, *good[4:]], []
-        pairs = levir.ensure_store(arrow_folder(tmp_path / f"raw{i}", rows, ("train",)), "train", tmp_path / f"store{i}", workers=1,
+        pairs = levir.ensure_store(arrow_folder(tmp_path / f"raw{i}", rows, SPLITS), "train", tmp_path / f"store{i}", workers=1,
                                    log=told.append)  # fmt: skip
         assert len(pairs) == 101 and list(pairs.store.meta["left_out"]) == ["train_000003"]
         assert any("left out: train_000003" in line and said in line for line in told), told
         with pytest.raises(UserError, match="train_000003"):
-            levir.ensure_store(arrow_folder(tmp_path / f"few{i}", rows[:8], ("train",)), "train", tmp_path / "none", workers=1)
+            levir.ensure_store(arrow_folder(tmp_path / f"few{i}", rows[:8], SPLITS), "train", tmp_path / "none", workers=1)
     assert not (tmp_path / "none").exists()
 
 
 def test_boxes_that_are_all_the_whole_picture_are_not_used(tmp_path):
-    root = arrow_folder(tmp_path / "constant", [row(i, [0.0, 0.0, float(SIZE), float(SIZE)]) for i in range(3)], ("train",))
+    root = arrow_folder(tmp_path / "constant", [row(i, [0.0, 0.0, float(SIZE), float(SIZE)]) for i in range(3)], SPLITS)
     assert "localises nothing" in levir.find(root).describe()
     assert [p.state for p in levir.read(root, "train", log=None)] == ["not localisable"] * 3
 
@@ -265,6 +334,18 @@ def test_one_bad_pair_of_many_is_left_out_and_named_and_of_few_it_stops_the_run(
             with pytest.raises(UserError, match=why):
                 list(levir.read(root, "train", log=None))
             assert not (tmp_path / "few").exists() and not (tmp_path / "few.part").exists(), "nothing half-written"
+
+
+def test_the_usual_size_is_that_of_most_pairs_not_of_the_first(tmp_path):
+    root = levir_folder(tmp_path / "raw", train=150, val=1)
+    for kind in ("A", "B", "label"):
+        (root / "images" / "train" / kind / "train_000001.png").write_bytes(encode_png(np.zeros((12, 12, 3), np.uint8)))
+    pairs = levir.ensure_store(root, "train", tmp_path / "store", workers=1)
+    assert len(pairs) == 149 and pairs.store.meta["left_out"] == {"train_000001": "12x12, others are 24x24"}
+    entries = levir.find(root).of("train")
+    (root / "images" / "train" / "A" / "train_000001.png").write_bytes(b"torn")
+    (root / "images" / "train" / "A" / "train_000003.png").unlink()
+    assert levir.usual_size(entries[:3]) == "24x24" and levir.usual_size(entries[:2]) is None
 
 
 def test_wrong_structures_are_refused(tmp_path):

@@ -352,7 +352,7 @@ def test_a_float16_run_leaves_out_steps_that_overflow_and_no_more_than_that(tmp_
 
 def test_one_process_at_a_time_trains_into_a_folder(tmp_path):
     path, = configs(tmp_path, ["a"])
-    with checkpoint.alone(tmp_path / "a") as free:
+    with checkpoint.alone(tmp_path / "a.lock") as free:
         assert free
         with pytest.raises(UserError, match="another process trains into this folder"):
             launch.train_from_config(path)

@@ -92,10 +92,10 @@ def made(settings: Profile, work: Path, run: Run, clock: Clock, log) -> list[dic
 # ---- one run -------------------------------------------------------------------------------------------------------------------
 
 def _trained(settings: Profile, work: Path, run: Run, clock: Clock, log) -> list[dict]:
-    with alone(work / "ablation" / f"parts-seed{run.seed}", wait=True):
+    with alone(work / "ablation" / f"parts-seed{run.seed}" / ".lock", wait=True):
         experiments.parts(settings, work, log, run.seed)
     if run.row in experiments.PRETRAINED:
-        with alone(work / "ablation" / f"pretraining-{experiments.PRETRAINED[run.row][0]}-seed{run.seed}", wait=True):
+        with alone(work / "ablation" / f"pretraining-{experiments.PRETRAINED[run.row][0]}-seed{run.seed}" / ".lock", wait=True):
             _train(experiments.job_before(settings, work, run.row, run.seed, clock.left()), log)
     _train(experiments.job(settings, work, run.row, run.seed, run.corrupt, clock.left()), log)
     place = experiments.folder(work, run.row, run.seed, run.corrupt)

@@ -38,7 +38,8 @@ def answers(model: ChangeAgent, pairs: Pairs, mode: str, written: list[str] | No
     """The model's answers. written: captions that it wrote before, for "generated"; without them it writes them now."""
     ready = prepared(pairs, model.prepare_many, model.key)
     told = told_in(pairs, mode, written or (write(model, pairs) if mode == "generated" else None))
-    found = [model.answers(part, told[i : i + batch]) for i, part in _parts(ready, len(pairs), batch, f"answers, caption {mode}")]
+    heard = model.fitted(told) if mode == "generated" else told
+    found = [model.answers(part, heard[i : i + batch]) for i, part in _parts(ready, len(pairs), batch, f"answers, caption {mode}")]
     return _whole(told, found)
 
 

@@ -19,7 +19,7 @@ import torch
 
 from repro import attention, clock, machine, results
 from repro.change_asked import CONTROLS, Answers, answered, controlled
-from repro.data.levir import Pairs
+from repro.data.levir import Pairs, of_one_source
 from repro.evaluation import captions, localisation
 from repro.machine import UserError
 from repro.models.change_agent import ChangeAgent
@@ -45,8 +45,8 @@ def pairs_of(work: Path, split: str) -> Pairs:
     place = work / "store" / f"levir_{split}"
     if not (place / "meta" / "repro.json").is_file():
         raise UserError(f"{place} is missing", "a store of LEVIR pairs, or of aerial ones", "none",
-                        "run notebook 03 first (repro run --only 03)")
-    return Pairs(place)
+                        "run notebook 03 first (repro run --only 03); where it has run, its data has no such split: give it one")
+    return of_one_source(Pairs(place))
 
 
 def boxes_of(pairs: Pairs) -> np.ndarray:
@@ -107,7 +107,7 @@ def load(work: Path, rows: list[str], seed: int = 0) -> dict[str, ChangeAgent]:
     found = {}
     for row in rows:
         place = folder(work, row, seed)
-        path = checkpoint.need(place / "best")
+        path = checkpoint.need(place / "best", "07")
         model, about = ChangeAgent.load(path), checkpoint.about(path)
         lines = read_metrics(place / "metrics.jsonl")
         model.minutes = lines[-1]["seconds"] / 60

@@ -94,7 +94,7 @@ def do(system, settings: Profile, work: Path, run: Run, minutes: float = 0.0, lo
     if is_done(system, settings, work, run):
         return True
     limit, begun, folder = Clock(minutes), time.monotonic(), system.place(work, run)
-    with alone(folder) as free:
+    with alone(folder / ".lock") as free:
         if not free:
             log(f"{run.key}: another process is at it")
             return False

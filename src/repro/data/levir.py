@@ -14,9 +14,11 @@ box_source is "diff" and their state stays `not localisable`, so that nobody sco
 
 import hashlib
 import json
-import os
+import shutil
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -25,15 +27,18 @@ import numpy as np
 from repro import clock
 from repro.data.calvin import DAMAGED_LIMIT, in_order
 from repro.data.episodes import Column, Episode, Store
-from repro.data.levir_arrow import png_of
+from repro.data.levir_arrow import png_of, size_of
 from repro.data.levir_entries import NO_CHANGE, Entry, Layout
 from repro.data.levir_layouts import find, unpack
-from repro.data.levir_pairs import GREY, GROUP, Pair, Pairs, cell, columns_of, pair, state_table, write_store
+from repro.data.levir_pairs import GREY, GROUP, Pair, Pairs, cell, columns_of, of_one_source, pair, state_table, write_store
 from repro.data.resumable import ResumableWriter
 from repro.machine import UserError
 
-__all__ = ["GREY", "NO_CHANGE", "Pair", "Pairs", "ensure_store", "find", "import_levir", "pair", "read", "state_table", "unpack",
-           "write_store"]  # fmt: skip
+__all__ = ["GREY", "NO_CHANGE", "Pair", "Pairs", "ensure_store", "ensure_stores", "find", "import_levir", "of_one_source", "pair", "read",
+           "state_table", "unpack", "write_store"]  # fmt: skip
+
+
+HEADERS = 128  # pictures whose size is looked up to say what size is usual
 
 
 # --- one pair, from its files -------------------------------------------------------------------------------------------------------
@@ -130,13 +135,15 @@ def few(left_out: dict[str, str], total: int, where: Path) -> None:
 
 
 def usual_size(entries: list[Entry]) -> str | None:
-    """The size of the pictures, as the first pair that can be opened has them; None where none can."""
-    for entry in entries:
+    """The size of most pictures, by the headers of some HEADERS first dates spread over all entries; None where none can be opened."""
+    found = Counter()
+    for entry in entries[:: max(1, len(entries) // HEADERS)]:
         try:
-            return _size(load(entry).before)
-        except Unusable:
+            found[size_of(png_of(entry.before))] += 1
+        except (OSError, ValueError):
             continue
-    return None
+    del found[None]
+    return "{}x{}".format(*found.most_common(1)[0][0]) if found else None
 
 
 # --- into the store ----------------------------------------------------------------------------------------------------------------------
@@ -165,6 +172,7 @@ def import_levir(layout: Layout, split: str, place: Path | str, difference: bool
     clock.check()
     say, entries = log or (lambda line: None), layout.of(split)
     say(f"{split}, {len(entries):,} pairs of {layout.describe().splitlines()[0]}")
+    stamped = _stamped(layout, split, difference)  # before anything is read
     size, firsts = usual_size(entries), range(0, len(entries), GROUP)
     about = {"source": layout.kind, "split": split, "asked": _asked(layout, split, difference),
              "drawn": (layout.root / "aerial.json").is_file()}  # by sims/aerial.py
@@ -182,7 +190,8 @@ def import_levir(layout: Layout, split: str, place: Path | str, difference: bool
             writer.note = {"groups": i, "left_out": left_out, "states": dict(states)}
             progress(min(len(entries), i * GROUP))
             clock.check()
-        writer.meta |= {"states": dict(states), "left_out": left_out, "known_by": layout.known_by, "remarks": list(layout.remarks)}
+        writer.meta |= {"states": dict(states), "left_out": left_out, "known_by": layout.known_by, "remarks": list(layout.remarks),
+                        "stamped": stamped}
     for name, why in left_out.items():
         say(f"left out: {name}: {why}")
     if states["unchanged | box"]:
@@ -191,21 +200,42 @@ def import_levir(layout: Layout, split: str, place: Path | str, difference: bool
 
 
 def _asked(layout: Layout, split: str, difference: bool) -> str:
-    """A hash of what a store is made from: names, captions, boxes and the sizes of the files."""
-    told = hashlib.sha256(json.dumps([layout.kind, split, difference, GROUP]).encode())
+    """A hash of what a store is made from: names, captions, boxes, and what the files hold."""
+    return _told(layout, split, difference, lambda file: zlib.crc32(file.read_bytes()))
+
+
+def _stamped(layout: Layout, split: str, difference: bool) -> str:
+    """The same by the files' sizes and times: where these are as they were, nobody has to read the files."""
+    return _told(layout, split, difference, lambda file: (file.stat().st_size, file.stat().st_mtime_ns))
+
+
+def _told(layout: Layout, split: str, difference: bool, of: Callable[[Path], object]) -> str:
+    told, of = hashlib.sha256(json.dumps([layout.kind, split, difference, GROUP]).encode()), cache(of)
     for entry in layout.of(split):
         files = [p if isinstance(p, Path) else p[0] for p in (entry.before, entry.after, entry.mask) if p is not None]
-        sizes = [os.stat(file).st_size if file.is_file() else None for file in files]
-        told.update(json.dumps([entry.name, entry.captions, entry.box, entry.problem, sizes]).encode())
+        held = [of(file) if file.is_file() else None for file in files]
+        told.update(json.dumps([entry.name, entry.captions, entry.box, entry.problem, held]).encode())
     return told.hexdigest()
 
 
-def ensure_store(raw: Path | str, split: str, place: Path | str, difference: bool = False, workers: int = 2,
-                 log: Callable[[str], None] | None = None) -> "Pairs":  # fmt: skip
+def ensure_stores(layout: Layout, folder: Path | str, difference: bool = False, workers: int = 2,
+                  log: Callable[[str], None] | None = None) -> dict[str, Pairs]:  # fmt: skip
+    """{split: Pairs} of all splits of a layout, as stores `folder`/levir_<split>. Those of splits that it lacks are another data set's:
+    they are removed, and said to be, so that nobody trains on one set and tests on another."""
+    for place in sorted(Path(folder).glob("levir_*")):
+        if (place / "meta" / "repro.json").is_file() and place.name.removeprefix("levir_") not in layout.splits:
+            (log or (lambda line: None))(f"removed: {place}, of another data set: {layout.root.name} has no such split")
+            for gone in (place, place.with_name(place.name + ".prepared")):
+                shutil.rmtree(gone, ignore_errors=True)
+    return {split: ensure_store(layout, split, Path(folder) / f"levir_{split}", difference, workers, log) for split in layout.splits}
+
+
+def ensure_store(raw: Layout | Path | str, split: str, place: Path | str, difference: bool = False, workers: int = 2,
+                 log: Callable[[str], None] | None = None) -> Pairs:  # fmt: skip
     """The store at `place` where it was made from this split of these files, else a fresh import; see `import_levir`."""
-    layout = find(raw)
+    layout = raw if isinstance(raw, Layout) else find(raw)
     meta = Store(place).meta if (Path(place) / "meta" / "repro.json").is_file() else {}
-    if meta.get("asked") != _asked(layout, split, difference):
+    if meta.get("stamped") != _stamped(layout, split, difference) and meta.get("asked") != _asked(layout, split, difference):
         few_pairs = len(layout.of(split)) <= 8 * GROUP  # starting processes costs more than so few pairs
         import_levir(layout, split, place, difference, 1 if few_pairs else workers, True, log)
     return Pairs(place)

@@ -5,6 +5,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,7 +14,7 @@ from matplotlib.patches import Patch, Rectangle
 from repro.data import levir_boxes
 from repro.data.levir_pairs import Pair
 
-MAIN, UNION, SQUARE = "#1f6fd6", "#e08214", "#ffffff"
+MAIN, UNION, SQUARE, GUESS = "#1f6fd6", "#e08214", "#ffffff", "#f0d020"
 TILE, GAP, WORDS = 1.55, 0.14, 0.36  # inches: a picture with its gutter, between pairs, the two lines above
 MASK = np.array([[0, 0, 0], [255, 255, 0], [255, 0, 0]], np.uint8)  # nothing, road, building: as in LEVIR-MCI's label_rgb
 
@@ -47,20 +48,31 @@ def contact_sheet(pairs: Sequence[Pair], across: int = 2, square: bool = False, 
         for axis, tile in zip(axes, tiles, strict=False):
             axis.imshow(tile, interpolation="nearest")
         outline(axes[1], p.box_union if p.components > 1 else None, p.after.shape[:2], UNION, "--")
-        outline(axes[1], p.box_main, p.after.shape[:2], MAIN, "-")
-        words = p.state + (f", {p.components} part{'s' * (p.components > 1)}" if p.components else "")
-        if square and p.box_main is not None:
+        guess = p.box_source == "diff"
+        outline(axes[1], p.box_main, p.after.shape[:2], *((GUESS, "-.") if guess else (MAIN, "-")))
+        words = ("guessed; " if guess else "") + p.state + (f", {p.components} part{'s' * (p.components > 1)}" if p.components else "")
+        if square and p.box_main is not None and not guess:
             outline(axes[1], levir_boxes.decode(levir_boxes.encode(p.box_main)), p.after.shape[:2], SQUARE, ":")
             words += f"; square: IoU {levir_boxes.ceiling(p.box_main):.2f}"
         axes[0].set_title("\n".join([words, *textwrap.wrap(p.captions[0], 22 * wide)[:1]]), fontsize=7, loc="left", pad=3)
-    drawn = [(MAIN, "-", "main: largest part"), (UNION, "--", "union: all parts")]
+    sources = {p.box_source for p in pairs}
+    drawn = [(MAIN, "-", "main: largest part"), (UNION, "--", "union: all parts")] if sources - {"diff", None} else []
+    drawn += [(GUESS, "-.", "guessed by differencing, never scored")] if "diff" in sources else []
     drawn += [("0.5", ":", "square of [cx, cy, scale]")] if square else []
     lines = [Patch(fill=False, edgecolor=colour, linestyle=style, label=name) for colour, style, name in drawn]
     lines += [Patch(color=MASK[i] / 255, label=name) for i, name in ((1, "mask: road"), (2, "mask: building"))] if masked else []
-    figure.legend(handles=lines, loc="lower center", ncols=len(lines), fontsize=7, frameon=False)
+    if lines:
+        figure.legend(handles=lines, loc="lower center", ncols=len(lines), fontsize=7, frameon=False)
     heads = "before | after" + (" | mask" if masked else "")
     figure.suptitle(f"{title} ({heads})" if title else heads, fontsize=9, y=1 - 0.14 / height)
     return figure
+
+
+def guess_sheet(pairs: Sequence[Pair], title: str = "") -> Figure:
+    """`contact_sheet` of pairs with the boxes that differencing guesses, whether or not their store was made with them."""
+    boxes = [levir_boxes.difference_box(p.before, p.after) for p in pairs]
+    return contact_sheet([replace(p, box_main=box, box_union=box, box_source=None if box is None else "diff", components=0)
+                          for p, box in zip(pairs, boxes, strict=True)], title=title)  # fmt: skip
 
 
 def augmented_sheet(pair: Pair, seeds: Sequence[int]) -> Figure:

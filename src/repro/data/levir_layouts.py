@@ -4,41 +4,50 @@
 |---|---|---|---|
 | LEVIR-MCI | LevirCCcaptions.json and images/<split>/label | as the json says | from the masks |
 | LEVIR-CC | LevirCCcaptions.json, no label folder | as the json says | none |
-| Arrow (`save_to_disk`) | state.json, or dataset_dict.json | its folders; one without a split is divided | column bbox |
-| pictures with JSON | annotations.json | its key split; where none has one it is divided | its key bbox |
+| Arrow (`save_to_disk`) | state.json, or dataset_dict.json | its folders; val and test where it lacks them | column bbox |
+| pictures with JSON | annotations.json | its key split; val and test where it lacks them | its key bbox |
 
-A set without splits is divided 9:1 into train and val by a hash of the names, and the layout says so. What was found is a value
+Of the last two, "validation" is val, and a set that lacks val or test has a tenth of train divided off for each by a hash of the names, and
+the layout says so. What was found is a value
 (`Layout`) that prints itself: nothing is guessed in silence. Arrow files are read with pyarrow, which executes nothing.
 """
 
+import json
 import os
 import shutil
 import stat
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
 from repro.data.levir_arrow import arrow, size_of
-from repro.data.levir_entries import SPLITS, Entry, Layout, clean, divided, given, mixed, read_json, safe, unique
+from repro.data.levir_entries import SPLITS, Entry, Layout, box_of, divided, given, mixed, read_json, safe, sentences, split_of, unique
 from repro.machine import UserError
 
 CAPTIONS = "LevirCCcaptions.json"
+UNPACKED = "unpacked_from.json"  # in a folder that `unpack` made: which zip it is of
 
 
 # --- unpacking ----------------------------------------------------------------------------------------------------------------------
 
 
 def unpack(archive: Path | str, folder: Path | str) -> Path:
-    """The files of a zip in `folder`, whole or not at all; an existing folder is taken as this zip's, unpacked before.
+    """The files of a zip in `folder`, whole or not at all, with a note (UNPACKED) of which zip they are of. A folder with this zip's note
+    is taken as it is, one with another's is made anew.
 
-    Raises UserError, with nothing written, for a torn zip, for names that lead out of the folder, for links, for too little disk and for
-    a place that cannot be written.
+    Raises UserError, with nothing written, for a folder without a note, for a torn zip, for names that lead out of the folder, for links,
+    for too little disk and for a place that cannot be written.
     """
     archive, folder = Path(archive), Path(folder)
-    if folder.is_dir():
+    note, file = folder / UNPACKED, archive.stat()
+    mine = {"name": archive.name, "bytes": file.st_size, "modified_ns": file.st_mtime_ns}
+    if folder.is_dir() and not note.is_file():
+        raise UserError(f"{folder} is in the way: {archive.name} would be unpacked there", f"a folder unpacked from it, with {UNPACKED}",
+                        "a folder without that note", f"give {folder} itself if it holds the data; else move it, or give another place: "
+                        "levir.find(zip, place)")  # fmt: skip
+    if note.is_file() and read_json(note) == mine:
         return folder
-    part = folder.with_name(folder.name + ".part")
+    part, old = (folder.with_name(folder.name + end) for end in (".part", ".old"))
     try:
         with zipfile.ZipFile(archive) as file:
             members = [info for info in file.infolist() if not info.filename.startswith("__MACOSX/")]
@@ -51,12 +60,16 @@ def unpack(archive: Path | str, folder: Path | str) -> Path:
             shutil.rmtree(part, ignore_errors=True)
             for info in members:
                 file.extract(info, part)
+        (part / UNPACKED).write_text(json.dumps(mine))
+        if folder.is_dir():
+            os.rename(folder, old)  # another zip's: never half of it under its name
         os.rename(part, folder)
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{archive} cannot be unpacked into {folder}", "a whole zip and a folder that can be written", error,
                         "download it again, or give another place: levir.find(zip, place)") from error  # fmt: skip
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        for left in (part, old):
+            shutil.rmtree(left, ignore_errors=True)
     return folder
 
 
@@ -99,8 +112,10 @@ def _levir(root: Path) -> Layout:
             raise UserError(f"{path}: images[{i}] has no split or no file name", f"split: {' | '.join(SPLITS)}; filename", found,
                             "use the json of the release")  # fmt: skip
         folder, name = root / "images" / image["split"], safe(image["filename"], path).name
-        captions = tuple(clean(sentence.get("raw", "")) for sentence in image.get("sentences", ()))
-        problem = mixed(captions, image.get("changeflag"))
+        told = image.get("sentences", [])
+        whole = isinstance(told, list) and all(isinstance(one, dict) for one in told)
+        captions, wrong = sentences([one.get("raw", "") for one in told]) if whole else ((), "its sentences are no list of {raw}")
+        problem = wrong or mixed(captions, image.get("changeflag"))
         if len(captions) != 5 and not problem:
             problem = f"{len(captions)} captions, not 5"
         files = {kind: folder / kind / name for kind in (("A", "B", "label") if masks else ("A", "B"))}
@@ -125,30 +140,26 @@ def _levir(root: Path) -> Layout:
 def _folders(root: Path) -> Layout:
     """annotations.json: a list of {image, image2, caption: sentence or sentences, bbox?: [x1, y1, x2, y2], mask?, split?, name?}."""
     path = root / "annotations.json"
-    records, entries, sizes = read_json(path), [], {}
+    records, entries = read_json(path), []
     if not isinstance(records, list) or not records:
         raise UserError(f"{path} is no list of pairs", '[{"image": "a.png", "image2": "b.png", "caption": "..."}]', type(records).__name__)
     for i, record in enumerate(records):
         if not isinstance(record, dict) or not {"image", "image2", "caption"} <= set(record):
             raise UserError(f"{path}: record {i} lacks what a pair has", "image, image2, caption", record)
+        if odd := {key: record[key] for key in ("image", "image2", "mask") if not isinstance(record.get(key) or "", str)}:
+            raise UserError(f"{path}: record {i} has a wrong file name", "text", odd, "name files as the folder has them")
         files = [root / safe(str(record[key]), path) for key in ("image", "image2")]
-        mask = root / safe(str(record["mask"]), path) if record.get("mask") else None
-        captions = record["caption"] if isinstance(record["caption"], list) else [record["caption"]]
-        captions, box = tuple(map(clean, captions)), record.get("bbox")
-        problem = mixed(captions, record.get("changeflag"))
+        mask = root / safe(record["mask"], path) if record.get("mask") else None
+        (captions, wrong), (box, odd) = sentences(record["caption"]), box_of(record.get("bbox"))
+        problem = wrong or mixed(captions, record.get("changeflag")) or odd
         if lacking := [str(file.relative_to(root)) for file in (*files, mask) if file is not None and not file.is_file()]:
             problem = f"no file {', '.join(lacking)}"
-        name = str(record.get("name") or PurePosixPath(record["image2"]).with_suffix(""))
-        if box is not None and (len(box) != 4 or not all(isinstance(v, int | float) and np.isfinite(v) for v in box)):
-            box, problem = None, f"bbox {box} is not four numbers"
-        if box is not None and max(box) > 1:
-            sizes[name] = size_of(files[0].read_bytes()) if files[0].is_file() else (1, 1)
-        box = None if box is None else tuple(map(float, box))
-        entries.append(Entry(name, str(record.get("split") or ""), captions, *files, mask, box, problem))
+        name = str(record.get("name") or PurePosixPath(str(record["image2"])).with_suffix(""))
+        entries.append(Entry(name, split_of(record.get("split"), path), captions, *files, mask, box, problem))
     masks = sum(entry.mask is not None for entry in entries)
     if masks not in (0, len(entries)):
         raise UserError(f"{path}: {masks} of {len(entries)} pairs have a mask", "a mask for each, or for none", masks)
     entries, said = divided(entries)
-    entries, told = given(entries, sizes)
+    entries, told = given(entries, lambda entry: size_of(entry.before))
     boxes = "mask" if masks else "given" if any(entry.box is not None for entry in entries) else None
     return Layout(root, "pictures with JSON", "annotations.json", unique(entries, path), boxes, tuple(said + told))

@@ -190,6 +190,16 @@ class Pairs:
         return made
 
 
+def of_one_source(pairs: Pairs) -> Pairs:
+    """These pairs, where the stores levir_<split> beside theirs are of the same kind of data; UserError where one is of another."""
+    about = lambda store: {name: store.meta.get(name) for name in ("source", "known_by", "drawn")}
+    for place in sorted(pairs.store.folder.parent.glob("levir_*")):
+        if (place / "meta" / "repro.json").is_file() and (other := about(Store(place))) != about(pairs.store):
+            raise UserError(f"{pairs.store.folder} and {place.name} beside it are of different data", "one data set, to train and test on",
+                            f"{about(pairs.store)} and {other}", "run notebook 03 again with one levir_root (repro run --only 03)")
+    return pairs
+
+
 def state_table(stores: dict[str, Pairs]) -> tuple[str, dict]:
     """(text, {split: {cell: pairs}}): changed or not against box or none, for each split."""
     cells = [f"{changed} | {box}" for changed in ("changed", "unchanged") for box in ("box", "no box")]

@@ -143,6 +143,19 @@ class ChangeAgent(nn.Module):
             self._ids[caption] = [*self.question, *said, self.tokenizer.eos_token_id]
         return self._ids[caption]
 
+    def fitted(self, written: list[str]) -> list[str]:
+        """What the model wrote, as it can be told to it: cut at text_length, which an early model's broken letters pass when told again."""
+        made, most = [], self.config.text_length
+        for text in written:
+            ids = said = self.tokenizer.encode(" " + text, add_special_tokens=False)
+            for n in range(most, -1, -1):
+                if len(said) <= most:
+                    break
+                text = self.tokenizer.decode(ids[:n], skip_special_tokens=True).strip()
+                said = self.tokenizer.encode(" " + text, add_special_tokens=False)
+            made.append(text)
+        return made
+
     @property
     def question(self) -> list[int]:
         return list(self.tokenizer.encode(ASK, add_special_tokens=False)) if self.config.features == "grid" else []
@@ -248,11 +261,7 @@ class ChangeAgent(nn.Module):
                     pad_token_id=self.tokenizer.eos_token_id, temperature=None, top_p=None, top_k=None)  # fmt: skip
         finally:
             self.train(was_training)
-        texts = [self.tokenizer.decode(one, skip_special_tokens=True).strip() for one in written]
-        end = self.tokenizer.eos_token_id
-        for text, ids in zip(texts, written.tolist(), strict=True):  # told again, it is the tokens that were written
-            self._ids.setdefault(text, [*self.question, *(number for number in ids if number != end), end])
-        return texts
+        return [self.tokenizer.decode(one, skip_special_tokens=True).strip() for one in written]
 
     def act(self, before: UInt8[np.ndarray, "n h w 3"], after: UInt8[np.ndarray, "n h w 3"], captions: list[str | None] | None = None
             ) -> dict[str, np.ndarray]:

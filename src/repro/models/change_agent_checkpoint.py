@@ -11,6 +11,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedTokenizerFast
@@ -22,6 +23,7 @@ from repro.models.change_agent_parts import TinyTower
 from repro.models.prompt import small_tokenizer
 
 MEANING = "[cx, cy, scale] in [0, 1]: centre of the box, side of the square of its area; before, then after"
+AGAIN = "take another checkpoint of the run, or copy this one again"
 
 
 def parts(config: ChangeConfig, captions: Sequence[str] = (), tokenizer=None, pretrained: bool = True
@@ -34,12 +36,15 @@ def parts(config: ChangeConfig, captions: Sequence[str] = (), tokenizer=None, pr
     tower = TinyTower(c.image_size, c.channels) if c.vision == "tiny" else towers.frozen_vision(c.vision, c.vision_revision, pretrained,
                                                                                                dtype)  # fmt: skip
     if not hasattr(tower, "whole"):
-        raise UserError(f"the vision tower {c.vision} has no pooled vector", "CLIP or DINOv2", type(tower).__name__,
+        raise UserError(f"the vision tower {c.vision} has no pooled vector", "CLIP, DINOv2 or ViT", type(tower).__name__,
                         "choose one of these; SigLIP's pooling head is not kept (models/towers.py)")  # fmt: skip
     if c.language == "tiny":
         tokenizer = tokenizer or small_tokenizer([*captions, ASK])
         return tower, tiny.language(c, tokenizer), tokenizer
-    language, own = towers.language(c.language, c.language_revision, pretrained, dtype, c.quantise or None)
+    language, own = towers.language(c.language, c.language_revision, pretrained, dtype, c.quantise or None, expect={"model_type": None})
+    if not isinstance(getattr(language, "model", None), nn.Module):
+        raise UserError(f"the language model {c.language} keeps its layers elsewhere", "a part `model`, as Qwen2, Qwen3, Llama, Mistral",
+                        type(language).__name__, "choose a model of such a family")  # fmt: skip
     if c.lora_rank:
         language = adapters.add(language, adapters.LoRA(c.lora_rank, c.lora_alpha, c.lora_dropout, c.lora_targets), c.checkpointing)
     else:
@@ -69,8 +74,8 @@ def saved_names(model: nn.Module) -> list[str]:
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    weights = model.state_dict()
-    save_file({name: weights[name].contiguous() for name in saved_names(model)}, folder / "model.safetensors")
+    state = model.state_dict()
+    save_file({name: state[name].contiguous() for name in saved_names(model)}, folder / "model.safetensors")
     about = {"model": "ChangeAgent", "config": asdict(model.config), "belongs": belongs(model)}
     (folder / "model.json").write_text(json.dumps(about, indent=1))
     if model.config.language == "tiny":
@@ -81,8 +86,13 @@ def read(folder: Path) -> dict:
     """model.json, with a config that this version knows."""
     if not (folder / "model.json").exists():
         raise UserError(f"{folder} holds no model", "model.json and model.safetensors", next_step="train first (notebook 07)")
-    about = json.loads((folder / "model.json").read_text())
-    unknown = set(about.get("config", {})) - {field.name for field in fields(ChangeConfig)}
+    try:
+        about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{folder}/model.json cannot be read", "JSON, as it was saved", error, AGAIN) from error
+    if not isinstance(about, dict) or not all(isinstance(about.get(name), dict) for name in ("config", "belongs")):
+        raise UserError(f"{folder}/model.json is not a change agent's", "config and belongs", str(about)[:120], AGAIN)
+    unknown = set(about["config"]) - {field.name for field in fields(ChangeConfig)}
     if about.get("model") != "ChangeAgent" or unknown:
         raise UserError(f"{folder}/model.json is of another model or version", "ChangeAgent", f"{about.get('model')}, {sorted(unknown)}",
                         "use the version of repro named in about.json, or a change agent's run")
@@ -107,5 +117,13 @@ def load(kind: type, folder: Path, vision: str | None = None, language: str | No
             fingerprint.refuse_other({name: {"sha256": saved[name]["sha256"]}}, {name: {"sha256": part.identity["sha256"]}}, folder,
                                      f"load {saved[name]['name']} at revision {saved[name]['revision'] or 'main'}")
     model = kind(config, tower, decoder, tokenizer)
-    fingerprint.take(model, saved_names(model), load_file(folder / "model.safetensors"), folder / "model.safetensors")
+    fingerprint.take(model, saved_names(model), weights(folder / "model.safetensors"), folder / "model.safetensors")
     return model
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file; UserError where it is torn or missing."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read", "a whole safetensors file", f"{type(error).__name__}: {error}", AGAIN) from error

@@ -241,11 +241,11 @@ def siglip(about: dict) -> dict | None:
 
 
 def patch_tower(about: dict) -> dict | None:
-    """DINOv2's config, or the vision part of CLIP's."""
-    from transformers import CLIPVisionConfig, Dinov2Config
+    """DINOv2's or ViT's config, or the vision part of CLIP's."""
+    from transformers import CLIPVisionConfig, Dinov2Config, ViTConfig
 
     about = about.get("vision_config", {}) | {"model_type": "clip_vision_model"} if about.get("model_type") == "clip" else about
-    kinds = {"dinov2": Dinov2Config, "clip_vision_model": CLIPVisionConfig}
+    kinds = {"dinov2": Dinov2Config, "vit": ViTConfig, "clip_vision_model": CLIPVisionConfig}
     return kinds[about["model_type"]].from_dict(about).to_dict() if about.get("model_type") in kinds else None
 
 

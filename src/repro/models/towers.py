@@ -98,9 +98,9 @@ def vision(name: str | Path, revision: str | None = None, pretrained: bool = Tru
 
 
 class PatchTower(nn.Module):
-    """A frozen DINOv2 or CLIP: (B, 3, S, S) normalised pixels -> (B, N, Dv), patch tokens after the last norm, row by row.
+    """A frozen DINOv2, CLIP or ViT: (B, 3, S, S) normalised pixels -> (B, N, Dv), patch tokens after the last norm, row by row.
 
-    Attributes as VisionTower's. DINOv2 interpolates its positions, so S may be any multiple of its patch; CLIP's S is its own.
+    Attributes as VisionTower's. DINOv2 interpolates its positions, so S may be any multiple of its patch; the others' S is their own.
     """
 
     frozen = True
@@ -128,32 +128,46 @@ class PatchTower(nn.Module):
         if pixels.shape[-1] != self.image_size:
             raise UserError("the picture has another size than the vision tower", expected=self.image_size, found=pixels.shape[-1])
         hidden = self.model(pixels.to(next(self.model.parameters()).dtype)).last_hidden_state
-        return hidden if self.model.config.model_type == "dinov2" else self.model.post_layernorm(hidden)
+        return self.model.post_layernorm(hidden) if self.model.config.model_type == "clip_vision_model" else hidden
 
 
 def frozen_vision(name: str | Path, revision: str | None = None, pretrained: bool = True, dtype: torch.dtype | None = torch.float32,
                   size: int | None = None, token: str | None = None) -> VisionTower | PatchTower:
-    """A frozen tower of any kind that is known here: SigLIP (`vision`), DINOv2, CLIP. size: px of the pictures, for DINOv2."""
-    from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model
+    """A frozen tower of any kind that is known here: SigLIP (`vision`), DINOv2, CLIP, ViT. size: px of the pictures, for DINOv2."""
+    import transformers as t
 
     folder = Path(name).expanduser()
     about = files.read_json(folder / "config.json") if folder.is_dir() else files.PUBLISHED.get(str(name), (None, None, {}))[2]
     if "siglip" in about.get("model_type", "siglip" if "siglip" in str(name) else ""):
         return vision(name, revision, pretrained, token, dtype)
     place = files.find("vision tower", name, revision, pretrained, token, "", files.patch_tower, None)
-    dino, dtype = place.config["model_type"] == "dinov2", dtype or compute_dtype()[0]
-    mean, std = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]) if dino else (
-        [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])  # what each was trained on
+    kind, dtype = place.config["model_type"], dtype or compute_dtype()[0]
+    mean, std = {"dinov2": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), "vit": _normalisation(place),
+                 "clip_vision_model": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+                 }[kind]  # what each was trained on  # fmt: skip
     if pretrained:
-        model = files.load(place, Dinov2Model if dino else CLIPVisionModel, dtype=dtype)
+        options = {"add_pooling_layer": False} if kind == "vit" else {}
+        model = files.load(place, {"dinov2": t.Dinov2Model, "vit": t.ViTModel}.get(kind, t.CLIPVisionModel), dtype=dtype, **options)
     else:
-        model = AutoModel.from_config((Dinov2Config if dino else CLIPVisionConfig).from_dict(place.config), dtype=dtype)
-    return PatchTower(model if dino else getattr(model, "vision_model", model), mean, std, place.identity, size)
+        configs = {"dinov2": t.Dinov2Config, "vit": t.ViTConfig}
+        model = t.AutoModel.from_config(configs.get(kind, t.CLIPVisionConfig).from_dict(place.config), dtype=dtype)
+    return PatchTower(getattr(model, "vision_model", model) if kind == "clip_vision_model" else model, mean, std, place.identity, size)
+
+
+def _normalisation(place: files.Place) -> tuple[list[float], list[float]]:
+    """Mean and deviation that a ViT's own files state: published ones differ. UserError where they state none."""
+    about = files.read_json(place.folder / "preprocessor_config.json") if place.folder else {}
+    if place.config["model_type"] == "vit" and not {"image_mean", "image_std"} <= set(about):
+        raise UserError(f"{place.folder} does not say how the ViT's pictures are normalised",
+                        "preprocessor_config.json with image_mean, image_std", sorted(about) or "none",
+                        "put the model's own preprocessor_config.json beside its config.json")
+    return about.get("image_mean", []), about.get("image_std", [])
 
 
 def language(name: str | Path, revision: str | None = None, pretrained: bool = True, dtype: torch.dtype | None = None,
              quantise: str | None = None, token: str | None = None, expect: dict | None = None):
-    """(causal language model, tokenizer); the model has `identity`. Another family than Qwen2 is asked for by expect={"model_type": ...}.
+    """(causal language model, tokenizer); the model has `identity`. Another family than Qwen2 is asked for by expect={"model_type": ...},
+    any by None.
 
     dtype: of weights, and of arithmetic under "nf4"; by default `machine.compute_dtype()`. quantise="nf4": 4-bit linear layers
     (repro.models.adapters). The tokenizer is None where only the config of a published model is used, which has no vocabulary.
@@ -165,7 +179,8 @@ def language(name: str | Path, revision: str | None = None, pretrained: bool = T
     if quantise not in (None, "nf4"):
         raise UserError("the language model cannot be quantised so", expected='None or "nf4"', found=quantise)
     dtype = dtype or compute_dtype()[0]
-    place = files.find("language model", name, revision, pretrained, token, "", files.causal, {"model_type": "qwen2"} | (expect or {}))
+    want = {key: value for key, value in ({"model_type": "qwen2"} | (expect or {})).items() if value is not None}
+    place = files.find("language model", name, revision, pretrained, token, "", files.causal, want)
     if pretrained:
         options = {"quantization_config": adapters.nf4(dtype), "device_map": {"": adapters.here()}} if quantise else {}
         model = files.load(place, AutoModelForCausalLM, dtype=dtype, trust_remote_code=False, **options)

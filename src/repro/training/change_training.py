@@ -32,6 +32,9 @@ def run(job, config: ChangeConfig, settings: TrainConfig, log: Callable[[str], N
                             f"{len(some)} pairs, none localisable", "LEVIR-CC has captions alone; LEVIR-MCI has its pairs with masks")
     torch.manual_seed(settings.seed)  # the first weights
     model = ChangeAgent.build(config, sorted({caption for captions in pairs.column("captions") for caption in captions}))
+    for some in (pairs, Pairs(job.validation) if job.validation else pairs):  # one that is too long would stop the run in its middle
+        for caption in {caption for captions in some.column("captions") for caption in captions}:
+            model.ids(caption)
     state = PartialState(cpu=not torch.cuda.is_available())
     say = log if state.is_main_process else lambda line: None
     model.to(state.device)  # a frozen tower sees all pairs before the loop begins

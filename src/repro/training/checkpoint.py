@@ -56,12 +56,12 @@ def replace(path: Path, text: str) -> None:
 
 
 @contextmanager
-def alone(folder: Path, wait: bool = False) -> Iterator[bool]:
-    """True where no other process holds this folder; the kernel frees it when a process ends, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
+def alone(lock: Path, wait: bool = False) -> Iterator[bool]:
+    """True where no other process holds this file; the kernel frees it when a process ends, however it ends."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "w") as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             free = True
         except BlockingIOError:
             free = False
@@ -132,12 +132,12 @@ def latest(folder: Path | str, log: Callable[[str], None] = print) -> Path | Non
     return None
 
 
-def need(folder: Path | str) -> Path:
-    """`latest`, or an error that says what to do."""
+def need(folder: Path | str, notebook: str = "05") -> Path:
+    """`latest`, or an error that says what to do. notebook: the one that trains such a model."""
     path = latest(folder)
     if path is None:
         raise UserError(f"{folder} holds no checkpoint", expected="a folder step_XXXXXXXX", found=[p.name for p in steps(folder)] or "none",
-                        next_step="train first (notebook 05, or `repro train CONFIG.json`)")
+                        next_step=f"train first (notebook {notebook}, or `repro train CONFIG.json`)")
     return path
 
 

@@ -123,7 +123,7 @@ def train_from_config(path: Path | str, log: Callable[[str], None] = print) -> S
     job = _checked(Job, values, str(path))
     if os.environ.get("RANK", "0") != "0":  # of several processes the main one writes
         return _train(job, path, log)
-    with checkpoint.alone(Path(job.folder)) as free:
+    with checkpoint.alone(Path(job.folder + ".lock")) as free:
         if not free:
             raise UserError(f"{job.folder}: another process trains into this folder", "one at a time", "its lock is held",
                             "wait for it, or end it (ps aux | grep 'repro train'); a lock goes with its process")

@@ -308,7 +308,7 @@ def kaggle(tmp_path, monkeypatch):
     monkeypatch.setenv("REPRO_KAGGLE_ROOT", str(tmp_path / "kaggle"))
     monkeypatch.setenv("REPRO_ROOT", str(ROOT))
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
-    for name in ("REPRO_WORK", "HF_HUB_OFFLINE", "REPRO_SESSION_END", "REPRO_PROCESSES"):  # begin() sets them; put back afterwards
+    for name in ("REPRO_WORK", "HF_HUB_OFFLINE", "REPRO_SESSION_END", "REPRO_PROCESSES", "REPRO_SCRATCH"):  # put back afterwards
         monkeypatch.setenv(name, "")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(session, "internet", lambda: False)

@@ -20,7 +20,7 @@ from repro.machine import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 MOUNTS = ("{slug}", "notebooks/somebody/{slug}", "datasets/somebody/{slug}")
-SET = ("REPRO_WORK", "HF_HUB_OFFLINE", "REPRO_SESSION_END", "REPRO_PROCESSES")  # by begin(); put back afterwards
+SET = ("REPRO_WORK", "HF_HUB_OFFLINE", "REPRO_SESSION_END", "REPRO_PROCESSES", "REPRO_SCRATCH")  # by begin(); put back afterwards
 
 
 @pytest.fixture
@@ -329,6 +329,34 @@ def test_a_session_that_began_without_the_earlier_output_takes_it_over_when_it_i
     kit = session.begin("smoke", "00_a 01_b")
     wanted = {name: content for name, content in files(place).items() if "raw" not in name}
     assert kit.done == ["00_a"] and files(work).items() >= wanted.items()
+
+
+def test_prepared_pictures_lie_on_a_disk_that_is_not_saved_and_are_never_taken_over(kaggle, monkeypatch, capsys):
+    import calvin_folder
+
+    from repro.data import batches, calvin
+
+    raw = calvin_folder.make(kaggle / "raw").parent
+    kit = session.begin("smoke", "00_a 01_b")
+    assert f"{kaggle / 'tmp'}: " in (said := capsys.readouterr().out) and "it is not saved" in said
+    store = calvin.ensure_store(raw, "training", kit.work / "store" / "training", workers=1, log=lambda line: None)
+    made = batches.prepared(store, batches.pictures, workers=1, log=lambda line: None)
+    assert all(Path(array.filename).is_relative_to(kaggle / "tmp") for array in made.values())
+    assert not list((kaggle / "working").rglob("*.prepared"))
+    (old := kit.work / "store" / "training.prepared" / "0123").mkdir(parents=True)  # as earlier versions kept them
+    (kit.work / "change.prepared").mkdir()
+    for path in (old / "about.json", kit.work / "change.prepared" / "about.json"):
+        path.write_text("{}")
+    kit.finish()
+    with zipfile.ZipFile(kaggle / "working" / "results.zip") as packed:
+        assert packed.namelist() == ["smoke/sections.json"]
+    place = attach(kaggle)
+    kit = session.begin("smoke", "00_a 01_b")
+    assert (kit.work / "store" / "training" / "meta" / "info.json").is_file() and list(place.rglob("*.prepared"))
+    assert not list((kaggle / "working").rglob("*.prepared"))
+    (kaggle / "other").mkdir()
+    (kaggle / "other" / "tmp").write_text("a file in its place")
+    assert checks.scratch(kaggle / "other").name == "repro-scratch" and "cannot be written" in capsys.readouterr().out
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_copied(kaggle, monkeypatch):

@@ -1,6 +1,7 @@
 """Where am I, which dtype and why; profiles; the shape checker. Run: pytest tests/test_machine.py"""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,16 @@ def test_kaggle_works_in_its_saved_folder(bare, monkeypatch):
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
     assert machine.on_kaggle() == "Batch"
     assert machine.work("t4") == Path("/kaggle/working/work/t4")
+
+
+def test_what_is_made_again_lies_beside_the_store_or_on_a_scratch_disk(bare, monkeypatch):
+    monkeypatch.setenv("REPRO_SCRATCH", "")
+    assert machine.prepared(bare / "t4" / "store" / "training") == bare / "t4" / "store" / "training.prepared"
+    monkeypatch.setenv("REPRO_SCRATCH", str(bare / "tmp"))
+    places = [machine.prepared(bare / profile / "store" / "training") for profile in ("t4", "cpu")]
+    assert {place.parent for place in places} == {bare / "tmp"} and places[0] != places[1]
+    assert all(re.fullmatch(r"training-\w{8}\.prepared", place.name) for place in places)
+    assert machine.prepared(Path("t4/store/training")) == places[0]  # by the place, however it is written
 
 
 def test_calvin_data_is_named_by_a_variable(bare, monkeypatch):

@@ -1,5 +1,6 @@
 """Where am I: Kaggle or laptop, which devices, which dtype and why, where work is written and where the user's data is."""
 
+import hashlib
 import os
 import platform
 import sys
@@ -80,6 +81,15 @@ def root() -> Path:
 def work(profile: str) -> Path:
     """Where a run of `profile` writes everything: REPRO_WORK, else <root>/work/<profile>. Not created here."""
     return Path(os.environ["REPRO_WORK"]).resolve() if os.environ.get("REPRO_WORK") else root() / "work" / profile
+
+
+def prepared(store: Path) -> Path:
+    """The folder of what models make of a store's pictures, all of it made again when it is gone: `<store>.prepared`, or below
+    REPRO_SCRATCH, where that is set, a folder that is named by the store's place. Not created here."""
+    if not os.environ.get("REPRO_SCRATCH"):
+        return store.with_name(store.name + ".prepared")
+    place = hashlib.sha256(str(store.resolve()).encode()).hexdigest()[:8]
+    return Path(os.environ["REPRO_SCRATCH"]) / f"{store.name}-{place}.prepared"
 
 
 def calvin_data() -> Path | None:

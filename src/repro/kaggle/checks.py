@@ -4,6 +4,8 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
+from pathlib import Path
 
 from repro.machine import UserError
 
@@ -55,6 +57,19 @@ def internet(timeout: float = 3.0) -> bool:
     except OSError:
         return False
     return True
+
+
+def scratch(kaggle: Path) -> Path:
+    """A folder outside of working/, for what need not be saved: <root>/tmp, or below the system's temporary one where that cannot be."""
+    place = kaggle / "tmp"
+    try:
+        place.mkdir(exist_ok=True)
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        print(f"{place} cannot be written ({error.strerror})")
+        place = Path(tempfile.gettempdir()) / "repro-scratch"
+        place.mkdir(exist_ok=True)
+    return place
 
 
 def token() -> str:

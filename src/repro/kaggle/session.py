@@ -1,7 +1,7 @@
 """What an uploaded notebook calls: begin, the roots of the data, each section, finish. Works in any folder that is shaped like Kaggle's.
 
-The root is /kaggle, or REPRO_KAGGLE_ROOT: <root>/input is looked through and never written, <root>/working gets everything.
-The notebook's own process never touches CUDA: GPUs are asked for by nvidia-smi.
+The root is /kaggle, or REPRO_KAGGLE_ROOT: <root>/input is looked through and never written, <root>/working gets everything but what is
+made again when it is gone: prepared pictures, in <root>/tmp, which Kaggle does not save.
 A session has an end (`session_hours`). Where it comes before the work is done, the cell that runs stops, later ones do nothing (cells.py),
 `finish` says what is left, and the next session, with this one's output attached, goes on (earlier.py).
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 import repro
 from repro import clock, machine, profiles
 from repro.kaggle import cells, earlier, environment, inputs, summary
-from repro.kaggle.checks import banner, check_gpus, gpus, internet, share_gpus, token
+from repro.kaggle.checks import banner, check_gpus, gpus, internet, scratch, share_gpus, token
 from repro.kaggle.earlier import Earlier
 from repro.kaggle.times import clock as duration
 from repro.kaggle.times import read_times
@@ -67,15 +67,9 @@ class Session:
             return str(found)
         if episodes:
             self._is("CALVIN", "real")
-            from repro.data import calvin_remote
-            from repro.data.stored import copy_files
+            from repro.kaggle import fetched
 
-            target = self.work.parent / "calvin_store"
-            if self.attached.fetching and not target.exists():  # of the last session: its frames are not fetched again
-                print(f"goes on with {self.attached.fetching[0]}")
-                copy_files(self.attached.fetching[0], target)
-            calvin_remote.fetch(url, target, episodes, disk_gb, log=print)
-            return str(target)
+            return str(fetched.episodes(self.profile, self.work, self.attached, self.earlier, url, episodes, disk_gb))
         self._stand_in("CALVIN", "the embedded play table", "attach CALVIN or a store of it, or set calvin_episodes")
         return ""
 
@@ -151,6 +145,10 @@ class Session:
             if state != "finished" or self.state[self.current] == "begun":  # what failed or was stopped by hand stays so
                 self.state[self.current] = state
             self.took[self.current] = self.took.get(self.current, 0.0) + clock.now() - self.since
+            if self.current.startswith(READERS["CALVIN"]) and self.state[self.current] == "finished":
+                from repro.kaggle import fetched
+
+                fetched.drop(self.work)
             self.current = ""
 
     def stop(self, why: str) -> None:
@@ -236,6 +234,9 @@ def begin(profile: str, sections: str, session_hours: float = 11.0, gpus_per_run
         raise UserError(f"{working} is full", f"{least:.1f} GB free or more", f"{free:.1f} GB",
                         "delete old outputs there (!du -sh /kaggle/working/*), or start a new session")  # fmt: skip
     print(f"{working}: {free:.0f} GB free; Kaggle run type: {machine.on_kaggle() or 'none, this is not Kaggle'}")
+    if (kaggle / "working").is_dir():
+        os.environ["REPRO_SCRATCH"] = str(place := scratch(kaggle))
+        print(f"{place}: {shutil.disk_usage(place).free / 1e9:.0f} GB free, for prepared pictures; it is not saved")
     found = gpus()
     check_gpus(profile, found)
     share_gpus(gpus_per_run, len(found))

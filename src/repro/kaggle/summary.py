@@ -51,7 +51,8 @@ def pack(work: Path) -> str:
     """results.zip beside the work folder; what is in it, in words. Its sections.json says `packed`: no session can go on from it."""
     target = work.parent / "results.zip"
     files = sorted(path for top in work.iterdir() if top.name not in LEFT and not earlier.is_raw(top.name)
-                   for path in (top, *top.rglob("*")) if path.is_file() and path.suffix in KEPT)  # fmt: skip
+                   for path in (top, *top.rglob("*")) if path.is_file() and path.suffix in KEPT
+                   and not any(part.endswith(".prepared") for part in path.parts))  # fmt: skip
     part = target.with_name("results.zip.part")
     with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as out:
         for path in files:

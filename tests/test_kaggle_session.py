@@ -1,5 +1,6 @@
 """A session ends in time, without an error, and the next one goes on from its output. Run: pytest tests/test_kaggle_session.py"""
 
+import errno
 import json
 import os
 import random
@@ -431,6 +432,77 @@ def test_a_stand_in_and_real_data_are_never_mixed(kaggle, monkeypatch, capsys):
     assert session.begin("smoke", "00_a 01_calvin_data 02_b").calvin("", episodes=9, url="http://nowhere") == ""  # nothing is fetched again
     said = capsys.readouterr().out
     assert "01_calvin_data was finished in an earlier session, and its store is here" in said and "stands in" not in said
+
+
+def test_data_are_not_mixed_within_one_live_session_either(kaggle, capsys):
+    import calvin_folder
+
+    kit = session.begin("smoke", "00_a 01_calvin_data")
+    kit.calvin("")
+    kit.section("00_a")
+    for split in inputs.SPLITS:
+        calvin_folder.make(kaggle / "input" / "robots", split)
+    assert session.begin("smoke", "00_a 01_calvin_data").calvin("")  # no data were read yet
+    shutil.move(kaggle / "input" / "robots", kaggle / "aside")
+    kit = session.begin("smoke", "00_a 01_calvin_data")
+    kit.calvin("")
+    kit.section("01_calvin_data")
+    for i in range(2):  # the second time as well
+        shutil.move(kaggle / "aside", kaggle / "input" / "robots")
+        kit = session.begin("smoke", "00_a 01_calvin_data")
+        for given in ("", str(kaggle / "input" / "robots")):
+            with pytest.raises(UserError, match=r"other data(.|\n)*smoke\)(.|\n)*a stand-in for CALVIN(.|\n)*remove CALVIN(.|\n)*!rm -r"):
+                kit.calvin(given)
+        shutil.move(kaggle / "input" / "robots", kaggle / "aside")
+    session.begin("smoke", "00_a 01_calvin_data").calvin("")
+    place = attach(kaggle) / "smoke" / "sections.json"
+    kit = session.begin("smoke", "00_a 01_calvin_data")
+    place.write_text(json.dumps({**json.loads(place.read_text()), "data": {"CALVIN": "real"}}))
+    kit.section("01_calvin_data")
+    with pytest.raises(UserError, match=r"made of other data than(.|\n)*!rm -r"):
+        session.begin("smoke", "00_a 01_calvin_data")
+
+
+def full(*rest, **more):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_that_fills_up_ends_no_session(kaggle, monkeypatch, capsys):
+    kit = session.begin("smoke", "00_a 01_b")
+    kit.section("00_a")
+    before = (kit.work / "sections.json").read_text()
+
+    def half(path, content):
+        path.with_suffix(".part").write_text("{")
+        full()
+
+    with monkeypatch.context() as disk:
+        disk.setattr(earlier.freshness, "write", half)
+        kit.failed("OSError")
+        kit.interrupted()
+        kit.stop("the session's time is over")
+    assert capsys.readouterr().out.count("sections.json could not be written ([Errno 28] No space left on device)") == 3
+    assert (kit.work / "sections.json").read_text() == before and [path.name for path in kit.work.iterdir()] == ["sections.json"]
+
+
+def test_finish_says_what_it_could_not_write_and_goes_on(kaggle, monkeypatch, capsys):
+    kit = session.begin("smoke", "00_a")
+    kit.section("00_a")
+    (kit.work / "runs").mkdir()
+    (kit.work / "runs" / "torn.json").write_text("{")
+    kit.finish()
+    said = capsys.readouterr().out
+    assert "the report could not be made: " in said and "torn.json is not a run record" in said and "all 1 sections are finished" in said
+    with zipfile.ZipFile(kaggle / "working" / "results.zip") as packed:
+        assert sorted(packed.namelist()) == ["smoke/runs/torn.json", "smoke/sections.json"]
+    (kaggle / "working" / "results.zip").unlink()
+    monkeypatch.setattr(zipfile.ZipFile, "write", full)
+    monkeypatch.setattr(earlier.freshness, "write", full)
+    kit.finish()
+    said = capsys.readouterr().out
+    assert "results.zip could not be made: [Errno 28]" in said and "sections.json could not be written" in said
+    assert "all 1 sections are finished\nresults.zip was not written" in said
+    assert [path.name for path in (kaggle / "working").iterdir()] == ["smoke"]
 
 
 def test_only_sections_up_to_the_first_unfinished_one_are_passed_over(kaggle, monkeypatch):

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import calvin_folder
 import pytest
 
+from repro import clock
 from repro.data import calvin, calvin_remote, remote_zip, stored
 from repro.data.calvin import ensure_store, import_calvin
 from repro.data.episodes import Store
@@ -307,6 +308,25 @@ def test_the_next_session_goes_on_from_the_attached_output_of_the_last(server, r
 def kit_of(root: Path, profile: str = "smoke", sections=("01_calvin_data", "02_b")) -> session.Session:
     (root / "working").mkdir(parents=True, exist_ok=True)
     return session.Session(profile, list(sections), root / "working" / profile, inputs.find(root / "input"), {})
+
+
+def test_a_slow_server_does_not_overrun_the_session(server, tmp_path, monkeypatch):
+    server.files["/x"] = bytes(range(256)) * 40
+    remote = remote_zip.Remote(server.url("/x"), **QUICK)
+    monkeypatch.setattr(remote_zip, "PIECE", 1000)
+    assert remote.read(5, 10_005) == server.files["/x"][5:10_005] and remote.received == 10_001
+    asked = []
+
+    def check(needed=0.0):
+        asked.append(needed)
+        if len(asked) == 4:  # one before the request, then one a piece
+            raise clock.OutOfTime("over")
+
+    monkeypatch.setattr(remote_zip.clock, "check", check)
+    with pytest.raises(clock.OutOfTime):
+        remote.read(0, 10_000)
+    assert remote.received < 10_001 + 4_000
+    assert remote.read(0, 10_000) == server.files["/x"][:10_000]  # over a connection of its own
 
 
 def test_what_was_fetched_lies_there_once_and_is_never_fetched_again(server, raw, tmp_path, capsys):

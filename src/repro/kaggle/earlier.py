@@ -146,4 +146,8 @@ def here(work: Path) -> Earlier | None:
 def write(work: Path, about: dict) -> None:
     """sections.json of a session, whole or as it was."""
     work.mkdir(parents=True, exist_ok=True)
-    freshness.write(work / NAME, about)
+    try:
+        freshness.write(work / NAME, about)
+    except OSError:
+        (work / NAME).with_suffix(".part").unlink(missing_ok=True)
+        raise

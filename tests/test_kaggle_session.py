@@ -447,7 +447,7 @@ def test_data_are_not_mixed_within_one_live_session_either(kaggle, capsys):
     kit = session.begin("smoke", "00_a 01_calvin_data")
     kit.calvin("")
     kit.section("01_calvin_data")
-    for i in range(2):  # the second time as well
+    for _ in range(2):  # the second time as well
         shutil.move(kaggle / "aside", kaggle / "input" / "robots")
         kit = session.begin("smoke", "00_a 01_calvin_data")
         for given in ("", str(kaggle / "input" / "robots")):
@@ -455,10 +455,11 @@ def test_data_are_not_mixed_within_one_live_session_either(kaggle, capsys):
                 kit.calvin(given)
         shutil.move(kaggle / "input" / "robots", kaggle / "aside")
     session.begin("smoke", "00_a 01_calvin_data").calvin("")
-    place = attach(kaggle) / "smoke" / "sections.json"
-    kit = session.begin("smoke", "00_a 01_calvin_data")
-    place.write_text(json.dumps({**json.loads(place.read_text()), "data": {"CALVIN": "real"}}))
-    kit.section("01_calvin_data")
+    place = kaggle / "aside" / "smoke" / "sections.json"  # another session's, of real data, is attached to this one of a stand-in
+    place.parent.mkdir()
+    own = json.loads((kaggle / "working" / "smoke" / "sections.json").read_text())
+    place.write_text(json.dumps({**own, "saved": own["saved"] - 60, "data": {"CALVIN": "real"}}))
+    shutil.move(kaggle / "aside", kaggle / "input" / "last")
     with pytest.raises(UserError, match=r"made of other data than(.|\n)*!rm -r"):
         session.begin("smoke", "00_a 01_calvin_data")
 

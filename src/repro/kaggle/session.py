@@ -199,11 +199,17 @@ class Session:
         return {name: round(self.took.get(name, 0.0) + before.get(name, 0.0), 1)
                 for name in self.sections if name in self.took or name in before}  # fmt: skip
 
+    def _read(self) -> dict[str, str]:
+        """What `data` is of those that were read, here or before; a stand-in that was only announced may still be replaced."""
+        before = {*self.here, *(self.earlier.data if self.earlier else ())}
+        begun = lambda what: any(name.startswith(READERS[what]) for name in self.state)
+        return {what: kind for what, kind in self.data.items() if what in before or begun(what)}
+
     def _save(self, why: str = "", **more) -> None:
         session = self.earlier.session + 1 if self.earlier else 1
         state = {name: self.state[name] for name in self.sections if name in self.state}
         about = {"profile": self.profile, "library": _library(), "session": session, "saved": clock.now(), "state": state, "why": why,
-                 "seconds": self._seconds(), "parameters": self.parameters, "data": self.data, "descends": self.descends,
+                 "seconds": self._seconds(), "parameters": self.parameters, "data": self._read(), "descends": self.descends,
                  **more}  # fmt: skip
         try:
             earlier.write(self.work, about)
@@ -296,13 +302,13 @@ def go_on(kit: Session) -> None:
                         f"{earlier.NAME}, which every session writes", "a store without it", earlier.AGAIN)  # fmt: skip
     before, own = earlier.choose(kit.attached.outputs, kit.profile), earlier.here(kit.work)
     kit.descends = own.descends if own else []
-    if own:  # of what was read; a stand-in that was only announced may still be replaced
-        kit.here = {what: kind for what, kind in own.data.items() if any(name.startswith(READERS[what]) for name in own.state)}
-        kit.data.update(kit.here)
+    kit.here = own.data if own else {}
+    kit.data.update(kit.here)
     if before is None:
         return
     print(f"goes on with {before.folder}, session {before.session}, {before.when}: {before.in_words()}")
-    if mixed := [what for what, kind in kit.here.items() if before.data.get(what, kind) != kind]:
+    mixed = [what for what, kind in kit.here.items() if before.data.get(what, kind) != kind]
+    if mixed and before.saved not in kit.descends:
         raise UserError(f"{kit.work} was made of other data than {before.folder}", f"{before.data} as there", kit.here,
                         f"{mixed[0]} is a stand-in in one of them: !rm -r {kit.work}, then Run All")  # fmt: skip
     earlier.take(before, kit.work)

@@ -455,17 +455,36 @@ def test_data_are_not_mixed_within_one_live_session_either(kaggle, capsys):
                 kit.calvin(given)
         shutil.move(kaggle / "input" / "robots", kaggle / "aside")
     session.begin("smoke", "00_a 01_calvin_data").calvin("")
-    place = kaggle / "aside" / "smoke" / "sections.json"  # another session's, of real data, is attached to this one of a stand-in
-    place.parent.mkdir()
+    place = kaggle / "input" / "last" / "smoke" / "sections.json"  # another session's, of real data
+    place.parent.mkdir(parents=True)
     own = json.loads((kaggle / "working" / "smoke" / "sections.json").read_text())
     place.write_text(json.dumps({**own, "saved": own["saved"] - 60, "data": {"CALVIN": "real"}}))
-    shutil.move(kaggle / "aside", kaggle / "input" / "last")
     with pytest.raises(UserError, match=r"made of other data than(.|\n)*!rm -r"):
         session.begin("smoke", "00_a 01_calvin_data")
 
 
 def full(*rest, **more):
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_section_s_models_leave_the_gpu_when_it_ends(kaggle, monkeypatch):
+    import torch
+
+    from repro.kaggle import cells
+
+    models = {"gaze": torch.nn.BatchNorm1d(3)}  # parameters and buffers, below any name
+    held = [*models["gaze"].parameters(), *models["gaze"].buffers()]
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
+    monkeypatch.setattr(cells, "_on_gpu", lambda tensor: any(tensor is one for one in held))
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: torch.full_like(self, 7))
+    kit = session.begin("smoke", "00_a 01_b")
+    kit.section("00_a")
+    kit.section("01_b")
+    assert not emptied and (models["gaze"].weight == 1).all()  # no context: nothing to free
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    kit.finish()
+    assert emptied and all((one == 7).all() for one in held) and len(held) == 5
 
 
 def test_a_disk_that_fills_up_ends_no_session(kaggle, monkeypatch, capsys):

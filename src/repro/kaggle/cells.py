@@ -19,6 +19,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 
 from repro import clock
 from repro.clock import OutOfTime
@@ -111,9 +112,14 @@ def free_gpus() -> None:
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return
-    for tensor in [one for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter) and one.is_cuda]:
-        tensor.data, tensor.grad = tensor.data.cpu(), None
+    for tensor in [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor) and _on_gpu(one)]:
+        with suppress(RuntimeError):  # a result of inference mode cannot be moved in its place; it is no model
+            tensor.data, tensor.grad = tensor.data.cpu(), None
     torch.cuda.empty_cache()
+
+
+def _on_gpu(tensor) -> bool:
+    return tensor.is_cuda
 
 
 def _is_future(line: ast.stmt) -> bool:

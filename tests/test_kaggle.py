@@ -9,13 +9,14 @@ import sys
 import zipfile
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 from packaging.requirements import Requirement
 
 from repro import experiments, profiles
-from repro.kaggle import bundle, environment, inputs, push, session, times
+from repro.kaggle import bundle, checks, environment, inputs, push, session, times
 from repro.machine import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -308,7 +309,7 @@ def kaggle(tmp_path, monkeypatch):
     monkeypatch.setenv("REPRO_KAGGLE_ROOT", str(tmp_path / "kaggle"))
     monkeypatch.setenv("REPRO_ROOT", str(ROOT))
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
-    for name in ("REPRO_WORK", "HF_HUB_OFFLINE", "REPRO_SESSION_END", "REPRO_PROCESSES"):  # begin() sets them; put back afterwards
+    for name in ("REPRO_WORK", "HF_HUB_OFFLINE", "REPRO_SESSION_END", "REPRO_PROCESSES", "REPRO_SCRATCH"):  # put back afterwards
         monkeypatch.setenv(name, "")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(session, "internet", lambda: False)
@@ -373,7 +374,7 @@ def test_records_of_a_built_notebook_name_its_library(monkeypatch):
 
 def test_gpus_are_asked_of_nvidia_smi(tmp_path, monkeypatch):
     fake = tmp_path / "nvidia-smi"
-    fake.write_text("#!/bin/sh\necho 'Tesla T4, 7.5'\necho 'Tesla T4, 7.5'\n")
+    fake.write_text("#!/bin/sh\necho '0, GPU-a, Tesla T4, 7.5, 15360'\necho '1, GPU-b, Tesla T4, 7.5, 15360'\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert session.gpus() == [("Tesla T4", (7, 5))] * 2
@@ -390,6 +391,26 @@ def test_a_full_disk_a_wrong_model_and_an_unknown_profile(kaggle, monkeypatch):
     monkeypatch.setattr(session.shutil, "disk_usage", lambda path: usage._replace(free=10**8))
     with pytest.raises(UserError, match=r"working is full(.|\n)*0.5 GB free(.|\n)*0.1 GB"):
         session.begin("smoke", "")
+
+
+@pytest.mark.parametrize(("answers", "online"), [([True], True), ([False, True], True), ([False, False], False)])
+def test_the_hub_is_asked_twice_and_again_when_internet_is_back(monkeypatch, answers, online):
+    import huggingface_hub.constants as constants
+
+    asked = iter(answers)
+
+    def connect(*rest):
+        if not next(asked):
+            raise OSError("down")
+        return SimpleNamespace(close=lambda: None)
+
+    monkeypatch.setattr(checks.socket, "create_connection", connect)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    checks.use_hub(False)
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    checks.use_hub(checks.internet())
+    assert ("HF_HUB_OFFLINE" in os.environ) == constants.HF_HUB_OFFLINE == (not online) and not list(asked)
 
 
 def test_the_token_goes_into_the_environment_and_nowhere_else(kaggle, monkeypatch, capsys):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -154,6 +155,7 @@ def test_the_uploaded_file_alone_runs_to_the_end(python, tmp_path, monkeypatch):
     before = state(root / "input")
     notebook = run_all(tmp_path / "uploaded.ipynb", python, root, "Batch", seconds=500)
     text = check(notebook, root, python, bundle.digest(bundle.pack(ROOT)))
+    assert 0 < first_output(notebook) < 60
     assert f"goes on with {place}/smoke, session 1" in text and "all 2 sections are finished" in text
     assert "robots-42/unpacked, 3 annotated segments to train on" in text and "not to train" in text
     assert state(root / "input") == before
@@ -164,12 +166,30 @@ def test_the_uploaded_file_alone_runs_to_the_end(python, tmp_path, monkeypatch):
 @pytest.mark.full
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "kaggle").glob("repro-*")))
 def test_each_built_notebook_runs_to_the_end_in_smoke(python, tmp_path, name):
-    root = kaggle_tree(tmp_path / "kaggle")
+    """One of them trains as on two GPUs, by torchrun in two processes. All sections of one within 8 minutes, the first result in one."""
+    root, both = kaggle_tree(tmp_path / "kaggle"), name == "repro-reconvla"
     wheelhouse(root / "input" / "wheels")
     subprocess.run([str(python), "-m", "pip", "uninstall", "-q", "-y", *LACKING], check=False, env=environ(root, "Batch"))
-    notebook = run_all(ROOT / "kaggle" / name / f"{name}.ipynb", python, root, "Batch", seconds=3600)
+    made = nbformat.read(ROOT / "kaggle" / name / f"{name}.ipynb", as_version=4)
+    if both:
+        assert "gpus_per_run = 1" in made.cells[1].source
+        made.cells[1].source = made.cells[1].source.replace("gpus_per_run = 1", "gpus_per_run = 2")
+    nbformat.write(made, tmp_path / "uploaded.ipynb")
+    notebook = run_all(tmp_path / "uploaded.ipynb", python, root, "Batch", seconds=3600)
     text = check(notebook, root, python, bundle.digest(bundle.pack(ROOT)))
     assert "stands in for it" in text
     with zipfile.ZipFile(root / "working" / "results.zip") as packed:
         sections = json.loads(packed.read("smoke/sections.json"))["seconds"]
     assert list(sections) == [path.stem for path in bundle.sections(ROOT, name)]
+    assert sum(sections.values()) < 480 and first_output(notebook) < 60
+    summaries = [json.loads(path.read_text()) for path in (root / "working" / "smoke").rglob("summary.json")]
+    assert summaries and {one["processes"] for one in summaries} == ({2} if both else {1})
+
+
+def first_output(notebook) -> float:
+    """Seconds from the end of the cell that installs to the end of the first one, of a section's own, that shows something."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    ended = lambda cell: datetime.fromisoformat(cell.metadata.execution["shell.execute_reply"].replace("Z", "+00:00"))
+    begin = next(i for i, cell in enumerate(code) if "session.begin(" in cell.source)
+    shows = next(cell for cell in code[begin + 1 :] if cell.outputs and "kit." not in cell.source)
+    return (ended(shows) - ended(code[begin])).total_seconds()

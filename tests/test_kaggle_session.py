@@ -1,5 +1,6 @@
 """A session ends in time, without an error, and the next one goes on from its output. Run: pytest tests/test_kaggle_session.py"""
 
+import errno
 import json
 import os
 import random
@@ -20,7 +21,7 @@ from repro.machine import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 MOUNTS = ("{slug}", "notebooks/somebody/{slug}", "datasets/somebody/{slug}")
-SET = ("REPRO_WORK", "HF_HUB_OFFLINE", "REPRO_SESSION_END", "REPRO_PROCESSES")  # by begin(); put back afterwards
+SET = ("REPRO_WORK", "HF_HUB_OFFLINE", "REPRO_SESSION_END", "REPRO_PROCESSES", "REPRO_SCRATCH")  # by begin(); put back afterwards
 
 
 @pytest.fixture
@@ -331,6 +332,34 @@ def test_a_session_that_began_without_the_earlier_output_takes_it_over_when_it_i
     assert kit.done == ["00_a"] and files(work).items() >= wanted.items()
 
 
+def test_prepared_pictures_lie_on_a_disk_that_is_not_saved_and_are_never_taken_over(kaggle, monkeypatch, capsys):
+    import calvin_folder
+
+    from repro.data import batches, calvin
+
+    raw = calvin_folder.make(kaggle / "raw").parent
+    kit = session.begin("smoke", "00_a 01_b")
+    assert f"{kaggle / 'tmp'}: " in (said := capsys.readouterr().out) and "it is not saved" in said
+    store = calvin.ensure_store(raw, "training", kit.work / "store" / "training", workers=1, log=lambda line: None)
+    made = batches.prepared(store, batches.pictures, workers=1, log=lambda line: None)
+    assert all(Path(array.filename).is_relative_to(kaggle / "tmp") for array in made.values())
+    assert not list((kaggle / "working").rglob("*.prepared"))
+    (old := kit.work / "store" / "training.prepared" / "0123").mkdir(parents=True)  # as earlier versions kept them
+    (kit.work / "change.prepared").mkdir()
+    for path in (old / "about.json", kit.work / "change.prepared" / "about.json"):
+        path.write_text("{}")
+    kit.finish()
+    with zipfile.ZipFile(kaggle / "working" / "results.zip") as packed:
+        assert packed.namelist() == ["smoke/sections.json"]
+    place = attach(kaggle)
+    kit = session.begin("smoke", "00_a 01_b")
+    assert (kit.work / "store" / "training" / "meta" / "info.json").is_file() and list(place.rglob("*.prepared"))
+    assert not list((kaggle / "working").rglob("*.prepared"))
+    (kaggle / "other").mkdir()
+    (kaggle / "other" / "tmp").write_text("a file in its place")
+    assert checks.scratch(kaggle / "other").name == "repro-scratch" and "cannot be written" in capsys.readouterr().out
+
+
 def test_a_disk_that_is_too_small_is_told_before_anything_is_copied(kaggle, monkeypatch):
     left_behind(kaggle, monkeypatch)
     usage = shutil.disk_usage(kaggle)
@@ -403,6 +432,97 @@ def test_a_stand_in_and_real_data_are_never_mixed(kaggle, monkeypatch, capsys):
     assert session.begin("smoke", "00_a 01_calvin_data 02_b").calvin("", episodes=9, url="http://nowhere") == ""  # nothing is fetched again
     said = capsys.readouterr().out
     assert "01_calvin_data was finished in an earlier session, and its store is here" in said and "stands in" not in said
+
+
+def test_data_are_not_mixed_within_one_live_session_either(kaggle, capsys):
+    import calvin_folder
+
+    kit = session.begin("smoke", "00_a 01_calvin_data")
+    kit.calvin("")
+    kit.section("00_a")
+    for split in inputs.SPLITS:
+        calvin_folder.make(kaggle / "input" / "robots", split)
+    assert session.begin("smoke", "00_a 01_calvin_data").calvin("")  # no data were read yet
+    shutil.move(kaggle / "input" / "robots", kaggle / "aside")
+    kit = session.begin("smoke", "00_a 01_calvin_data")
+    kit.calvin("")
+    kit.section("01_calvin_data")
+    for _ in range(2):  # the second time as well
+        shutil.move(kaggle / "aside", kaggle / "input" / "robots")
+        kit = session.begin("smoke", "00_a 01_calvin_data")
+        for given in ("", str(kaggle / "input" / "robots")):
+            with pytest.raises(UserError, match=r"other data(.|\n)*smoke\)(.|\n)*a stand-in for CALVIN(.|\n)*remove CALVIN(.|\n)*!rm -r"):
+                kit.calvin(given)
+        shutil.move(kaggle / "input" / "robots", kaggle / "aside")
+    session.begin("smoke", "00_a 01_calvin_data").calvin("")
+    place = kaggle / "input" / "last" / "smoke" / "sections.json"  # another session's, of real data
+    place.parent.mkdir(parents=True)
+    own = json.loads((kaggle / "working" / "smoke" / "sections.json").read_text())
+    place.write_text(json.dumps({**own, "saved": own["saved"] - 60, "data": {"CALVIN": "real"}}))
+    with pytest.raises(UserError, match=r"made of other data than(.|\n)*!rm -r"):
+        session.begin("smoke", "00_a 01_calvin_data")
+
+
+def full(*rest, **more):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_section_s_models_leave_the_gpu_when_it_ends(kaggle, monkeypatch):
+    import torch
+
+    from repro.kaggle import cells
+
+    models = {"gaze": torch.nn.BatchNorm1d(3)}  # parameters and buffers, below any name
+    held = [*models["gaze"].parameters(), *models["gaze"].buffers()]
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
+    monkeypatch.setattr(cells, "_on_gpu", lambda tensor: any(tensor is one for one in held))
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: torch.full_like(self, 7))
+    kit = session.begin("smoke", "00_a 01_b")
+    kit.section("00_a")
+    kit.section("01_b")
+    assert not emptied and (models["gaze"].weight == 1).all()  # no context: nothing to free
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    kit.finish()
+    assert emptied and all((one == 7).all() for one in held) and len(held) == 5
+
+
+def test_a_disk_that_fills_up_ends_no_session(kaggle, monkeypatch, capsys):
+    kit = session.begin("smoke", "00_a 01_b")
+    kit.section("00_a")
+    before = (kit.work / "sections.json").read_text()
+
+    def half(path, content):
+        path.with_suffix(".part").write_text("{")
+        full()
+
+    with monkeypatch.context() as disk:
+        disk.setattr(earlier.freshness, "write", half)
+        kit.failed("OSError")
+        kit.interrupted()
+        kit.stop("the session's time is over")
+    assert capsys.readouterr().out.count("sections.json could not be written ([Errno 28] No space left on device)") == 3
+    assert (kit.work / "sections.json").read_text() == before and [path.name for path in kit.work.iterdir()] == ["sections.json"]
+
+
+def test_finish_says_what_it_could_not_write_and_goes_on(kaggle, monkeypatch, capsys):
+    kit = session.begin("smoke", "00_a")
+    kit.section("00_a")
+    (kit.work / "runs").mkdir()
+    (kit.work / "runs" / "torn.json").write_text("{")
+    kit.finish()
+    said = capsys.readouterr().out
+    assert "the report could not be made: " in said and "torn.json is not a run record" in said and "all 1 sections are finished" in said
+    with zipfile.ZipFile(kaggle / "working" / "results.zip") as packed:
+        assert sorted(packed.namelist()) == ["smoke/runs/torn.json", "smoke/sections.json"]
+    (kaggle / "working" / "results.zip").unlink()
+    monkeypatch.setattr(zipfile.ZipFile, "write", full)
+    monkeypatch.setattr(earlier.freshness, "write", full)
+    kit.finish()
+    said = capsys.readouterr().out
+    assert "results.zip could not be made: [Errno 28]" in said and "sections.json could not be written" in said
+    assert "all 1 sections are finished\nresults.zip was not written" in said
+    assert [path.name for path in (kaggle / "working").iterdir()] == ["smoke"]
 
 
 def test_only_sections_up_to_the_first_unfinished_one_are_passed_over(kaggle, monkeypatch):

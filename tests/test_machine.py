@@ -1,11 +1,13 @@
 """Where am I, which dtype and why; profiles; the shape checker. Run: pytest tests/test_machine.py"""
 
 import dataclasses
+import os
+import re
 from pathlib import Path
 
 import pytest
 
-from repro import machine, profiles
+from repro import machine, profiles, results
 from repro.machine import UserError
 
 
@@ -35,6 +37,35 @@ def test_dtype_goes_by_capability_and_says_why(monkeypatch, found, dtype, word):
     assert str(chosen) == dtype and word in reason
 
 
+SMI = "0, GPU-aa, Tesla T4, 7.5, 15360\\n1, GPU-bb, NVIDIA H200, 9.0, 143771\\n"
+
+
+def test_gpus_are_asked_of_nvidia_smi_and_torch_makes_no_context(monkeypatch, tmp_path):
+    torch = pytest.importorskip("torch")
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{SMI}'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("get_device_capability", "get_device_properties", "get_device_name", "_lazy_init"):
+        monkeypatch.setattr(torch.cuda, name, lambda *rest: pytest.fail("torch was asked: it makes a context"))
+    assert machine.capabilities() == [(7, 5), (9, 0)] and str(machine.compute_dtype()[0]) == "torch.float16"
+    t4, h200 = machine.describe()["gpus"]
+    assert t4 == {"name": "Tesla T4", "capability": "7.5", "memory_gib": 15.0} and h200["memory_gib"] == 140.4
+    assert results.provenance()["hardware"].startswith("2 x Tesla T4, ")
+    for visible, found in (("1", [(9, 0)]), ("1,0", [(9, 0), (7, 5)]), ("GPU-bb", [(9, 0)]), ("", []), ("-1", [])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert [one["capability"] for one in machine.gpus()] == found
+    assert not torch.cuda.is_initialized()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)  # there is a context: torch knows best
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: (8, 6))
+    assert machine.capabilities() == [(8, 6)]
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed, no driver, x, y, z'\nexit 9\n")
+    assert machine.gpus() == []
+
+
 def test_root_is_the_nearest_parent_with_notebooks(bare, monkeypatch):
     assert machine.root() == bare
     (bare / "notebooks").mkdir()
@@ -55,6 +86,16 @@ def test_kaggle_works_in_its_saved_folder(bare, monkeypatch):
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
     assert machine.on_kaggle() == "Batch"
     assert machine.work("t4") == Path("/kaggle/working/work/t4")
+
+
+def test_what_is_made_again_lies_beside_the_store_or_on_a_scratch_disk(bare, monkeypatch):
+    monkeypatch.setenv("REPRO_SCRATCH", "")
+    assert machine.prepared(bare / "t4" / "store" / "training") == bare / "t4" / "store" / "training.prepared"
+    monkeypatch.setenv("REPRO_SCRATCH", str(bare / "tmp"))
+    places = [machine.prepared(bare / profile / "store" / "training") for profile in ("t4", "cpu")]
+    assert {place.parent for place in places} == {bare / "tmp"} and places[0] != places[1]
+    assert all(re.fullmatch(r"training-\w{8}\.prepared", place.name) for place in places)
+    assert machine.prepared(Path("t4/store/training")) == places[0]  # by the place, however it is written
 
 
 def test_calvin_data_is_named_by_a_variable(bare, monkeypatch):

@@ -4,22 +4,28 @@ import contextlib
 import json
 import random
 import re
+import shutil
 import struct
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import calvin_folder
 import pytest
 
+from repro import clock
 from repro.data import calvin, calvin_remote, remote_zip, stored
 from repro.data.calvin import ensure_store, import_calvin
 from repro.data.episodes import Store
 from repro.data.remote_zip import DamagedMember, RemoteZip
 from repro.data.resumable import ResumableWriter
-from repro.kaggle import inputs, session
+from repro.kaggle import fetched, inputs, session
 from repro.machine import UserError
+from repro.models.reconvla_config import PRESETS
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Server:
@@ -91,7 +97,7 @@ def zip64(monkeypatch):
 @pytest.fixture(autouse=True)
 def a_small_disk(monkeypatch):
     """These tests need a few MB: a machine with less than the usual reserve may run them."""
-    for module in (calvin_remote, stored):
+    for module in (calvin_remote, stored, fetched):
         monkeypatch.setattr(module, "SPARE", 0)
 
 
@@ -297,6 +303,121 @@ def test_the_next_session_goes_on_from_the_attached_output_of_the_last(server, r
     assert got == tmp_path / "kaggle" / "working" / "calvin_store" and "goes on with" in capsys.readouterr().out
     assert Store(got / "training").hash == Store(tmp_path / "whole" / "training").hash
     assert server.sent < 0.9 * whole and first + server.sent < 1.3 * whole and (store / "training.part").is_dir()
+
+
+def kit_of(root: Path, profile: str = "smoke", sections=("01_calvin_data", "02_b")) -> session.Session:
+    (root / "working").mkdir(parents=True, exist_ok=True)
+    return session.Session(profile, list(sections), root / "working" / profile, inputs.find(root / "input"), {})
+
+
+def test_a_slow_server_does_not_overrun_the_session(server, tmp_path, monkeypatch):
+    server.files["/x"] = bytes(range(256)) * 40
+    remote = remote_zip.Remote(server.url("/x"), **QUICK)
+    monkeypatch.setattr(remote_zip, "PIECE", 1000)
+    assert remote.read(5, 10_005) == server.files["/x"][5:10_005] and remote.received == 10_001
+    asked = []
+
+    def check(needed=0.0):
+        asked.append(needed)
+        if len(asked) == 4:  # one before the request, then one a piece
+            raise clock.OutOfTime("over")
+
+    monkeypatch.setattr(remote_zip.clock, "check", check)
+    with pytest.raises(clock.OutOfTime):
+        remote.read(0, 10_000)
+    assert remote.received < 10_001 + 4_000
+    assert remote.read(0, 10_000) == server.files["/x"][:10_000]  # over a connection of its own
+
+
+def test_what_was_fetched_lies_there_once_and_is_never_fetched_again(server, raw, tmp_path, capsys):
+    url, root = server.zip("/task_X.zip", raw), tmp_path / "kaggle"
+    kit = kit_of(root)
+    got = kit.calvin("", 5, url)
+    kit.section("01_calvin_data")
+    ensure_store(got, "training", kit.work / "store" / "training", log=lambda line: None)
+    kit._close("finished")
+    assert Path(got).is_dir()  # half of it was copied only
+    kit.section("01_calvin_data")
+    ensure_store(got, "validation", kit.work / "store" / "validation", log=lambda line: None)
+    kit.section("02_b")
+    assert not Path(got).exists() and "holds a copy" in capsys.readouterr().out
+    sent = server.sent
+    again = kit_of(root).calvin("", 5, url)
+    assert again == str(kit.work / "store") and server.sent == sent
+    assert ensure_store(again, "training", kit.work / "store" / "training").hash == Store(kit.work / "store" / "training").hash
+    assert kit_of(root, "cpu").calvin("", 5, url) == again and server.sent == sent  # of another profile
+    assert kit_of(root).calvin("", 4, url) == got and server.sent > sent  # other episodes
+    (root / "input" / "last").mkdir(parents=True)
+    shutil.move(root / "working" / "smoke", root / "input" / "last" / "smoke")
+    sent = server.sent
+    assert kit_of(root, "cpu").calvin("", 5, url) == str(root / "input" / "last" / "smoke" / "store") and server.sent == sent
+
+
+@pytest.mark.parametrize(("gb", "shared", "fits"), [(40, True, True), (20, True, 250), (20, False, 320), (3, True, 0)])
+def test_episodes_that_would_not_fit_are_told_before_anything_is_fetched(server, tmp_path, monkeypatch, gb, shared, fits):
+    for name in ("working", "tmp"):
+        (tmp_path / "kaggle" / name).mkdir(parents=True)
+    monkeypatch.setenv("REPRO_SCRATCH", str(tmp_path / "kaggle" / "tmp"))
+    monkeypatch.setattr(fetched.shutil, "disk_usage", lambda place: SimpleNamespace(free=gb * 1e9))
+    device = lambda path: SimpleNamespace(st_dev=shared or path.name)
+    monkeypatch.setattr(fetched, "Path", lambda path: type("P", (type(tmp_path),), {"stat": device})(path))
+    working = type("P", (type(tmp_path),), {"stat": device})(tmp_path / "kaggle" / "working")
+    if fits is True:
+        fetched.check_room("t4", working, 500, 12)
+        return
+    with pytest.raises(UserError, match=rf"500 episodes(.|\n)*28\.\d GB in (.|\n)*{f'calvin_episodes = {fits}' if fits else 'du -sh'}"):
+        fetched.check_room("t4", working, 500, 12)
+    assert list((tmp_path / "kaggle" / "working").iterdir()) == []
+    fetched.check_room("cpu", working, 500, 0.5)  # tiny models prepare little
+
+
+def test_the_readme_recommends_what_fits_into_one_small_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetched.shutil, "disk_usage", lambda place: SimpleNamespace(free=20e9))
+    monkeypatch.setenv("REPRO_SCRATCH", "")
+    (told,) = set(re.findall(r"calvin_episodes = (\d+)", (ROOT / "kaggle" / "README.md").read_text()))
+    fetched.check_room("t4", tmp_path, int(told), 12)
+    c = PRESETS["t4"]  # the canvas in bytes, mean and log variance of 16 channels in float16 at an eighth, of two targets
+    assert fetched.PREPARED["t4"] == c.height * c.width * 3 + 2 * (2 * 16 * (c.height // 8) * (c.width // 8) * 2)
+
+
+def test_of_several_unfinished_fetches_the_session_s_own_is_gone_on_with_whole(server, raw, tmp_path, monkeypatch):
+    url, root = server.zip("/task_X.zip", raw), tmp_path / "kaggle"
+    calvin_remote.fetch(url, tmp_path / "whole", 5, log=lambda line: None, **QUICK)
+    total, count = len(server.asked), [0]
+    for name, most in (("a", total - 6), ("b", total - 2)):
+        count[0] = 0
+        server.fail = lambda start, end, most=most: 503 if (count.__setitem__(0, count[0] + 1) or count[0] > most) else None
+        with pytest.raises(UserError, match="503"):
+            calvin_remote.fetch(url, root / "input" / name / "calvin_store", 5, log=lambda line: None, commit=1, **QUICK)
+    server.fail = lambda start, end: None
+    kit = kit_of(root)
+    stores = kit.attached.fetching
+    assert [path.parent.name for path in stores] == ["a", "b"] and fetched.newest(stores, None) == stores[1]  # more of it is there
+    own = SimpleNamespace(folder=root / "input" / "a" / "smoke")
+    assert fetched.newest(stores, own) == stores[0]
+    usage = fetched.shutil.disk_usage(root)
+    with monkeypatch.context() as full:
+        full.setattr(fetched.shutil, "disk_usage", lambda place: usage._replace(free=1000))
+        full.setattr(fetched, "SPARE", 0)
+        with pytest.raises(UserError, match="does not fit into"):
+            kit.calvin("", 5, url)
+    assert list((root / "working").iterdir()) == []
+    copied, copyfile = [], shutil.copyfile
+
+    def stopped(source, target):
+        if len(copied) == 2:
+            raise KeyboardInterrupt
+        copied.append(copyfile(source, target))
+
+    with monkeypatch.context() as cut:
+        cut.setattr(stored.shutil, "copyfile", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            kit.calvin("", 5, url)
+    assert [path.name for path in (root / "working").iterdir()] == ["calvin_store.part"]
+    assert inputs.find(root / "working").fetching == inputs.find(root / "working").stores == []
+    got = Path(kit.calvin("", 5, url))
+    assert Store(got / "training").hash == Store(tmp_path / "whole" / "training").hash
+    assert [path.name for path in (root / "working").iterdir()] == ["calvin_store"]
 
 
 def test_a_damaged_frame_is_asked_for_twice_left_out_and_counted(server, raw, tmp_path, monkeypatch):

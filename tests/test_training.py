@@ -1,5 +1,6 @@
 """The loop, checkpoints under real kills, resuming bit for bit, and jobs in subprocesses. Run: pytest tests/test_training.py"""
 
+import errno
 import json
 import os
 import signal
@@ -212,6 +213,25 @@ def test_damaged_and_partial_checkpoints_are_passed_over_and_named(tmp_path):
     assert checkpoint.latest(tmp_path, said.append).name == "step_00000004" and not list(tmp_path.glob("*.part"))
     with pytest.raises(UserError, match="no checkpoint"):
         checkpoint.need(tmp_path / "nothing")
+
+
+def test_a_full_disk_leaves_nothing_half_written_and_the_checkpoints_before(tmp_path):
+    checkpoint.save(tmp_path, 1, write_toy, {}, {})
+    for error in (OSError(errno.ENOSPC, "No space left on device"), RuntimeError("I/O error: No space left on device (os error 28)")):
+
+        def full(part, error=error):
+            (part / "model.bin").write_bytes(b"half")
+            raise error
+
+        with pytest.raises(UserError, match=r"disk full: checkpoint .*step_00000002(.|\n)*next step: .*du -sh"):
+            checkpoint.save(tmp_path, 2, full, {}, {})
+        assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"] and checkpoint.damage(checkpoint.need(tmp_path)) is None
+
+    def wrong(part):
+        raise RuntimeError("another error")
+
+    with pytest.raises(RuntimeError, match="another error"):
+        checkpoint.save(tmp_path, 2, wrong, {}, {})
 
 
 def test_the_training_state_executes_no_code(tmp_path):

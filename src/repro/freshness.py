@@ -38,7 +38,8 @@ def surroundings(root: Path, parameters: dict) -> dict[str, str]:
     code = [part for file in sorted(package.rglob("*.py")) for part in (str(file.relative_to(package)), file.read_bytes())]
     claims = [file.read_bytes() for file in sorted(root.glob("papers/*/*.toml"))]
     versions = sorted(f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions())
-    settings = {k: v for k, v in sorted(os.environ.items()) if k.startswith("REPRO_") and k not in ("REPRO_ROOT", "REPRO_WORK")}
+    places = ("REPRO_ROOT", "REPRO_WORK", "REPRO_SCRATCH")
+    settings = {k: v for k, v in sorted(os.environ.items()) if k.startswith("REPRO_") and k not in places}
     named = [root / Path(value).expanduser() for value in (*settings.values(), *parameters.values()) if isinstance(value, str) and value]
     data = [_stamp(path) for path in named if path.exists()]
     return {

@@ -1,7 +1,10 @@
 """Where am I: Kaggle or laptop, which devices, which dtype and why, where work is written and where the user's data is."""
 
+import hashlib
 import os
 import platform
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,12 +24,35 @@ class UserError(ValueError):
 
 
 def capabilities() -> list[tuple[int, int]]:
-    """Compute capability (major, minor) of each visible NVIDIA GPU; empty where torch sees none."""
+    """Compute capability (major, minor) of each visible NVIDIA GPU; empty where torch sees none.
+
+    Of nvidia-smi, as long as this process has no CUDA context: asking torch would make one, half a GB on the first GPU.
+    """
     import torch
 
     if not torch.cuda.is_available():
         return []
+    if not torch.cuda.is_initialized() and (found := gpus()):
+        return [one["capability"] for one in found]
     return [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+
+
+def gpus() -> list[dict]:
+    """name, capability (major, minor) and memory_gib of each visible GPU, by nvidia-smi; [] where there is none, or no nvidia-smi."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    command = ["nvidia-smi", "--query-gpu=index,uuid,name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    rows = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines()] if done.returncode == 0 else []
+    found = {}
+    for index, uuid, name, capability, memory in (row for row in rows if len(row) == 5):
+        gib = round(float(memory) / 1024, 1)
+        found[index] = (uuid, {"name": name, "capability": tuple(map(int, capability.split("."))), "memory_gib": gib})
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [about for _, about in found.values()]
+    named = [part.strip() for part in visible.split(",")]
+    return [about for name in named for index, (uuid, about) in found.items() if name and (name == index or uuid.startswith(name))]
 
 
 def compute_dtype():
@@ -82,6 +108,15 @@ def work(profile: str) -> Path:
     return Path(os.environ["REPRO_WORK"]).resolve() if os.environ.get("REPRO_WORK") else root() / "work" / profile
 
 
+def prepared(store: Path) -> Path:
+    """The folder of what models make of a store's pictures, all of it made again when it is gone: `<store>.prepared`, or below
+    REPRO_SCRATCH, where that is set, a folder that is named by the store's place. Not created here."""
+    if not os.environ.get("REPRO_SCRATCH"):
+        return store.with_name(store.name + ".prepared")
+    place = hashlib.sha256(str(store.resolve()).encode()).hexdigest()[:8]
+    return Path(os.environ["REPRO_SCRATCH"]) / f"{store.name}-{place}.prepared"
+
+
 def calvin_data() -> Path | None:
     """The user's own CALVIN folder (the one that holds training/ and validation/), from REPRO_CALVIN; None where it is not set."""
     if not os.environ.get("REPRO_CALVIN"):
@@ -110,15 +145,15 @@ def describe() -> dict:
     import psutil
     import torch
 
-    gpus = []
-    for i, (major, minor) in enumerate(capabilities()):
-        about = torch.cuda.get_device_properties(i)
-        gpus.append({"name": about.name, "memory_gib": round(about.total_memory / 2**30, 1), "capability": f"{major}.{minor}"})
+    here = gpus() if torch.cuda.is_available() else []
+    if torch.cuda.is_available() and not here:
+        each = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        here = [{"name": one.name, "capability": (one.major, one.minor), "memory_gib": round(one.total_memory / 2**30, 1)} for one in each]
     return {
         "cpu": _cpu_name(),
         "cores": cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpus": gpus,
+        "gpus": [{**one, "capability": "{}.{}".format(*one["capability"])} for one in here],
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "kaggle": {"run_type": on_kaggle(), "image": _kaggle_image()} if on_kaggle() else None,

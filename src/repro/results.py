@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from repro import clock
+from repro import clock, machine
 from repro.intervals import bootstrap, wilson  # noqa: F401
 from repro.machine import UserError
 
@@ -59,8 +59,9 @@ def provenance() -> dict:
             continue
     hardware = f"{os.cpu_count()} CPU cores ({platform.machine()})"
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
-        cuda = sys.modules["torch"].cuda
-        hardware = f"{cuda.device_count()} x {cuda.get_device_name(0)}, {hardware}"
+        cuda = sys.modules["torch"].cuda  # asked only where nvidia-smi is not: it would make a context in this process
+        names = [one["name"] for one in machine.gpus()] or [cuda.get_device_name(i) for i in range(cuda.device_count())]
+        hardware = f"{len(names)} x {names[0]}, {hardware}"
     return {"commit": commit, "packages": packages, "hardware": hardware}
 
 

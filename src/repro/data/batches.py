@@ -4,7 +4,7 @@
     batches(0)["action"]                                                # (16, 5, 7) float32
 
 Every frame of every episode is one sample and comes once an epoch, in an order drawn from (seed, epoch). What a model makes of a
-frame's pictures is computed once and kept in memory-mapped files beside the store, keyed by the store's hash and the model's key.
+frame's pictures is computed once and kept in memory-mapped files (machine.prepared), keyed by the store's hash and the model's key.
 
 `corrupt=0.33` gives a third of the frames the gaze box of a frame of another episode: what a detector that fails does.
 """
@@ -21,11 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
-from repro import clock
+from repro import clock, machine
 from repro.data.episodes import EpisodeInfo, Store
 from repro.freshness import write
 from repro.machine import UserError
 
+SPARE = 4 * 2**30  # bytes of disk that stay free for checkpoints: four runs of profile t4 keep two of 0.3 GiB each and write a third
 TOGETHER = 32  # steps that `prepare_many` is given at once
 KEPT, DONE = 8, "episodes.done"  # episodes after which prepared arrays are flushed, and the file that says which are
 
@@ -121,7 +122,7 @@ class Batches:
         """`prepare` maps one step (pictures, state, task, gaze.*) to arrays of fixed shape; it must be a pure function, safe in threads.
 
         `key` names what `prepare` depends on (default: its own or its object's attribute `key`). `only` chooses episodes. `gaze`: True
-        demands gaze boxes, False ignores them. `cache`: folder for the prepared arrays, default `<store>.prepared`. `corrupt`:
+        demands gaze boxes, False ignores them. `cache`: folder for the prepared arrays, default machine.prepared(store). `corrupt`:
         share of the found gaze boxes that are replaced, in every epoch the same ones (attribute `corrupted`, (frames of the store,)
         bool); what `prepare` makes of a box is made of the wrong one too.
         """
@@ -227,7 +228,7 @@ def prepared(
     they are said to be so and deleted. Two processes that want the same arrays build them once.
     """
     key = _key(prepare, key)
-    cache = Path(cache) if cache else store.folder.with_name(store.folder.name + ".prepared")
+    cache = Path(cache) if cache else machine.prepared(store.folder)
     folder = cache / hashlib.sha256(f"{store.hash}\n{key}".encode()).hexdigest()[:16]
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
@@ -259,7 +260,8 @@ def _build(store: Store, prepare: Callable, key: str, folder: Path, workers: int
         first = {name: value for name, value in first.items() if not np.array_equal(one[name], two[name])}
     drawn = np.asarray(store.column("info.drawn"), bool) if "info.drawn" in store.columns else np.ones(store.frames, bool)
     done = {int(i) for i in (part / DONE).read_text().split()} if (part / DONE).is_file() else set()
-    _room(part.parent, first, int(drawn.sum()) if not done else 0, log)
+    left = (one for i, one in enumerate(store.episodes) if i not in done)
+    _room(part.parent, first, int(sum(drawn[one.start : one.start + one.length].sum() for one in left)), log)
     part.mkdir(exist_ok=True)
     write(part / "about.json", {"store": str(store.folder.resolve()), "hash": store.hash, "key": key, "frames": store.frames})
     arrays = {name: np.lib.format.open_memmap(part / f"{name}.npy", "r+" if done else "w+", np.asarray(value).dtype,
@@ -298,12 +300,12 @@ def _build(store: Store, prepare: Callable, key: str, folder: Path, workers: int
 
 
 def _room(place: Path, first: dict[str, np.ndarray], frames: int, log: Callable) -> None:
-    """Says how much will be written where it is much; an error where it does not fit."""
+    """Says how much will be written where it is much; an error where it does not fit with as much again, at most SPARE, left free."""
     needed, free = frames * sum(np.asarray(value).nbytes for value in first.values()), shutil.disk_usage(place).free
     if needed > 2**30:
         log(f"preparing {frames:,} pictures once: {needed / 2**30:.1f} GiB in {place}")
-    if needed > free:
-        raise UserError(f"{place} is too small for the prepared pictures", f"{needed / 2**30:.1f} GiB free", f"{free / 2**30:.1f} GiB",
+    if (wanted := needed + min(needed, SPARE)) > free:
+        raise UserError(f"{place} is too small for the prepared pictures", f"{wanted / 2**30:.1f} GiB free", f"{free / 2**30:.1f} GiB",
                         "use fewer episodes, draw_every, or a store on a larger disk")
 
 

@@ -3,8 +3,8 @@
     batches = PairBatches(Pairs("work/store/change/train"), 32, seed=0, prepare=agent.prepare_many, key=agent.key)
     batches(0)["box"]                                                   # (32, 4) float32, NaN where a pair has none
 
-Prepared arrays (CLIP's features, or small pictures) lie memory-mapped beside the store, under a name made of the data's hash and the
-model's key. What was prepared of an earlier version of the same data is stale: it is said to be so and deleted.
+Prepared arrays (CLIP's features, or small pictures) lie memory-mapped in machine.prepared(store), under a name made of the data's hash
+and the model's key. What was prepared of an earlier version of the same data is stale: it is said to be so and deleted.
 """
 
 import fcntl
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from repro import clock
+from repro import clock, machine
 from repro.data import levir_boxes
 from repro.freshness import write
 from repro.machine import UserError
@@ -129,11 +129,11 @@ def augmented(pictures: np.ndarray, box: np.ndarray, caption: str, changed: bool
 def prepared(pairs, prepare: Callable, key: str, cache: Path | str | None = None, log: Callable = print) -> dict[str, np.ndarray]:
     """The arrays that `prepare(before, after)` gives for all pairs, (n, ...) memory-mapped; made once, then found again.
 
-    cache: folder, by default `<store>.prepared`. Written aside and renamed; two processes that want the same arrays build them once.
+    cache: folder, by default machine.prepared(store). Written aside and renamed; two processes that want the same arrays build them once.
     """
     if not key:
         raise ValueError("prepare needs a key: a string that names what it depends on")
-    cache = Path(cache) if cache else pairs.store.folder.with_name(pairs.store.folder.name + ".prepared")
+    cache = Path(cache) if cache else machine.prepared(pairs.store.folder)
     folder = cache / hashlib.sha256(f"{pairs.hash}\n{key}".encode()).hexdigest()[:16]
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,7 @@ from repro.machine import UserError
 CHUNK = 8 * 2**20  # bytes of one request
 TAIL = 22 + 65535  # where the end record is, with the longest comment
 WAITS = (1, 5, 20, 60)  # seconds before a request that failed is repeated
+PIECE = 256 * 2**10  # bytes after which the clock is asked: a slow server must not overrun the session
 TIMEOUT = 60
 END, END64, LOCATOR, CENTRAL, LOCAL = b"PK\5\6", b"PK\6\6", b"PK\6\7", b"PK\1\2", b"PK\3\4"
 REDIRECTS = 5
@@ -100,12 +101,19 @@ class Remote:
                 f"{self.url} changed while it was read", f"{self.size} bytes, {self.tag}", f"{told} bytes, {tag}", "start again"
             )
         self.size, self.tag = int(told), tag
-        data = answer.read(end - start)
-        self.received += len(data)
-        if len(data) != min(end, self.size) - start:
-            raise OSError(f"{len(data)} bytes instead of {min(end, self.size) - start}")
+        data, wanted = bytearray(), min(end, self.size) - start
+        try:
+            while len(data) < wanted and (piece := answer.read1(min(PIECE, wanted - len(data)))):  # what has come, up to a piece
+                data += piece
+                self.received += len(piece)
+                clock.check()
+        except clock.OutOfTime:
+            self._close()  # half read
+            raise
+        if len(data) != wanted:
+            raise OSError(f"{len(data)} bytes instead of {wanted}")
         answer.close()
-        return data
+        return bytes(data)
 
     def _close(self) -> None:
         if self.connection is not None:

@@ -14,10 +14,12 @@ what it did before. In a plain Python process nothing is registered.
 """
 
 import ast
+import gc
 import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 
 from repro import clock
 from repro.clock import OutOfTime
@@ -102,6 +104,22 @@ def unwatch() -> None:
         watching.shell.ast_transformers.remove(watching)
     if signal.getsignal(signal.SIGTERM) == watching.terminated:
         signal.signal(signal.SIGTERM, watching.before)
+
+
+def free_gpus() -> None:
+    """Give the GPU memory of this process back: the models that a section looked at, by whatever name, move to the CPU. The next section
+    trains in processes of its own, on the same GPUs."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return
+    for tensor in [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor) and _on_gpu(one)]:
+        with suppress(RuntimeError):  # a result of inference mode cannot be moved in its place; it is no model
+            tensor.data, tensor.grad = tensor.data.cpu(), None
+    torch.cuda.empty_cache()
+
+
+def _on_gpu(tensor) -> bool:
+    return tensor.is_cuda
 
 
 def _is_future(line: ast.stmt) -> bool:

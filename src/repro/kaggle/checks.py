@@ -1,10 +1,12 @@
 """What a session asks of its machine before it begins: GPUs, the network, the hub's token. Nothing here touches CUDA."""
 
 import os
-import shutil
 import socket
-import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
+from repro import machine
 from repro.machine import UserError
 
 INTERNET = ("huggingface.co", 443)
@@ -13,12 +15,7 @@ RULE = "=" * 100
 
 def gpus() -> list[tuple[str, tuple[int, int]]]:
     """(name, compute capability) of each GPU, by nvidia-smi; [] where there is none."""
-    if not shutil.which("nvidia-smi"):
-        return []
-    command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    rows = [line.rsplit(",", 1) for line in done.stdout.splitlines() if "," in line] if done.returncode == 0 else []
-    return [(name.strip(), tuple(int(part) for part in capability.strip().split("."))) for name, capability in rows]
+    return [(one["name"], one["capability"]) for one in machine.gpus()]
 
 
 def check_gpus(profile: str, found: list[tuple[str, tuple[int, int]]]) -> None:
@@ -49,12 +46,37 @@ def share_gpus(per_run: int, found: int) -> None:
 
 
 def internet(timeout: float = 3.0) -> bool:
-    """Whether the hub can be reached."""
+    """Whether the hub can be reached; asked twice."""
+    for _ in range(2):
+        try:
+            socket.create_connection(INTERNET, timeout).close()
+            return True
+        except OSError:
+            continue
+    return False
+
+
+def use_hub(online: bool) -> None:
+    """Without internet, what is not attached fails at once, with the next step, instead of after minutes; with it the hub is asked."""
+    if not online:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        return
+    os.environ.pop("HF_HUB_OFFLINE", None)  # of a session that was begun in this kernel before
+    if constants := sys.modules.get("huggingface_hub.constants"):  # it read the variable when it was imported
+        constants.HF_HUB_OFFLINE = False
+
+
+def scratch(kaggle: Path) -> Path:
+    """A folder outside of working/, for what need not be saved: <root>/tmp, or below the system's temporary one where that cannot be."""
+    place = kaggle / "tmp"
     try:
-        socket.create_connection(INTERNET, timeout).close()
-    except OSError:
-        return False
-    return True
+        place.mkdir(exist_ok=True)
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        print(f"{place} cannot be written ({error.strerror})")
+        place = Path(tempfile.gettempdir()) / "repro-scratch"
+        place.mkdir(exist_ok=True)
+    return place
 
 
 def token() -> str:

@@ -124,7 +124,8 @@ def is_raw(folder: str) -> bool:
 
 
 def _needed(name: Path) -> bool:
-    return not is_raw(name.parts[0]) and name.suffix != ".part" and name.parts != (NAME,)
+    made_again = is_raw(name.parts[0]) or any(part.endswith(".prepared") for part in name.parts)
+    return not made_again and name.suffix != ".part" and name.parts != (NAME,)
 
 
 def _same(path: Path, target: Path, closely: bool) -> bool:
@@ -145,4 +146,8 @@ def here(work: Path) -> Earlier | None:
 def write(work: Path, about: dict) -> None:
     """sections.json of a session, whole or as it was."""
     work.mkdir(parents=True, exist_ok=True)
-    freshness.write(work / NAME, about)
+    try:
+        freshness.write(work / NAME, about)
+    except OSError:
+        (work / NAME).with_suffix(".part").unlink(missing_ok=True)
+        raise

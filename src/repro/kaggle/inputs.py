@@ -107,6 +107,8 @@ def find(top: Path) -> Inputs:
 
 def _look(folder: Path, depth: int, found: Inputs) -> None:
     """One folder and those below it. What can be told by the presence of one file is told so, before anything is listed."""
+    if folder.name.endswith(".part"):  # a copy that was stopped
+        return
     if (folder / INDEX).is_file():  # a split by itself
         found.calvin += [folder.parent] if folder.name in SPLITS and folder.parent not in found.calvin else []
         return

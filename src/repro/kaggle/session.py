@@ -1,7 +1,9 @@
 """What an uploaded notebook calls: begin, the roots of the data, each section, finish. Works in any folder that is shaped like Kaggle's.
 
-The root is /kaggle, or REPRO_KAGGLE_ROOT: <root>/input is looked through and never written, <root>/working gets everything.
-The notebook's own process never touches CUDA: GPUs are asked for by nvidia-smi.
+The root is /kaggle, or REPRO_KAGGLE_ROOT: <root>/input is looked through and never written, <root>/working gets everything but what is
+made again when it is gone: prepared pictures, in <root>/tmp, which Kaggle does not save.
+Training runs in processes of its own, and GPUs are asked for by nvidia-smi. This process uses one only in the sections that look at
+trained models; when such a section ends, its tensors move to the CPU, and what stays on the GPU is CUDA's context.
 A session has an end (`session_hours`). Where it comes before the work is done, the cell that runs stops, later ones do nothing (cells.py),
 `finish` says what is left, and the next session, with this one's output attached, goes on (earlier.py).
 """
@@ -9,13 +11,14 @@ A session has an end (`session_hours`). Where it comes before the work is done, 
 import math
 import os
 import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import repro
 from repro import clock, machine, profiles
 from repro.kaggle import cells, earlier, environment, inputs, summary
-from repro.kaggle.checks import banner, check_gpus, gpus, internet, share_gpus, token
+from repro.kaggle.checks import banner, check_gpus, gpus, internet, scratch, share_gpus, token, use_hub
 from repro.kaggle.earlier import Earlier
 from repro.kaggle.times import clock as duration
 from repro.kaggle.times import read_times
@@ -31,7 +34,12 @@ READERS = {"CALVIN": "01_", "LIBERO": "02_", "LEVIR-CC": "03_"}  # data -> the o
 
 @dataclass
 class Session:
-    """One run of an uploaded notebook: what is attached, how far its sections are, how long each took."""
+    """One run of an uploaded notebook: what is attached, how far its sections are, how long each took.
+
+    Sections are first come, first served: each takes what it needs of the session, and what does not fit is left to the next one. They get
+    no shares of the time, for a later one needs the result of the one before, and what would be evaluated of a model that is not done is
+    out of date in the next session. After two minutes each long stage says whether it will be done in this one (clock.Progress).
+    """
 
     profile: str
     sections: list[str]
@@ -44,6 +52,7 @@ class Session:
     state: dict[str, str] = field(default_factory=dict)  # section -> finished | cut | failed | begun
     took: dict[str, float] = field(default_factory=dict)  # section -> seconds in this session
     data: dict[str, str] = field(default_factory=dict)  # CALVIN, LIBERO, LEVIR-CC -> embedded | real
+    here: dict[str, str] = field(default_factory=dict)  # the same, of what was run in this very work folder before
     descends: list[float] = field(default_factory=list)  # as in sections.json (earlier.py)
     over: str = ""  # why the session is over
     skipping: bool = False  # the section that was called last is one of `done`
@@ -54,7 +63,10 @@ class Session:
 
     def calvin(self, given: str, episodes: int = 0, url: str = "", disk_gb: float = 12.0) -> str:
         """`calvin_root` for the sections: as given, as attached, as fetched, else "" for the embedded default, with a banner."""
-        if given or self._is_done("CALVIN"):
+        if self._is_done("CALVIN"):
+            return given
+        if given:
+            self._is("CALVIN", "real")
             return given
         if found := self.attached.calvin_root():
             self._is("CALVIN", "real")
@@ -67,15 +79,9 @@ class Session:
             return str(found)
         if episodes:
             self._is("CALVIN", "real")
-            from repro.data import calvin_remote
-            from repro.data.stored import copy_files
+            from repro.kaggle import fetched
 
-            target = self.work.parent / "calvin_store"
-            if self.attached.fetching and not target.exists():  # of the last session: its frames are not fetched again
-                print(f"goes on with {self.attached.fetching[0]}")
-                copy_files(self.attached.fetching[0], target)
-            calvin_remote.fetch(url, target, episodes, disk_gb, log=print)
-            return str(target)
+            return str(fetched.episodes(self.profile, self.work, self.attached, self.earlier, url, episodes, disk_gb))
         self._stand_in("CALVIN", "the embedded play table", "attach CALVIN or a store of it, or set calvin_episodes")
         return ""
 
@@ -88,7 +94,10 @@ class Session:
         return self._found(given, self.attached.levir_root, "LEVIR-CC", "embedded aerial pairs", "attach LEVIR-CC with its captions")
 
     def _found(self, given: str, root, what: str, instead: str, step: str) -> str:
-        if given or self._is_done(what):
+        if self._is_done(what):
+            return given
+        if given:
+            self._is(what, "real")
             return given
         if path := root():
             self._is(what, "real")
@@ -111,11 +120,14 @@ class Session:
         return bool(reader)
 
     def _is(self, what: str, kind: str) -> None:
-        """Keep which kind of data it is. UserError where the earlier session had the other: the two are never mixed."""
-        if self.earlier and (before := self.earlier.data.get(what) or kind) != kind:
+        """Keep which kind of data it is. UserError where the earlier session, or what was run here before, had the other: the two are
+        never mixed."""
+        before = (self.earlier.data.get(what) if self.earlier else "") or self.here.get(what) or kind
+        if before != kind:
             had = {"real": f"{what} was attached or fetched", "embedded": f"a stand-in for {what}"}
             click = f"{'attach' if before == 'real' else 'remove'} {what} (right panel, Input)"
-            raise UserError(f"the earlier session was run on other data than is here now ({self.earlier.folder})",
+            place = self.earlier.folder if self.earlier else self.work
+            raise UserError(f"the earlier session was run on other data than is here now ({place})",
                             had.get(before), had[kind], f"to go on: {click}; to begin anew: remove the earlier output, and in a live "
                             f"session !rm -r {self.work}; then Run All")  # fmt: skip
         self.data[what] = kind
@@ -151,7 +163,12 @@ class Session:
             if state != "finished" or self.state[self.current] == "begun":  # what failed or was stopped by hand stays so
                 self.state[self.current] = state
             self.took[self.current] = self.took.get(self.current, 0.0) + clock.now() - self.since
+            if self.current.startswith(READERS["CALVIN"]) and self.state[self.current] == "finished":
+                from repro.kaggle import fetched
+
+                fetched.drop(self.work)
             self.current = ""
+            cells.free_gpus()
 
     def stop(self, why: str) -> None:
         """The session's time is over: what runs is cut, what comes is left to the next session. cells.py calls it, and who has no cells."""
@@ -182,26 +199,42 @@ class Session:
         return {name: round(self.took.get(name, 0.0) + before.get(name, 0.0), 1)
                 for name in self.sections if name in self.took or name in before}  # fmt: skip
 
+    def _read(self) -> dict[str, str]:
+        """What `data` is of those that were read, here or before; a stand-in that was only announced may still be replaced."""
+        before = {*self.here, *(self.earlier.data if self.earlier else ())}
+        begun = lambda what: any(name.startswith(READERS[what]) for name in self.state)
+        return {what: kind for what, kind in self.data.items() if what in before or begun(what)}
+
     def _save(self, why: str = "", **more) -> None:
         session = self.earlier.session + 1 if self.earlier else 1
         state = {name: self.state[name] for name in self.sections if name in self.state}
-        earlier.write(self.work, {
-            "profile": self.profile, "library": _library(), "session": session, "saved": clock.now(), "state": state, "why": why,
-            "seconds": self._seconds(), "parameters": self.parameters, "data": self.data, "descends": self.descends,
-            **more})  # fmt: skip
+        about = {"profile": self.profile, "library": _library(), "session": session, "saved": clock.now(), "state": state, "why": why,
+                 "seconds": self._seconds(), "parameters": self.parameters, "data": self._read(), "descends": self.descends,
+                 **more}  # fmt: skip
+        try:
+            earlier.write(self.work, about)
+        except OSError as error:  # an error here would leave a cell's `with`, or IPython's hook, and take the session's end with it
+            print(f"{self.work / earlier.NAME} could not be written ({error}); look for room: !du -sh {self.work.parent}/*")
 
     def finish(self) -> None:
-        """Write sections.json, the report, results.zip; say what is done, cut and left, and how to go on; show each figure and table."""
+        """Write sections.json, the report, results.zip; say what is done, cut and left, and how to go on; show each figure and table.
+
+        What cannot be made is said, with the reason; the rest is made all the same.
+        """
         from repro import results
 
         self._close("finished")
+        packed = "results.zip was not written"
         if any((self.work / "runs").glob("*.json")):
-            results.report(self.work)
+            with _said_only("the report"):
+                results.report(self.work)
         known = results.provenance()
         self._save(self.over, hardware=known["hardware"], run_type=machine.on_kaggle(), packages=known["packages"])
         if machine.on_kaggle() == "Batch":
             summary.thin(self.work)
-        print("\n".join([*self._said(), summary.pack(self.work)]), flush=True)
+        with _said_only("results.zip"):
+            packed = summary.pack(self.work)
+        print("\n".join([*self._said(), packed]), flush=True)
         summary.show(self.work)
         cells.unwatch()
 
@@ -236,14 +269,16 @@ def begin(profile: str, sections: str, session_hours: float = 11.0, gpus_per_run
         raise UserError(f"{working} is full", f"{least:.1f} GB free or more", f"{free:.1f} GB",
                         "delete old outputs there (!du -sh /kaggle/working/*), or start a new session")  # fmt: skip
     print(f"{working}: {free:.0f} GB free; Kaggle run type: {machine.on_kaggle() or 'none, this is not Kaggle'}")
+    if (kaggle / "working").is_dir():
+        os.environ["REPRO_SCRATCH"] = str(place := scratch(kaggle))
+        print(f"{place}: {shutil.disk_usage(place).free / 1e9:.0f} GB free, for prepared pictures; it is not saved")
     found = gpus()
     check_gpus(profile, found)
     share_gpus(gpus_per_run, len(found))
     attached = inputs.find(kaggle / "input")
     online = internet()
     environment.ensure(machine.root() / "pyproject.toml", profile, attached.wheels, online)
-    if not online:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # what is not attached fails at once, with the next step, instead of after minutes
+    use_hub(online)
     print(f"internet: {'on' if online else 'off'}; HF_TOKEN: {token()}")
     for line in attached.describe():
         print(f"attached: {line}")
@@ -267,9 +302,15 @@ def go_on(kit: Session) -> None:
                         f"{earlier.NAME}, which every session writes", "a store without it", earlier.AGAIN)  # fmt: skip
     before, own = earlier.choose(kit.attached.outputs, kit.profile), earlier.here(kit.work)
     kit.descends = own.descends if own else []
+    kit.here = own.data if own else {}
+    kit.data.update(kit.here)
     if before is None:
         return
     print(f"goes on with {before.folder}, session {before.session}, {before.when}: {before.in_words()}")
+    mixed = [what for what, kind in kit.here.items() if before.data.get(what, kind) != kind]
+    if mixed and before.saved not in kit.descends:
+        raise UserError(f"{kit.work} was made of other data than {before.folder}", f"{before.data} as there", kit.here,
+                        f"{mixed[0]} is a stand-in in one of them: !rm -r {kit.work}, then Run All")  # fmt: skip
     earlier.take(before, kit.work)
     kit.data.update(before.data)
     kit.earlier, kit.descends = before, list(dict.fromkeys([before.saved, *before.descends, *kit.descends]))
@@ -287,6 +328,15 @@ def go_on(kit: Session) -> None:
                 break
             kit.done.append(name)
             kit.state[name] = "finished"
+
+
+@contextmanager
+def _said_only(what: str):
+    """A full disk, or a file of ours that cannot be read, is said and goes no further."""
+    try:
+        yield
+    except (OSError, UserError) as error:
+        print(f"{what} could not be made: {error}")
 
 
 def set_end(hours: float) -> None:

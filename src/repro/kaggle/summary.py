@@ -51,8 +51,22 @@ def pack(work: Path) -> str:
     """results.zip beside the work folder; what is in it, in words. Its sections.json says `packed`: no session can go on from it."""
     target = work.parent / "results.zip"
     files = sorted(path for top in work.iterdir() if top.name not in LEFT and not earlier.is_raw(top.name)
-                   for path in (top, *top.rglob("*")) if path.is_file() and path.suffix in KEPT)  # fmt: skip
+                   for path in (top, *top.rglob("*")) if path.is_file() and path.suffix in KEPT
+                   and not any(part.endswith(".prepared") for part in path.parts))  # fmt: skip
     part = target.with_name("results.zip.part")
+    try:
+        _zip(work, files, part)
+        os.replace(part, target)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    kinds = {"run records": ("runs", ".json"), "figures": ("figures", ".png")}
+    counts = ", ".join(f"{sum(path.parent.name == folder and path.suffix == end for path in files)} {kind}"
+                       for kind, (folder, end) in kinds.items())  # fmt: skip
+    return f"{target}: {len(files)} files ({counts}), {target.stat().st_size / 1e6:.1f} MB"
+
+
+def _zip(work: Path, files: list[Path], part: Path) -> None:
     with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as out:
         for path in files:
             name = path.relative_to(work.parent)
@@ -60,11 +74,6 @@ def pack(work: Path) -> str:
                 out.writestr(name.as_posix(), json.dumps({**json.loads(path.read_text(encoding="utf-8")), "packed": True}, indent=1) + "\n")
             else:
                 out.write(path, name)
-    os.replace(part, target)
-    kinds = {"run records": ("runs", ".json"), "figures": ("figures", ".png")}
-    counts = ", ".join(f"{sum(path.parent.name == folder and path.suffix == end for path in files)} {kind}"
-                       for kind, (folder, end) in kinds.items())  # fmt: skip
-    return f"{target}: {len(files)} files ({counts}), {target.stat().st_size / 1e6:.1f} MB"
 
 
 def thin(work: Path) -> None:

@@ -7,6 +7,7 @@
 A checkpoint is written as `step_XXXXXXXX.part`, flushed to disk, then renamed: a process killed at any moment leaves either
 the whole folder or a `.part` that nobody reads. `latest` checks the digests and passes over what is damaged, saying so.
 """
+import errno
 import fcntl
 import functools
 import hashlib
@@ -24,6 +25,8 @@ from pathlib import Path
 import torch
 
 from repro.machine import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @functools.cache
@@ -77,21 +80,31 @@ def digest(path: Path) -> str:
 def save(folder: Path | str, step: int, write: Callable[[Path], None], state: dict, about: dict, keep: int = 2) -> Path:
     """Write checkpoint `step` of a run into `folder` and delete all but the `keep` newest; returns its path.
 
-    `write(path)` puts the model's own files there; `state` is the training state; `about` goes into about.json.
+    `write(path)` puts the model's own files there; `state` is the training state; `about` goes into about.json. UserError where the disk
+    is full: nothing half-written is left, and the checkpoints before stay.
     """
     folder = Path(folder)
     path, part = folder / f"step_{step:08d}", folder / f"step_{step:08d}.part"
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob("step_*.part"):
         shutil.rmtree(leftover)
-    part.mkdir()
-    write(part)
-    torch.save(state, part / "training.pt")
-    files = sorted(file for file in part.iterdir())
-    about = {"step": step, **about, "files": {file.name: digest(file) for file in files}}
-    (part / "about.json").write_text(json.dumps(about, indent=1))
-    for file in [*files, part / "about.json", part]:
-        flush(file)
+    try:
+        part.mkdir()
+        write(part)
+        torch.save(state, part / "training.pt")
+        files = sorted(file for file in part.iterdir())
+        about = {"step": step, **about, "files": {file.name: digest(file) for file in files}}
+        (part / "about.json").write_text(json.dumps(about, indent=1))
+        for file in [*files, part / "about.json", part]:
+            flush(file)
+    except Exception as error:  # torch and safetensors have errors of their own where the disk is full
+        left = shutil.disk_usage(folder).free
+        shutil.rmtree(part, ignore_errors=True)
+        if getattr(error, "errno", 0) in FULL or "No space left" in str(error) or (isinstance(error, RuntimeError) and left < 2**20):
+            raise UserError(f"disk full: checkpoint {path} could not be written", "room for one more", f"{left / 1e6:.0f} MB free",
+                            f"delete what is not needed (!du -sh {folder.parent}/*) and start again: the run goes on from its last "
+                            "checkpoint") from error
+        raise
     if path.exists():  # only a damaged one, passed over by `latest`, can stand here
         shutil.rmtree(path)
     os.replace(part, path)

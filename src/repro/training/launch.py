@@ -178,7 +178,7 @@ def _measured(model: torch.nn.Module, held_out: Batches) -> dict[str, float]:
 
 def sentences_file(store: Store, config: VGGTVLAConfig) -> Path:
     """Where the sentences of a store are kept as a frozen language model encodes them."""
-    return store.folder.with_name(store.folder.name + ".prepared") / f"sentences-{Path(config.language).name}.safetensors"
+    return machine.prepared(store.folder) / f"sentences-{Path(config.language).name}.safetensors"
 
 
 def _build(job: Job, config: ReconVLAConfig | KeypointConfig | VGGTVLAConfig, store: Store) -> torch.nn.Module:

@@ -279,6 +279,11 @@ def test_the_command_says_how_good_the_checkpoint_was_by_its_own_metrics(work, t
     (tmp_path / "alone" / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
     assert change_answer.measured(tmp_path / "alone" / path.name).endswith(f"step {line['step']}: mean IoU 0.75"), "of its own step"
     PIL.Image.fromarray(one(1, "x", 32).after).save(tmp_path / "a.png")
+    for out, said in (("a.png", "is one of the two pictures"), ("a.jpg", "would hold a PNG picture")):
+        before = (tmp_path / "a.png").read_bytes()
+        with pytest.raises(UserError, match=said):
+            change_answer.answer(place, tmp_path / "a.png", tmp_path / "a.png", out=tmp_path / out)
+        assert (tmp_path / "a.png").read_bytes() == before and not (tmp_path / "a.jpg").exists()
     lines = change_answer.answer(place, tmp_path / "a.png", tmp_path / "a.png", out=tmp_path / "out.png")
     assert any("no gate: it always points somewhere" in line for line in lines) and (tmp_path / "out.png").exists()
 
@@ -297,8 +302,13 @@ def test_the_command_says_vector_and_box_or_no_change(work, tmp_path, monkeypatc
             done = CliRunner().invoke(cli.cli, [*base, "--out", str(out)])
         assert done.exit_code == 0 and said in done.output and "[0.500, 0.375, 0.500]" in done.output and out.exists() == (chance > 0.5)
         assert f"probability of a change: {chance:.2f}" in done.output and ("told as any other" in done.output) == (chance > 0.5)
+        assert "of an earlier answer" not in done.output
     drawn = np.asarray(PIL.Image.open(tmp_path / "0.9.png"))
     assert drawn.shape == (32, 32, 3) and (drawn[4, 8:24] == 0).all() and not list(tmp_path.glob("*.part"))
+    with monkeypatch.context() as patch:
+        patch.setattr(change_answer.ChangeAgent, "answers", answers)  # nothing changed, and a picture stands there
+        silent = CliRunner().invoke(cli.cli, [*base, "--out", str(tmp_path / "0.9.png")])
+    assert f"{tmp_path / '0.9.png'} is of an earlier answer, not of this one" in silent.output
     plain = CliRunner().invoke(cli.cli, [*base, "--out", str(tmp_path / "c.png"), "--caption", "a house appears"])
     assert plain.exit_code == 0 and "best" in plain.output and "probability of a change" in plain.output
     PIL.Image.new("RGB", (40, 40)).save(tmp_path / "large.png")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -177,6 +178,11 @@ def test_a_failure_names_notebook_cell_line_partial_notebook_and_next_step(proje
     partial = project / "work" / "smoke" / "notebooks" / "01_second.partial.ipynb"
     assert str(partial) in second and "number 6" in partial.read_text()
     assert "repro run --profile smoke --from 01" in third
+    with pytest.raises(NotebookFailed, match="`repro run --profile smoke --only 01`"):
+        notebooks.run("smoke", only=("01",), echo=screen)
+    paths, given = [Path("03_levir.py"), Path("07_train.py")], {"profile": "cpu", "levir_root": "/my data"}
+    assert notebooks._again("cpu", paths[1], paths, ("03", "07"), given) == "repro run --profile cpu --only 07 -p levir_root '/my data'"
+    assert notebooks._again("cpu", paths[0], paths, (), given) == "repro run --profile cpu --from 03 -p levir_root '/my data'"
     assert not partial.with_name("01_second.json").exists()  # nothing vouches for it
     user_error = "from repro.machine import UserError\nraise UserError('bad', expected='good', next_step='mend')"
     source.write_text(SECOND + f"\n# %%\n{user_error}\n")

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -187,7 +188,7 @@ def run(
         echo(f"{head} {reason}; {_eta(durations, [p.stem for p in chosen[i:]])}", end=" ... ", flush=True)
         began, before = time.monotonic(), freshness.contents(work)
         (folder / f"{path.stem}.json").unlink(missing_ok=True)  # until it ends well, nothing vouches for the old copy
-        cells = _execute(path, values, folder, root, profile, echo)
+        cells = _execute(path, values, folder, root, _again(profile, path, chosen, only, parameters or {}), echo)
         durations[path.stem] = round(time.monotonic() - began, 1)
         now = freshness.contents(work)
         about = {
@@ -204,7 +205,15 @@ def run(
     return done
 
 
-def _execute(path: Path, values: dict, folder: Path, root: Path, profile: str, echo) -> int:
+def _again(profile: str, path: Path, chosen: list[Path], only: tuple[str, ...], parameters: dict[str, object]) -> str:
+    """The command that goes on with `path`: with the same parameters, and no notebook that was not asked for."""
+    rest = [one.stem[:2] for one in chosen[chosen.index(path):]] if only else []
+    words = ["repro", "run", "--profile", profile, *(word for number in rest for word in ("--only", number))]
+    words += [] if only else ["--from", path.stem[:2]]
+    return shlex.join([*words, *(word for name, value in parameters.items() if name != "profile" for word in ("-p", name, str(value)))])
+
+
+def _execute(path: Path, values: dict, folder: Path, root: Path, again: str, echo) -> int:
     """Run one notebook through papermill into NN_name.partial.ipynb, then rename it; the number of code cells that ran."""
     import nbformat
     import papermill
@@ -212,7 +221,6 @@ def _execute(path: Path, values: dict, folder: Path, root: Path, profile: str, e
 
     partial = folder / f"{path.stem}.partial.ipynb"
     nbformat.write(convert(path), partial)
-    again = f"repro run --profile {profile} --from {path.stem[:2]}"
     cause = ""
     try:
         papermill.execute_notebook(

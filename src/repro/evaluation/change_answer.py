@@ -46,6 +46,10 @@ def answer(run: Path, before: Path, after: Path, caption: str | None = None, wri
         raise UserError("a caption is either given or written", "--caption or --write", "both")
     if out.is_dir():
         raise UserError(f"{out} is a folder", "a file to draw into, as change.png", "a folder", "give --out another name")
+    if out.exists() and any(out.samefile(path) for path in (before, after) if path.exists()):
+        raise UserError(f"{out} is one of the two pictures", "another file to draw into", "the same file", "give --out another name")
+    if out.suffix.lower() != ".png":
+        raise UserError(f"{out} would hold a PNG picture", "a name that ends in .png", out.name, "give --out such a name")
     pictures = [picture(path) for path in (before, after)]
     if pictures[0].shape != pictures[1].shape:
         raise UserError("the two dates have different sizes", f"{before}: {pictures[0].shape[1]} px", f"{after}: {pictures[1].shape[1]} px",
@@ -69,7 +73,8 @@ def answer(run: Path, before: Path, after: Path, caption: str | None = None, wri
     if "changed" in found:
         lines.append(f"probability of a change: {found['changed'][0]:.2f}, a change from 0.50")
         if found["changed"][0] < 0.5:
-            return [*lines, "no change: nothing is pointed at, no picture is written"]
+            stands = f"; {out} is of an earlier answer, not of this one" if out.exists() else ""
+            return [*lines, f"no change: nothing is pointed at, no picture is written{stands}"]
         lines.append(TWO_ANSWERS)
     else:
         lines.append("this model has no gate: it always points somewhere")

@@ -91,7 +91,8 @@ class Session:
 
     def levir(self, given: str) -> str:
         """`levir_root` for the sections, by the same rule."""
-        return self._found(given, self.attached.levir_root, "LEVIR-CC", "embedded aerial pairs", "attach LEVIR-CC with its captions")
+        return self._found(given, self.attached.levir_root, "LEVIR-CC", "embedded aerial pairs",
+                           "attach LEVIR-MCI (LEVIR-CC's pairs with masks)")  # fmt: skip
 
     def _found(self, given: str, root, what: str, instead: str, step: str) -> str:
         if self._is_done(what):

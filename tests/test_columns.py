@@ -394,7 +394,8 @@ def test_out_of_time_it_keeps_what_is_done_and_goes_on(store, tmp_path, monkeypa
 
     with pytest.raises(clock.OutOfTime):
         replace_columns(store, slow, [PICTURE], "key", workers=workers)
-    assert Store(store).hash == before and journalled(store) == set(calls) and seconds[0] <= 150
+    over = 40 * (workers - 1)  # threads that work side by side, each of which this clock counts
+    assert Store(store).hash == before and journalled(store) == set(calls) and seconds[0] <= 150 + over
     assert len(calls) == 3 or workers > 1, "not begun: a fourth, which would end after the session"
     monkeypatch.setenv(clock.END, str(seconds[0] + clock.RESERVE + 41 * (6 - len(calls))))
     with pytest.raises(clock.OutOfTime):  # all are found, and there is no time to rewrite the store

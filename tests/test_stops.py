@@ -154,7 +154,7 @@ def test_a_partial_import_goes_on_in_the_next_session(tmp_path, session, monkeyp
         monkeypatch.setattr(calvin_remote.ResumableWriter, "commit", lambda self: commits.append(self.episodes) or true(self))
         count = until_done(session, lambda: fetch(tmp_path / "cut"), 12, 4)
         falls = [a > b for a, b in zip(commits, commits[1:], strict=False)]
-        assert count >= 3 and sum(falls) == 1, "validation, then training: nothing that was fetched is lost"
+        assert count >= 3 and sum(falls) <= 1, "validation, then training, which may begin below: nothing that was fetched is lost"
         for split, store in whole.items():
             cut = Store(tmp_path / "cut" / split)
             same = lambda meta: {key: value for key, value in meta.items() if key != "created"}
@@ -241,6 +241,9 @@ class Pointer:
     def answers(self, ready, told):
         self._asked.append(told)
         return {"vector": np.stack([ready["mean"] / 255] * 3, 1), "changed": np.array([bool(one) for one in told])}
+
+    def fitted(self, told):
+        return told
 
     def write(self, ready, beams):
         self._asked.append("write")

@@ -43,3 +43,24 @@ def real(test_data):
         return launch
 
     return find
+
+
+KAGGLE_SETS = ("REPRO_WORK", "HF_HUB_OFFLINE", "REPRO_SESSION_END", "REPRO_PROCESSES", "REPRO_SCRATCH")  # by session.begin()
+
+
+@pytest.fixture
+def kaggle(tmp_path, monkeypatch):
+    """A root like /kaggle in Batch, nothing attached, no GPU, no internet; what a session sets is put back afterwards."""
+    from repro.kaggle import session
+
+    for folder in ("input", "working"):
+        (tmp_path / "kaggle" / folder).mkdir(parents=True)
+    monkeypatch.setenv("REPRO_KAGGLE_ROOT", str(tmp_path / "kaggle"))
+    monkeypatch.setenv("REPRO_ROOT", str(ROOT))
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    for name in KAGGLE_SETS:
+        monkeypatch.setenv(name, "")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(session, "internet", lambda: False)
+    monkeypatch.setattr(session, "gpus", lambda: [])
+    return tmp_path / "kaggle"

@@ -301,22 +301,6 @@ def test_a_store_comes_before_raw_frames(tmp_path):
 # -------------------------------------------------------------------------------------------------------- the session
 
 
-@pytest.fixture
-def kaggle(tmp_path, monkeypatch):
-    """A root like /kaggle, nothing attached, in Batch."""
-    for folder in ("input", "working"):
-        (tmp_path / "kaggle" / folder).mkdir(parents=True)
-    monkeypatch.setenv("REPRO_KAGGLE_ROOT", str(tmp_path / "kaggle"))
-    monkeypatch.setenv("REPRO_ROOT", str(ROOT))
-    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
-    for name in ("REPRO_WORK", "HF_HUB_OFFLINE", "REPRO_SESSION_END", "REPRO_PROCESSES", "REPRO_SCRATCH"):  # put back afterwards
-        monkeypatch.setenv(name, "")
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(session, "internet", lambda: False)
-    monkeypatch.setattr(session, "gpus", lambda: [])
-    return tmp_path / "kaggle"
-
-
 def test_a_session_begins_finds_nothing_says_so_and_packs_its_results(kaggle, capsys):
     kit = session.begin("smoke", "00_environment 01_calvin_data")
     assert kit.calvin("") == "" and kit.calvin("/mine") == "/mine"

@@ -19,26 +19,15 @@ from repro import clock, notebooks
 from repro.kaggle import checks, earlier, inputs, session, summary
 from repro.machine import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
 MOUNTS = ("{slug}", "notebooks/somebody/{slug}", "datasets/somebody/{slug}")
-SET = ("REPRO_WORK", "HF_HUB_OFFLINE", "REPRO_SESSION_END", "REPRO_PROCESSES", "REPRO_SCRATCH")  # by begin(); put back afterwards
 
 
 @pytest.fixture
-def kaggle(tmp_path, monkeypatch):
-    """A root like /kaggle in Batch, nothing attached; nothing is asked of the machine."""
-    for folder in ("input", "working"):
-        (tmp_path / "kaggle" / folder).mkdir(parents=True)
-    monkeypatch.setenv("REPRO_KAGGLE_ROOT", str(tmp_path / "kaggle"))
-    monkeypatch.setenv("REPRO_ROOT", str(ROOT))
-    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+def kaggle(kaggle, monkeypatch):
+    """As every test of Kaggle has it, with a library that has a name, and packages that are not looked at."""
     monkeypatch.setenv("REPRO_BUNDLE", "library-1")
-    for name in SET:
-        monkeypatch.setenv(name, "")
-    monkeypatch.setattr(session, "internet", lambda: False)
-    monkeypatch.setattr(session, "gpus", lambda: [])
     monkeypatch.setattr(session.environment, "ensure", lambda *rest: {})
-    return tmp_path / "kaggle"
+    return kaggle
 
 
 def attach(root: Path, layout: str = MOUNTS[0], slug: str = "my-notebook") -> Path:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from repro import clock, results
+from repro import clock, freshness, results
 from repro.clock import OutOfTime
 from repro.machine import UserError
 from repro.profiles import Profile
@@ -104,7 +104,7 @@ def do(system, settings: Profile, work: Path, run: Run, minutes: float = 0.0, lo
             log(f"{run.key}: {reason}; to be continued")
             return False
         names = [results.save(record, system.kept(work, run)).name for record in found]
-        _replace(folder / "done.json", json.dumps({"asked": system.digest(settings, work), "records": names}, indent=1))
+        freshness.write(folder / "done.json", {"asked": system.digest(settings, work), "records": names})
     log(f"{run.key}: done, {(time.monotonic() - begun) / 60:.1f} min in this session")
     return True
 
@@ -165,9 +165,3 @@ def where_from(found: list[dict], folder: Path | str) -> str:
     unique = lambda values: ", ".join(sorted(set(values)))
     return (f"Profile `{Path(folder).name}`: {unique(r['data'] for r in found)}; {unique(r['hardware'] for r in found)}, "
             f"{unique('torch ' + r['packages'].get('torch', '?') for r in found)}; commit {unique(r['commit'] for r in found)}")
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(text + "\n")
-    os.replace(part, path)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from repro import clock
+from repro import clock, freshness
 from repro.machine import UserError
 from repro.sims import demos, environments
 from repro.sims.base import Launch
@@ -91,9 +91,7 @@ def ensure_grocery(folder: Path | str, settings, seed: int = 0, log: Callable[[s
     if not (note.is_file() and json.loads(note.read_text()) == request):
         shutil.rmtree(folder, ignore_errors=True)
         write(folder, "grocery", range(6), request["per_task"], "wide", seed, settings.workers, noise=(0.0, request["noise"]), log=log)
-        part = note.with_suffix(".part")
-        part.write_text(json.dumps(request))
-        os.replace(part, note)  # last: its presence says that the files are whole
+        freshness.write(note, request)  # last: its presence says that the files are whole
     return place
 
 

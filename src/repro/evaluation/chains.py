@@ -209,9 +209,7 @@ def _open_folder(folder: Path, what: dict, fresh: bool, renew: bool, log) -> Pat
     elif file.exists():
         raise UserError(f"{file} has no evaluation.json beside it", "both files, or none", "outcomes alone", "remove it, or fresh=True")
     else:
-        part = about.with_suffix(".part")
-        part.write_text(json.dumps(what, indent=1))
-        os.replace(part, about)
+        freshness.write(about, what)
     file.touch()
     return file
 

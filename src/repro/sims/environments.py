@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from repro import machine
+from repro import freshness, machine
 from repro.machine import UserError
 from repro.sims import base
 from repro.sims.base import Launch
@@ -78,9 +78,7 @@ def setup(name: str, python: str | None = None, echo=print) -> Path:
         _run(install + with_dependencies)
         if alone:
             _run([*install, "--no-deps", *alone])
-        part = note.with_suffix(".part")
-        part.write_text(json.dumps(wanted, indent=1))
-        os.replace(part, note)
+        freshness.write(note, wanted)
     lacking = " ".join(missing_libraries(name).values())
     if lacking and hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("apt-get"):
         echo(f"{name}: installing {lacking}")

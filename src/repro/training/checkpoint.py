@@ -51,13 +51,6 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def replace(path: Path, text: str) -> None:
-    """Write a small file, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)
-
-
 @contextmanager
 def alone(lock: Path, wait: bool = False) -> Iterator[bool]:
     """True where no other process holds this file; the kernel frees it when a process ends, however it ends."""

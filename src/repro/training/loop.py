@@ -23,7 +23,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
 
 from repro import clock as session
-from repro import machine
+from repro import freshness, machine
 from repro.machine import UserError
 from repro.training import checkpoint
 from repro.training.budget import Budget, told_to_stop
@@ -226,7 +226,7 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
     summary = Summary(step, finished, reason, seconds / 60, loss, path, resumed_from, accelerator.num_processes, speed,
                       session.peak_memory())
     if accelerator.is_main_process:
-        checkpoint.replace(folder / "summary.json", json.dumps({**asdict(summary), "checkpoint": path.name}, indent=1) + "\n")
+        freshness.write(folder / "summary.json", {**asdict(summary), "checkpoint": path.name})
     return summary
 
 

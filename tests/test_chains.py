@@ -122,6 +122,16 @@ def test_killed_in_the_middle(tmp_path):
     assert run(F.RandomPolicy(), tmp_path / "cut", max_steps=30) == whole
 
 
+def test_long_chains_say_something_before_the_first_ends(tmp_path, monkeypatch):
+    moments, said = iter(range(0, 10**6, 7)), []
+    monkeypatch.setattr(C.clock, "now", lambda: next(moments))
+    run(F.RandomPolicy(), tmp_path, n=2, max_steps=60, log=said.append)
+    assert "0/2 chains | none has ended yet" in said[0] and "2/2 chains | average length so far 0.00" in said[-1]
+    said.clear()
+    run(Obedient(), tmp_path / "rollouts", chains=[(state, tasks[:1]) for state, tasks in make_chains(2)], log=said.append)
+    assert "2/2 chains | success so far 100 %" in said[-1]
+
+
 def test_another_evaluation_in_the_folder_is_refused(tmp_path):
     run(F.RandomPolicy(0), tmp_path, max_steps=20)
     with pytest.raises(UserError, match="another evaluation") as caught:

@@ -157,6 +157,15 @@ def test_a_memory_that_holds_no_sample_is_an_error(tmp_path):
         train(model, wide, tmp_path, CONFIG, log=quiet)
 
 
+def test_a_memory_that_holds_no_optimizer_says_that_smaller_pieces_are_no_help(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    with pytest.raises(UserError, match=r"does not hold the weights, their gradients[\s\S]*9 GiB\.\n  next step: train fewer weights"):
+        train(Silent(), wide, tmp_path, CONFIG, log=quiet)
+
+
 # ---- told to stop, killed --------------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 
@@ -96,8 +96,7 @@ def evaluate(policy, simulator: Launch | Callable[[], object], chains: list, fol
             for outcome in ended:
                 outcomes[outcome.chain] = outcome
                 del home[outcome.chain]
-            if ended:
-                progress(len(outcomes), f"average length so far {np.mean([o.length for o in outcomes.values()]):.2f}")
+            progress(len(outcomes), _so_far(outcomes.values()) if outcomes else "none has ended yet")
             slowest = max(slowest, time.monotonic() - round_began)
     finally:
         for group in groups:
@@ -130,6 +129,13 @@ def _everywhere(groups: list, method: str, work: list[dict]) -> dict:
     for group, part in asked:
         group.ask(method, part)
     return {index: answer for group, _ in asked for index, answer in group.answer().items()}
+
+
+def _so_far(outcomes: Iterable[Outcome]) -> str:
+    """The score of the chains that have ended."""
+    lengths = [o.length for o in outcomes]
+    alone = all(len(o.tasks) == 1 for o in outcomes)
+    return f"success so far {100 * np.mean(lengths):.0f} %" if alone else f"average length so far {np.mean(lengths):.2f}"
 
 
 def _append(file: Path, ended: list[Outcome], seconds: float) -> None:

@@ -46,12 +46,20 @@ class Step:
                 scalars = self._gradients(number)
                 break
             except RuntimeError as error:
-                if not (should_reduce_batch_size(error) or any(name in str(error) for name in NO_MEMORY)):
+                if not out_of_memory(error):
                     raise
                 self._halve(error)
         self._sum_over_processes(scalars)
         norm = float(self.accelerator.clip_grad_norm_(self.weights, self.config.clip))
-        self.optimizer.step()  # with float16 the scaler leaves out a step whose gradients are not finite, and halves its scale
+        try:
+            self.optimizer.step()  # with float16 the scaler leaves out a step whose gradients are not finite, and halves its scale
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            # No activation is left by now: smaller pieces are no help.
+            raise UserError("the GPU's memory does not hold the weights, their gradients and what the optimizer keeps of them", (
+                "a model whose training fits"), str(error).split("\n")[0], (
+                "train fewer weights (LoRA, NF4), take a smaller preset, or end other programs on this GPU")) from None
         self.optimizer.zero_grad()
         return self.finite({**scalars, "grad_norm": norm}, number, scaled=self.accelerator.scaler is not None)
 
@@ -126,6 +134,11 @@ class Step:
         names = sorted(scalars)
         values = total(torch.tensor([scalars[name] for name in names], dtype=torch.float64, device=device))
         scalars |= zip(names, values.tolist(), strict=True)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU's memory was too small, whatever library says so."""
+    return should_reduce_batch_size(error) or any(name in str(error) for name in NO_MEMORY)
 
 
 def seed(*numbers: int) -> None:

@@ -245,15 +245,27 @@ def markdown(records: list[dict]) -> str:
     return "\n\n".join(f"## {title}\n\n{results.markdown(*table)}" for title, table in parts if table[1]) + "\n"
 
 
+def short_table(records: list[dict]) -> Table:
+    """The chain tables in one: of each benchmark the average length, of the first, which no row was trained in, first tasks and the
+    difference to the baseline as well."""
+    tables = {name: chain_table(records, name) for name in chain_benchmarks(records)}
+    titles, order, rows = ["row", "seeds", "chains each"], [], {}
+    for name, (header, lines) in tables.items():
+        wanted = ["average length", *(["1/5 %", "minus baseline"] if not order else [])]
+        titles += [f"{name.split('->')[1].split(',')[0]}: {title.replace('1/5 %', 'first task %')}" for title in wanted]
+        order = order or [line[0] for line in lines]
+        for line in lines:
+            told = dict(zip(header, line, strict=True))
+            rows.setdefault(line[0], [told["row"], told["seeds"], told["chains"]]).extend(told[title] for title in wanted)
+    return titles, [rows[name] for name in order if len(rows[name]) == len(titles)]
+
+
 def readme_section(folder: Path | str) -> str:
-    """What README says of the ablation in `results/<profile>`: how it was made, chains, attention, and the gain on the way."""
+    """What README says of the ablation in `results/<profile>`: how it was made, and the chains."""
     records = load(Path(folder) / "runs" / "ablation")
     trained = sum(r["benchmark"] == OFFLINE for r in records)
-    lines = [f"{seeds.where_from(records, folder)}; {trained} trained runs, training and chains of each at most {longest(records):.0f} min "
-             "on one core. **Not comparable with the paper.**"]
-    parts = [(name, chain_table(records, name)) for name in chain_benchmarks(records)]
-    parts += [("Attention on held-out frames", table) for table in attention_tables(records)] + [(WAY, way_table(records))]
-    return "\n\n".join(lines + [f"{title}:\n\n{results.markdown(*table)}" for title, table in parts if table[1]]) + "\n"
+    return (f"{seeds.where_from(records, folder)}; {trained} trained runs, training and chains of each at most {longest(records):.0f} min "
+            f"on one core. **Not comparable with the paper.**\n\n{results.markdown(*short_table(records))}\n")
 
 
 def longest(records: list[dict]) -> float:

@@ -234,12 +234,22 @@ def draw(settings: Profile, work: Path) -> list[str]:
     return ["vla_attention.png"]
 
 
+def short_table(found: list[dict]) -> ablation_tables.Table:
+    """The success tables in one: of each layout, success and what it is above the blind policy."""
+    titles, rows = ["row", "seeds", "episodes each"], {}
+    for name in benchmarks(found):
+        layout = next(layout for layout in LAYOUTS if layout in name)
+        titles += [f"{layout}: success %", f"{layout}: minus blind, points"]
+        for line in success_table(found, name)[1]:
+            rows.setdefault(line[0], line[:3]).extend([line[3], line[5]])
+    return titles, [line for line in rows.values() if len(line) == len(titles)]
+
+
 def readme_section(folder: Path | str) -> str:
     """What README says of the rows in `results/<profile>`."""
     found = load([Path(folder) / "runs" / SYSTEM])
     if not found:
         return "Not measured yet.\n"
     longest = max(r["minutes"] for r in found if r["benchmark"] == ATTENTION)
-    first = f"{seeds.where_from(found, folder)}; a run trains for at most {longest:.0f} min on one core. **Not comparable with LIBERO.**"
-    return "\n\n".join([first, *(f"{title}:\n\n{results.markdown(*table)}" for title, table in parts(found))]) + "\n"
-
+    return (f"{seeds.where_from(found, folder)}; a run trains for at most {longest:.0f} min on one core. **Not comparable with LIBERO.**"
+            f"\n\n{results.markdown(*short_table(found))}\n")

@@ -107,11 +107,5 @@ def ordered(folder: Path) -> list[dict]:
 
 
 def readme_section(records: list[dict]) -> str:
-    """README's block of gaze boxes: detectors, the options on cluttered scenes, the items of the simulator's frames."""
-    drawn = next(r["data"] for r in records if r["simulator"].startswith("clutter"))
-    parts = [_where(records), results.markdown(*detectors_table(records)), f"Options on {drawn}, frames with IoU >= 0.5:",
-             results.markdown(*options_table([r for r in records if r["config"]["detector"] == "colour"], drawn))]  # fmt: skip
-    for name in dict.fromkeys(r["data"] for r in records if r["data"].endswith("all items") and r["simulator"].startswith("CALVIN")):
-        colour = [r for r in records if r["config"]["detector"] == "colour"]
-        parts += [f"`colour` on {name} (at least half visible):", results.markdown(*items_table(colour, name))]
-    return "\n\n".join(parts) + "\n"
+    """README's block of gaze boxes: detectors; the options and the items are in the report."""
+    return f"{_where(records)}\n\n{results.markdown(*detectors_table(records))}\n"

@@ -21,12 +21,14 @@ import numpy as np
 import psutil
 
 from repro import benchmark
-from repro.data.calvin import MEMBERS, Calvin, import_calvin, in_order, read_frame
+from repro.data.calvin import Calvin, in_order
+from repro.data.calvin_frames import MEMBERS, read_frame
+from repro.data.calvin_import import import_calvin
 from repro.data.episodes import encode_png
 
 EPISODE = 50  # frames of an episode, about what CALVIN's annotations have
 IMPORT = """import sys
-from repro.data.calvin import import_calvin
+from repro.data.calvin_import import import_calvin
 import_calvin(sys.argv[1], "training", sys.argv[2], int(sys.argv[3]), replace=True)"""
 BASE = 400  # different frames; more are hard links to these
 

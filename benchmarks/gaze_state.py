@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from repro import benchmark
+from repro.data.calvin_frames import BLOCK_ORDER  # of what the worker has, which imports this file: no pyarrow
 from repro.gaze.candidates import iou
 from repro.gaze.state import BLOCKS, TABLES, _block, check, state_boxes
 from repro.machine import UserError
@@ -125,8 +126,6 @@ def simulated(launch, scene: str, count: int, every: int) -> dict:
 
 
 def scene_order(scene: str) -> tuple[str, ...]:
-    from repro.data.calvin import BLOCK_ORDER  # not on top: the worker, which imports this file, has no pyarrow
-
     return tuple(f"{colour}_block" for colour in BLOCK_ORDER[scene])
 
 

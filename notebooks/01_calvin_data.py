@@ -44,7 +44,7 @@ for split in ("training", "validation"):
 # One episode per annotation. A damaged frame is left out, counted and named; a wrong structure is refused.
 
 # %%
-from repro.data.calvin import ensure_store
+from repro.data.calvin_import import ensure_store
 
 stores = {split: ensure_store(root, split, work / "store" / split, settings.workers) for split in ("training", "validation")}
 

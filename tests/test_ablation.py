@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from repro import ablation, ablation_figures, ablation_tables, experiments, profiles, results, seeds
 from repro.cli import cli
 from repro.data.batches import Batches, other_boxes
-from repro.data.calvin import ensure_store
+from repro.data.calvin_import import ensure_store
 from repro.data.episodes import Episode, Store, StoreWriter
 from repro.evaluation import chains
 from repro.gaze.annotate import annotate

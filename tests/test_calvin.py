@@ -15,7 +15,10 @@ import yaml
 from click.testing import CliRunner
 
 from repro.data import npy
-from repro.data.calvin import Calvin, DamagedFrame, calvin, canonical, ensure_store, import_calvin, read_frame
+from repro.data.calvin import Calvin
+from repro.data.calvin_commands import calvin
+from repro.data.calvin_frames import DamagedFrame, canonical, read_frame
+from repro.data.calvin_import import ensure_store, import_calvin
 from repro.data.episodes import Store
 from repro.machine import UserError
 
@@ -350,7 +353,7 @@ def test_guides_commands(tmp_path):
 def test_extract_leaves_nothing_when_it_stops(tmp_path):
     folder = calvin_folder.make(tmp_path / "data")
     spoil_missing(folder / "episode_0000105.npz")
-    command = [sys.executable, "-m", "repro.data.calvin", "extract", "--ann_path", folder / "lang_annotations/auto_lang_ann.npy"]
+    command = [sys.executable, "-m", "repro.data.calvin_commands", "extract", "--ann_path", folder / "lang_annotations/auto_lang_ann.npy"]
     command += ["--npz_src_dir", folder, "--root_folder", tmp_path / "out", "--workers", "1"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode != 0 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from repro.data import libero_hdf5
-from repro.data.calvin import ensure_store
+from repro.data.calvin_import import ensure_store
 from repro.data.episodes import Episode, Store, StoreWriter
 from repro.data.libero import import_libero
 from repro.doctor import FAIL, OK, WARN

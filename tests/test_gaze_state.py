@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from repro.data.calvin import BLOCK_ORDER, canonical
+from repro.data.calvin_frames import BLOCK_ORDER, canonical
 from repro.gaze.state import BLOCKS, TABLES, camera_of, check, state_boxes
 from repro.machine import UserError
 from repro.sims.tabletop.render import STATIC_EYE, STATIC_TARGET, STATIC_UP, static_camera

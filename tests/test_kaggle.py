@@ -592,7 +592,7 @@ def test_throttling_is_waited_for_and_other_failures_are_told(command, monkeypat
 def test_a_store_becomes_a_data_set_and_then_a_new_version_of_it(command, tmp_path):
     import calvin_folder
 
-    from repro.data.calvin import import_calvin
+    from repro.data.calvin_import import import_calvin
 
     for split in inputs.SPLITS:
         calvin_folder.make(tmp_path / "raw", split)

@@ -324,12 +324,12 @@ def test_a_session_that_began_without_the_earlier_output_takes_it_over_when_it_i
 def test_prepared_pictures_lie_on_a_disk_that_is_not_saved_and_are_never_taken_over(kaggle, monkeypatch, capsys):
     import calvin_folder
 
-    from repro.data import batches, calvin
+    from repro.data import batches, calvin_import
 
     raw = calvin_folder.make(kaggle / "raw").parent
     kit = session.begin("smoke", "00_a 01_b")
     assert f"{kaggle / 'tmp'}: " in (said := capsys.readouterr().out) and "it is not saved" in said
-    store = calvin.ensure_store(raw, "training", kit.work / "store" / "training", workers=1, log=lambda line: None)
+    store = calvin_import.ensure_store(raw, "training", kit.work / "store" / "training", workers=1, log=lambda line: None)
     made = batches.prepared(store, batches.pictures, workers=1, log=lambda line: None)
     assert all(Path(array.filename).is_relative_to(kaggle / "tmp") for array in made.values())
     assert not list((kaggle / "working").rglob("*.prepared"))

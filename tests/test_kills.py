@@ -26,7 +26,7 @@ from test_libero_data import original
 from walkers import TASKS, Walker
 
 from repro import clock
-from repro.data import batches, calvin, change_batches, episodes, levir, libero
+from repro.data import batches, calvin_frames, calvin_import, change_batches, episodes, levir, libero
 from repro.data.episodes import Episode, Store, StoreWriter
 from repro.evaluation import chains
 from repro.evaluation.floors import RandomPolicy
@@ -81,8 +81,8 @@ def make_calvin(raw: Path) -> None:
 
 
 def run_calvin(place: Path, raw: Path, unit: Callable) -> None:
-    with calling(calvin, "read_episode", unit):
-        calvin.ensure_store(raw, "training", place / "store", 1, **QUIET)
+    with calling(calvin_import, "read_episode", unit):
+        calvin_import.ensure_store(raw, "training", place / "store", 1, **QUIET)
 
 
 def make_libero(raw: Path) -> None:
@@ -195,7 +195,7 @@ STAGES = {  # a kill may cost what came after the last data file was full (FILE_
 
 
 SMALL = [(episodes, "FILE_EPISODES", 2), (batches, "KEPT", 2), (change_batches, "TOGETHER", 2), (levir, "GROUP", 2),
-         (calvin, "DAMAGED_LIMIT", 0.05)]  # data files, batches and groups that a few episodes fill  # fmt: skip
+         (calvin_frames, "DAMAGED_LIMIT", 0.05)]  # data files, batches and groups that a few episodes fill  # fmt: skip
 
 
 # --- kills ------------------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from repro import cli, profiles, real, results
 from repro.data import libero, libero_hdf5
-from repro.data.calvin import ensure_store
+from repro.data.calvin_import import ensure_store
 from repro.gaze.annotate import annotate
 from repro.machine import UserError
 from repro.models import tiny_training

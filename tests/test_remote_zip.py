@@ -16,8 +16,8 @@ import calvin_folder
 import pytest
 
 from repro import clock
-from repro.data import calvin, calvin_remote, remote_zip, stored
-from repro.data.calvin import ensure_store, import_calvin
+from repro.data import calvin, calvin_frames, calvin_remote, remote_zip, stored
+from repro.data.calvin_import import ensure_store, import_calvin
 from repro.data.episodes import Store
 from repro.data.remote_zip import DamagedMember, RemoteZip
 from repro.data.resumable import ResumableWriter
@@ -421,7 +421,7 @@ def test_of_several_unfinished_fetches_the_session_s_own_is_gone_on_with_whole(s
 
 
 def test_a_damaged_frame_is_asked_for_twice_left_out_and_counted(server, raw, tmp_path, monkeypatch):
-    monkeypatch.setattr(calvin, "DAMAGED_LIMIT", 0.05)
+    monkeypatch.setattr(calvin_frames, "DAMAGED_LIMIT", 0.05)
     url = server.zip("/task_X.zip", raw)
     member = next(m for m in RemoteZip(url, **QUICK).find(lambda name: name.endswith("episode_1003.npz") or name.endswith("1003.npz")))
     good, flips = server.files["/task_X.zip"], []
@@ -446,7 +446,7 @@ def test_a_damaged_frame_is_asked_for_twice_left_out_and_counted(server, raw, tm
     assert name == "episode_0001003.npz" and ("CRC-32" in why or "unpacked" in why)
     assert any(line.startswith(f"left out {name}") for line in lines)
     assert stores["training"].frames == 12 * 6 - 1
-    monkeypatch.setattr(calvin, "DAMAGED_LIMIT", 0.01)
+    monkeypatch.setattr(calvin_frames, "DAMAGED_LIMIT", 0.01)
     with pytest.raises(UserError, match="too many damaged frames"):
         calvin_remote.fetch(url, tmp_path / "strict", 12, log=lambda line: None, **QUICK)
     assert not (tmp_path / "strict" / "training").exists()

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from repro.data.batches import Batches
-from repro.data.calvin import Calvin, ensure_store, read_frame
+from repro.data.calvin import Calvin
+from repro.data.calvin_frames import read_frame
+from repro.data.calvin_import import ensure_store
 from repro.machine import UserError
 from repro.sims import calvin_layout as dataset
 from repro.sims import demos

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from repro import experiments, profiles, results
-from repro.data.calvin import ensure_store
+from repro.data.calvin_import import ensure_store
 from repro.data.episodes import Store
 from repro.gaze.annotate import annotate
 from repro.machine import UserError

@@ -253,7 +253,7 @@ def prepare(settings: Profile, work: Path, log=print) -> None:
 
 
 def _data(settings: Profile, raw: Path, stores: dict[str, Path], seed: int, log) -> None:
-    from repro.data.calvin import ensure_store
+    from repro.data.calvin_import import ensure_store
     from repro.sims import calvin_layout
 
     calvin_layout.ensure(raw, settings, seed, log)

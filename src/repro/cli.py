@@ -384,7 +384,7 @@ def simulate(name: str, profile: str, seed: int, parts: Path | None, publish: bo
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def calvin(arguments: tuple[str, ...]) -> None:
     """Prepare CALVIN data: `repro calvin --help` lists the commands."""
-    from repro.data.calvin import calvin as commands
+    from repro.data.calvin_commands import calvin as commands
 
     commands.main(args=list(arguments), prog_name="repro calvin")
 

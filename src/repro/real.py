@@ -15,9 +15,8 @@ import torch
 from PIL import Image
 
 from repro import attention, experiments, machine, results, vla_experiments
-from repro.data import calvin as calvin_data
+from repro.data import calvin_import, libero_hdf5
 from repro.data import libero as libero_data
-from repro.data import libero_hdf5
 from repro.data.episodes import Store
 from repro.evaluation import chains, floors, offline, protocols
 from repro.evaluation.policies import about as about_policy
@@ -202,7 +201,7 @@ def calvin(work: Path, size: Size, seed: int = 0, renderer: str = "tiny", parts:
         calvin_layout.write(data, ("D",), size.tasks, size.per_task, 1, "D", seed, 2, start, log)
     stores = []
     for split in ("training", "validation"):
-        stores.append(calvin_data.ensure_store(data, split, work / "store" / split, log=log))
+        stores.append(calvin_import.ensure_store(data, split, work / "store" / split, log=log))
         if "gaze.box" not in stores[-1].columns:
             annotate(stores[-1].folder, "truth")
             stores[-1] = Store(stores[-1].folder)

@@ -3,7 +3,7 @@
     fetch("http://calvin.cs.uni-freiburg.de/dataset/task_D_D.zip", "calvin_store", episodes=500, disk_gb=12)
     # calvin_store/training and calvin_store/validation; give `calvin_store` as calvin_root, or `repro store push` it
 
-Only the zip's index and the frames of the chosen episodes are read; each is checked by its CRC-32, read by data/calvin.py, stored and
+Only the zip's index and the frames of the chosen episodes are read; each is checked by its CRC-32, read by calvin_import, stored and
 dropped. Killed, the next call goes on from the last COMMIT episodes; stopped by clock.OutOfTime or an error, from where it was. Disk: the
 store, the index, the frames of one episode.
 """
@@ -15,8 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from repro import clock
-from repro.data import calvin
-from repro.data.calvin import FPS, Annotation, Damage, Split
+from repro.data import calvin_import
+from repro.data.calvin import Annotation, Split, find_annotations, read_annotations
+from repro.data.calvin_frames import FPS, Damage
 from repro.data.episodes import Store
 from repro.data.remote_zip import DamagedMember, Member, RemoteZip
 from repro.data.resumable import ResumableWriter
@@ -81,9 +82,9 @@ def _split(archive: RemoteZip, split: str, out: Path, state: Path, count: int, a
     wanted = {f"{prefix}{split}/{name}" for group in names.values() for name in group}
     members = {member.name.rpartition("/")[2]: member for member in archive.find(wanted.__contains__)}
     size = sum(member.packed for member in members.values())
-    meta = calvin.store_meta(state / "data", source)
+    meta = calvin_import.store_meta(state / "data", source)
     meta |= {"name": prefix.strip("/") or meta["name"], "partial": {**asked, "of": len(source.annotations)}}
-    every = calvin.frames_a_picture(state / "data", split)
+    every = calvin_import.frames_a_picture(state / "data", split)
     clock.check()
     with ResumableWriter(out, FPS, meta, {**asked, "scene": scene, "file": [archive.file.size, archive.file.tag]}) as writer:
         log(f"{split}: {len(notes)} of {len(source.annotations)} annotated episodes, {len(members)} frames, {size / 1e6:.0f} MB to read"
@@ -103,7 +104,7 @@ def _split(archive: RemoteZip, split: str, out: Path, state: Path, count: int, a
             columns, damaged = _episode(archive, source, note, frames, every)
             damage.add(damaged, source.folder)
             if columns:
-                writer.add(calvin.as_episode(source, note, columns))
+                writer.add(calvin_import.as_episode(source, note, columns))
             writer.note = {"tried": tried, "damaged": damage.frames}
             if tried % commit == 0:
                 writer.commit()
@@ -129,7 +130,7 @@ def _source(archive: RemoteZip, split: str, state: Path, scene: str | None) -> t
     plain = {f"{prefix}{split}/{name}" for name in ("ep_start_end_ids.npy", "scene_info.npy", "statistics.yaml", "boxes.json")}
     folder = state / "data" / split
     _write(archive, [member for member in small if member.name in plain | {f"{prefix}about.json"}] + told, prefix, state / "data")
-    table = calvin.read_annotations(calvin.find_annotations(folder))
+    table = read_annotations(find_annotations(folder))
     first = {start for _, _, (start, end) in table[:3]}
     start_of = lambda name: int(digits) if (digits := name.rpartition("episode_")[2].removesuffix(".npz")).isdigit() else None
     frames = archive.find(lambda name: name.startswith(f"{prefix}{split}/episode_") and start_of(name) in first)
@@ -158,6 +159,6 @@ def _episode(archive: RemoteZip, source: Split, note: Annotation, frames: list[M
             why[name] = str(content)
         else:
             (folder / name).write_bytes(content)
-    columns, damaged = calvin.read_episode((folder, source.digits, source.shapes), note.start, note.end, note.scene, every)
+    columns, damaged = calvin_import.read_episode((folder, source.digits, source.shapes), note.start, note.end, note.scene, every)
     shutil.rmtree(folder)
     return columns, {name: why.get(name, text) for name, text in damaged.items()}

@@ -25,7 +25,8 @@ import cv2
 import numpy as np
 
 from repro import clock
-from repro.data.calvin import DAMAGED_LIMIT, in_order
+from repro.data.calvin import in_order
+from repro.data.calvin_frames import DAMAGED_LIMIT
 from repro.data.episodes import Column, Episode, Store
 from repro.data.levir_arrow import png_of, size_of
 from repro.data.levir_entries import NO_CHANGE, Entry, Layout

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from repro import clock, machine, results
-from repro.data.calvin import ensure_store
+from repro.data.calvin_import import ensure_store
 from repro.evaluation.gaze_sets import Episode, Set, clutter, items, stored, textures
 from repro.evaluation.gaze_tables import END, OPTIONS, START, detectors_table, items_table, options_table, ordered, readme_section, report
 from repro.gaze.candidates import area, iou

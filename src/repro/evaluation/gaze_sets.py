@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from repro.data.boxes import BoxIndex
-from repro.data.calvin import Calvin, canonical
+from repro.data.calvin import Calvin
+from repro.data.calvin_frames import canonical
 from repro.data.episodes import Store
 from repro.gaze import annotate, state
 from repro.gaze.candidates import area

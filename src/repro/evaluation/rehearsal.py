@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from repro.data.batches import Batches
-from repro.data.calvin import BLOCKS, block_order
+from repro.data.calvin_frames import BLOCKS, block_order
 from repro.data.episodes import Episode, Store, StoreWriter
 from repro.evaluation import chains, suites
 from repro.evaluation.offline import recorded_chunks
@@ -146,7 +146,7 @@ def around(store: Store, where: Launch, start: Start, seed: int = 0, count: int 
 
 
 def _metres(store: Store) -> float:
-    """Of an action of 1, as the store's metadata give it (data/calvin.py, data/libero.py)."""
+    """Of an action of 1, as the store's metadata give it (data/calvin_import.py, data/libero.py)."""
     units = store.meta.get("action", {})
     metres = units.get("metres_per_unit") or units.get("metres")
     if not metres:

@@ -25,7 +25,7 @@ from repro.sims.tabletop.geometry import rotation
 from repro.sims.tabletop.raster import Camera
 from repro.sims.tabletop.render import STATIC_EYE, STATIC_FOV, STATIC_SIZE, STATIC_TARGET, STATIC_UP, static_camera
 
-BLOCKS = ("red_block", "blue_block", "pink_block")  # the canonical order, that of `data.calvin.canonical`
+BLOCKS = ("red_block", "blue_block", "pink_block")  # the canonical order, that of `data.calvin_frames.canonical`
 LEAST_SEEN = 0.1  # share of a block that must show past the furniture
 FRONT = -0.18  # y of the table's front edge, from which the drawer comes out
 # The cabinet's front leans back: axes to the right, up along it and out of it, from its foot on the table top.

@@ -19,8 +19,8 @@ from repro import benchmark
 from repro.data.calvin_frames import BLOCK_ORDER  # of what the worker has, which imports this file: no pyarrow
 from repro.gaze.candidates import iou
 from repro.gaze.state import BLOCKS, TABLES, _block, check, state_boxes
+from repro.intervals import wilson
 from repro.machine import UserError
-from repro.results import wilson
 from repro.sims import environments
 from repro.sims.tabletop import tasks
 from repro.sims.tabletop.render import static_camera

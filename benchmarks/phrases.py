@@ -33,8 +33,8 @@ from pathlib import Path
 
 from repro import benchmark
 from repro.gaze.phrase import Phrase, parse
+from repro.intervals import wilson
 from repro.machine import UserError
-from repro.results import wilson
 from repro.sims import environments
 from repro.sims.tabletop.language import TRAIN, VALIDATION
 

@@ -68,7 +68,7 @@ for split, store in stores.items():
 # passes over. The sentence is above each picture, the true box is drawn.
 
 # %%
-from repro import pictures, results
+from repro import pictures, results, run_records
 from repro.attention_figures import boxed
 from repro.evaluation import gaze as evaluation
 
@@ -95,7 +95,7 @@ for each in detectors:
     records, found[each.name] = records + made, measured
 
 # %%
-paths = [results.save(record, work / "gaze" / "runs") for record in records]
+paths = [run_records.save(record, work / "gaze" / "runs") for record in records]
 print(results.markdown(*evaluation.detectors_table(records)))
 
 # %%

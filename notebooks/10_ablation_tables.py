@@ -31,7 +31,7 @@ settings
 # The mean number of tasks in a row is the sum of the five rates. Where the printed average says otherwise, the table says so.
 
 # %% tags=["nbval-check-output"]
-from repro import results
+from repro import results, run_records
 
 paper = results.claims(machine.root() / "papers" / "reconvla" / "claims.toml")
 print(results.markdown(*results.paper_table(paper, [], table=2)))
@@ -41,7 +41,7 @@ print(results.markdown(*results.paper_table(paper, [], table=2)))
 # The rows that notebooks 05 and 09 trained and let act, with floors and ceiling.
 
 # %%
-records = results.load_all(work / "runs")
+records = run_records.load_all(work / "runs")
 benchmarks = sorted({r["benchmark"] for r in records if "1/5" in r["metrics"] or "1/1" in r["metrics"]})
 for benchmark in benchmarks:
     print(benchmark, "(not comparable with the paper)\n")

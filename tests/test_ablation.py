@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from repro import ablation, ablation_figures, ablation_tables, experiments, profiles, results, seeds
+from repro import ablation, ablation_figures, ablation_tables, experiments, profiles, run_records, seeds
 from repro.cli import cli
 from repro.data.batches import Batches, other_boxes
 from repro.data.calvin_import import ensure_store
@@ -295,14 +295,14 @@ def test_tables_come_from_the_latest_settings_only_and_figures_from_wrong_boxes(
         ended = [chains.Outcome(i, variant, tuple("abcde"), (True,) * int(k) + (False,) * (k < "5"), (1,)) for i, k in enumerate(outcomes)]
         common = dict(data="d", data_hash="h", config=config, seed=seed, minutes=1, simulator="tabletop", renderer="r",
                       not_comparable_with=["reconvla"])  # fmt: skip
-        one = results.record("reconvla ablation", variant, benchmark="play table A->D, 5 tasks, chains of 5",
-                             metrics=chains.summarise(ended), **common)  # fmt: skip
-        results.save({**one, "outcomes": outcomes, "created": created}, tmp_path)
+        one = run_records.record("reconvla ablation", variant, benchmark="play table A->D, 5 tasks, chains of 5",
+                                 metrics=chains.summarise(ended), **common)  # fmt: skip
+        run_records.save({**one, "outcomes": outcomes, "created": created}, tmp_path)
         frames = {"episode": [0, 1, 2], "task": ["a", "a", "b"], ablation_tables.TASK_GAIN: [0.1, None, None],
                   **{n: [0.1, 0.2, 0.4 + 0.1 * (variant == "gaze")] for n in (ablation_tables.MASS, ablation_tables.GAIN)},
                   "jumps": {"episode": [3], "task": ["b"], JUMPS: [0.5]}}  # fmt: skip
-        two = results.record("reconvla ablation", variant, benchmark=ablation_tables.ATTENTION, metrics={}, **common)
-        results.save({**two, "frames": frames, "created": created}, tmp_path)
+        two = run_records.record("reconvla ablation", variant, benchmark=ablation_tables.ATTENTION, metrics={}, **common)
+        run_records.save({**two, "frames": frames, "created": created}, tmp_path)
 
     for seed in (0, 1):
         saved("baseline", seed, 0.0, "0123")
@@ -328,10 +328,10 @@ def test_what_is_done_is_published_whole_and_never_of_an_edited_tree(tmp_path):
         config = {"row": "baseline", "corrupt": 0.0, "asked": "now"}
         solved = chains.summarise([chains.Outcome(i, "baseline", tuple("abcde"), (True, False), (1, 1)) for i in range(3)])
         error = {"motion error": {"value": 0.1, "n": 3, "low": 0.0, "high": 1.0}}
-        one = results.record("reconvla ablation", "baseline", benchmark=benchmark, data="play table A", data_hash="h", config=config,
-                             seed=seed, minutes=2, simulator="tabletop", renderer="r", not_comparable_with=["reconvla"],
-                             metrics=solved if "chains" in benchmark else error)
-        results.save({**one, "commit": commit, **more}, tmp_path / "work" / "runs" / "ablation")
+        one = run_records.record("reconvla ablation", "baseline", benchmark=benchmark, data="play table A", data_hash="h", config=config,
+                                 seed=seed, minutes=2, simulator="tabletop", renderer="r", not_comparable_with=["reconvla"],
+                                 metrics=solved if "chains" in benchmark else error)
+        run_records.save({**one, "commit": commit, **more}, tmp_path / "work" / "runs" / "ablation")
 
     learned = {"step": [1, 2], "action": [2.0, 1.0], "held_out": [1.5], "held_out_step": [2]}
     target = tmp_path / "results" / "cpu"

@@ -389,13 +389,13 @@ def test_jumps_counted_by_hand():
 
 
 def test_metrics_fit_a_run_record():
-    from repro import results
+    from repro import run_records
     looks, boxes, episodes = looking()
     metrics = {**measured(looks, boxes, episodes, ["t"] * 24),
                **A.averages(A.frame_jumps(looks, boxes, episodes, np.tile([0, 1, 2], 8)))}
-    record = results.record("reconvla", "gaze", benchmark="attention", data="d", data_hash="0", config={}, seed=0, metrics=metrics,
-                            minutes=0, simulator="none", renderer="none")
-    assert results.check(record, "here") is record and len(metrics) == 26
+    record = run_records.record("reconvla", "gaze", benchmark="attention", data="d", data_hash="0", config={}, seed=0, metrics=metrics,
+                                minutes=0, simulator="none", renderer="none")
+    assert run_records.check(record, "here") is record and len(metrics) == 26
 
 
 # ---- pictures ------------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from fake_pairs import store
 
-from repro import change_ablation, change_asked, change_experiments, change_tables, freshness, profiles, results, seeds
+from repro import change_ablation, change_asked, change_experiments, change_tables, freshness, profiles, run_records, seeds
 from repro.evaluation import localisation
 from repro.machine import UserError
 from repro.seeds import FLOORS, Run
@@ -170,7 +170,8 @@ def test_published_are_clean_records_with_the_tables(work, found, tmp_path, monk
     assert drawn == ["change_answers.png"] and change_ablation.draw(replace(SETTINGS, agent_steps=9), work) == []
     monkeypatch.setattr(change_ablation, "records", lambda work: [{**record, "commit": "0123456789ab"} for record in found])
     target = change_ablation.publish(work, tmp_path / "results" / "cpu", drawn, **QUIET)
-    assert len(results.load_all(target / "runs" / "change_agent")) == len(found) and (target / "figures" / drawn[0]).stat().st_size > 10_000
+    assert len(run_records.load_all(target / "runs" / "change_agent")) == len(found)
+    assert (target / "figures" / drawn[0]).stat().st_size > 10_000
     section = change_ablation.readme_section(target)
     assert "Not comparable with LEVIR-CC" in section and "| ours, caption none | 1 |" in section
     assert change_ablation.readme_section(tmp_path) == "Not measured yet.\n"

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from fake_pairs import one, store
 
-from repro import change_asked, change_experiments, change_figures, change_tables, cli, profiles, results
+from repro import change_asked, change_experiments, change_figures, change_tables, cli, profiles, run_records
 from repro.data import levir_boxes
 from repro.evaluation import change_answer, localisation
 from repro.machine import UserError
@@ -159,7 +159,7 @@ def test_records_hold_every_mode_floor_and_ceiling_of_the_same_pairs(work, score
     pairs = change_experiments.pairs_of(work, "test")
     n = sum(state == "localisable" for state in pairs.column("state"))
     assert {r["metrics"]["mean IoU of the square"]["n"] for r in records if "mean IoU of the square" in r["metrics"]} == {n} and n < 10
-    assert {record["id"] for record in results.load_all(work / "runs")} == {record["id"] for record in records}
+    assert {record["id"] for record in run_records.load_all(work / "runs")} == {record["id"] for record in records}
     one = next(r for r in records if r["variant"] == "ours, caption none")
     mine = localisation.numbers(models["ours"].act(*pairs.pictures(range(len(pairs))))["vector"], pairs.column("box_main"))
     assert one["metrics"]["mean IoU of the square"]["value"] == pytest.approx(np.nanmean(mine["IoU of the square"]), abs=1e-5)

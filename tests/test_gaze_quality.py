@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from repro import results
+from repro import run_records
 from repro.evaluation import gaze as evaluation
 from repro.gaze.candidates import candidates
 from repro.gaze.colour import Colour
@@ -137,7 +137,7 @@ def test_records_hold_gains_and_tables_say_not_run(scenes, tmp_path):
     records, found = evaluation.compare(Colour(), [few], log=lambda line: None)
     assert len(records) == 2 + len(SINGLE) + len(WITHOUT) and {r["config"]["options"] for r in records} >= {"none", "all", "tiles"}
     for record in records:
-        path = results.save(record, tmp_path)
+        path = run_records.save(record, tmp_path)
         assert json.loads(path.read_text())["metrics"]["all"]["n"] > 20
     text = evaluation.report(records)
     assert "not run" in text and "| 92 | 67 |" in text and "not comparable" in text and "| all but relations |" in text

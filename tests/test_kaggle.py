@@ -350,7 +350,7 @@ def test_wrong_accelerators_stop_before_hours_are_spent(profile, found, message,
 
 
 def test_records_of_a_built_notebook_name_its_library(monkeypatch):
-    from repro.results import provenance
+    from repro.run_records import provenance
 
     monkeypatch.setenv("REPRO_BUNDLE", "0123456789abcdef")
     assert provenance()["commit"] == "library 0123456789abcdef"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from repro import machine, profiles, results
+from repro import machine, profiles, run_records
 from repro.machine import UserError
 
 
@@ -52,7 +52,7 @@ def test_gpus_are_asked_of_nvidia_smi_and_torch_makes_no_context(monkeypatch, tm
     assert machine.capabilities() == [(7, 5), (9, 0)] and str(machine.compute_dtype()[0]) == "torch.float16"
     t4, h200 = machine.describe()["gpus"]
     assert t4 == {"name": "Tesla T4", "capability": "7.5", "memory_gib": 15.0} and h200["memory_gib"] == 140.4
-    assert results.provenance()["hardware"].startswith("2 x Tesla T4, ")
+    assert run_records.provenance()["hardware"].startswith("2 x Tesla T4, ")
     for visible, found in (("1", [(9, 0)]), ("1,0", [(9, 0), (7, 5)]), ("GPU-bb", [(9, 0)]), ("", []), ("-1", [])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert [one["capability"] for one in machine.gpus()] == found

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from repro import ablation_tables, change_ablation, results, vla_ablation
+from repro import ablation_tables, change_ablation, readme, real_tables, run_records, vla_ablation
 from repro.evaluation import gaze
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -15,7 +15,7 @@ READING = (ROOT / "results" / "README.md").read_text()  # how to read the tables
 
 
 def test_the_results_are_the_records():
-    section = README.split(results.START)[1].split(results.END)[0].strip()
+    section = README.split(readme.START)[1].split(readme.END)[0].strip()
     assert section == ablation_tables.readme_section(ROOT / "results" / "cpu").strip()
     for word in ("Not comparable with the paper", "| baseline |", "| gaze |", "| gaze, shuffled instruction |", "| random actions |",
                  "| scripted expert (ceiling) |"):
@@ -23,18 +23,18 @@ def test_the_results_are_the_records():
 
 
 def test_vggt_vlas_block_and_the_check_are_the_records():
-    section = README.split(results.VLA_START)[1].split(results.VLA_END)[0].strip()
+    section = README.split(readme.VLA_START)[1].split(readme.VLA_END)[0].strip()
     assert section == vla_ablation.readme_section(ROOT / "results" / "cpu").strip()
     measured = ("Not comparable with LIBERO", "wide layout", "| none |", "| graph |", "| vggt |", "| blind |",
                 "| replay of one demonstration |")
     for word in measured if (ROOT / "results" / "cpu" / "runs" / "vggt_vla").is_dir() else ("Not measured yet",):
         assert word in section, word
-    said = README.split(results.CHECK_START)[1].split(results.CHECK_END)[0].strip()
+    said = README.split(readme.CHECK_START)[1].split(readme.CHECK_END)[0].strip()
     assert said == f"```\n{(ROOT / 'results' / 'cpu' / 'check.txt').read_text()}```" and "closed loop" in said
 
 
 def test_the_change_agents_block_is_the_records():
-    section = README.split(results.CHANGE_START)[1].split(results.CHANGE_END)[0].strip()
+    section = README.split(readme.CHANGE_START)[1].split(readme.CHANGE_END)[0].strip()
     assert section == change_ablation.readme_section(ROOT / "results" / "cpu").strip()
     measured = ("Not comparable with LEVIR-CC", "| upstream, caption none |", "| guide, caption none |", "| ours, caption none |", "random",
                 "differencing", "ceiling")
@@ -43,8 +43,8 @@ def test_the_change_agents_block_is_the_records():
 
 
 def test_the_real_simulators_block_is_the_records():
-    section = README.split(results.REAL_START)[1].split(results.REAL_END)[0].strip()
-    assert section == results.real_section(ROOT / "results" / "sims").strip()
+    section = README.split(readme.REAL_START)[1].split(readme.REAL_END)[0].strip()
+    assert section == real_tables.real_section(ROOT / "results" / "sims").strip()
     for word in ("CALVIN", "LIBERO", "TinyRenderer", "stand-in assets", "Not comparable with", "blind", "replay", "n = "):
         assert word in section, word
 
@@ -87,7 +87,7 @@ def test_every_notebook_is_listed():
 
 def test_no_committed_record_is_of_an_edited_tree():
     for path in (ROOT / "results").glob("*/runs/**/*.json"):
-        assert "+changes" not in results.load(path)["commit"], path
+        assert "+changes" not in run_records.load(path)["commit"], path
 
 
 def test_the_gaze_block_is_the_records():

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from repro import cli, profiles, real, results
+from repro import cli, profiles, real, real_tables, run_records
 from repro.data import libero, libero_hdf5
 from repro.data.calvin_import import ensure_store
 from repro.gaze.annotate import annotate
@@ -51,7 +51,7 @@ def test_reconvlas_rows_begin_with_the_parts_and_train_the_tower_along(tmp_path)
     records = real.looked(tmp_path, models, store, store, {"renderer": "r"}, 0)
     assert {(r["variant"].split(", ")[1], r["benchmark"]) for r in records} == {
         *((row, real.OFFLINE) for row in real.RECONVLA), *((row, real.ATTENTION) for row in ("baseline", "whole", "gaze"))}
-    header, rows = results.recorded_table(records)
+    header, rows = real_tables.recorded_table(records)
     assert header[1].startswith("motion error (n = 2)") and len(header) == 6
     assert [row[-1] == "-" for row in rows] == [True, True, False, True], "the VAE is that of the row that reconstructs the gaze region"
     metrics = next(r["metrics"] for r in records if "gaze targets, through the VAE, dB" in r["metrics"])
@@ -85,9 +85,10 @@ def test_parts_are_reconvlas_alone():
 def test_rows_stand_before_floors_in_the_readme(tmp_path):
     share = {"value": 0.5, "n": 10, "low": 0.2, "high": 0.8}
     for name in ("random actions", "blind", "VGGT-VLA tiny, none", "keypoint policy", "constant action"):
-        results.save({**results.record("real simulators", name, benchmark="LIBERO-Object, wide layout", data="d", data_hash="h", config={
+        one = run_records.record("real simulators", name, benchmark="LIBERO-Object, wide layout", data="d", data_hash="h", config={
             "simulator": {"renderer": "r", "versions": {}, "assets": "a"}}, seed=0, metrics={"1/1": share}, minutes=1, simulator="LIBERO",
-            renderer="r", not_comparable_with=["x"]), "commit": "0123456789ab"}, tmp_path / "runs")
-    section = results.real_section(tmp_path)
+            renderer="r", not_comparable_with=["x"])
+        run_records.save({**one, "commit": "0123456789ab"}, tmp_path / "runs")
+    section = real_tables.real_section(tmp_path)
     order = [line.split("|")[1].strip() for line in section.splitlines() if line.startswith("| ")][2:]
     assert order == ["VGGT-VLA tiny, none", "keypoint policy", "blind", "constant action", "random actions"]

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from repro import results as R
+from repro import run_records
+from repro.intervals import bootstrap, wilson
 from repro.machine import UserError
 
 CLAIMS = Path(__file__).parents[1] / "papers" / "reconvla" / "claims.toml"
@@ -17,9 +19,9 @@ def chain_metrics(lengths):
     metrics = {}
     for k in range(1, 6):
         count = sum(length >= k for length in lengths)
-        low, high = R.wilson(count, n)
+        low, high = wilson(count, n)
         metrics[f"{k}/5"] = {"value": count / n, "n": n, "low": low, "high": high}
-    low, high = R.bootstrap(lengths, (0, 5))
+    low, high = bootstrap(lengths, (0, 5))
     return {**metrics, "average length": {"value": float(np.mean(lengths)), "n": n, "low": low, "high": high}}
 
 
@@ -27,35 +29,35 @@ def make(variant="gaze", lengths=(5, 3, 0, 2), **changes):
     fields = {"benchmark": "play table D->D", "data": "tabletop-D", "data_hash": "ab12", "config": {"steps": 3}, "seed": 0,
               "metrics": chain_metrics(list(lengths)), "minutes": 1.5, "simulator": "tabletop", "renderer": "opencv",
               "not_comparable_with": ["reconvla"]}
-    return R.record("reconvla", variant, **{**fields, **changes})
+    return run_records.record("reconvla", variant, **{**fields, **changes})
 
 
 def test_wilson_by_hand():
-    assert R.wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)  # (p + z2/2n +- z sqrt(p q/n + z2/4n2)) / (1 + z2/n)
-    assert R.wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-4) and R.wilson(10, 10) == pytest.approx((0.7225, 1), abs=1e-4)
-    assert R.wilson(0, 0) == (0, 1)
-    low, high = R.wilson(81, 263)
+    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)  # (p + z2/2n +- z sqrt(p q/n + z2/4n2)) / (1 + z2/n)
+    assert wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-4) and wilson(10, 10) == pytest.approx((0.7225, 1), abs=1e-4)
+    assert wilson(0, 0) == (0, 1)
+    low, high = wilson(81, 263)
     assert (low, high) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe 1998, table I, case (a), method 3
     for k, n in ((-1, 5), (6, 5)):
         with pytest.raises(ValueError, match="0 <= k <= n"):
-            R.wilson(k, n)
+            wilson(k, n)
 
 
 def test_bootstrap():
     values = np.random.default_rng(0).normal(2, 1, 400)
-    low, high = R.bootstrap(values)
+    low, high = bootstrap(values)
     assert (low, high) == pytest.approx((values.mean() - 0.098, values.mean() + 0.098), abs=0.015)  # 1.96 / sqrt(400)
-    assert R.bootstrap(values) == (low, high) != R.bootstrap(values, seed=1)
-    low, high = R.bootstrap([0] * 10, (0, 5))
+    assert bootstrap(values) == (low, high) != bootstrap(values, seed=1)
+    low, high = bootstrap([0] * 10, (0, 5))
     assert low == 0 and high == pytest.approx(5 * 0.2775, abs=1e-3), "ten zeros are no certainty"
     with pytest.raises(ValueError, match="no values"):
-        R.bootstrap([])
+        bootstrap([])
 
 
 def test_record_round_trip(tmp_path):
     record = make()
-    path = R.save(record, tmp_path)
-    assert R.load(path) == record and path.name == f"{record['id']}.json" and list(tmp_path.iterdir()) == [path]
+    path = run_records.save(record, tmp_path)
+    assert run_records.load(path) == record and path.name == f"{record['id']}.json" and list(tmp_path.iterdir()) == [path]
     assert set(record["packages"]) >= {"python", "torch", "numpy"} and record["commit"] and "CPU" in record["hardware"]
 
 
@@ -80,17 +82,17 @@ def test_bad_records_name_file_and_field(tmp_path, damage, words):
     path = tmp_path / "bad.json"
     path.write_text(json.dumps(record))
     with pytest.raises(UserError, match=words) as caught:
-        R.load(path)
+        run_records.load(path)
     assert str(path) in str(caught.value) and "next step" in str(caught.value)
     with pytest.raises(UserError, match=words):
-        R.save(record, tmp_path / "other")
+        run_records.save(record, tmp_path / "other")
     assert not (tmp_path / "other").exists(), "nothing half-written"
 
 
 def test_torn_record(tmp_path):
     (tmp_path / "torn.json").write_text('{"id": "x", ')
     with pytest.raises(UserError, match="not a run record") as caught:
-        R.load_all(tmp_path)
+        run_records.load_all(tmp_path)
     assert "torn.json" in str(caught.value)
 
 
@@ -151,7 +153,7 @@ def test_report_is_written_from_records(tmp_path):
     extra = {"attention mass in the gaze box": {"value": 0.2, "n": 9, "low": 0.1, "high": 0.3}}
     lengths = {"baseline": (1, 0, 2, 0), "gaze": (5, 3, 0, 2)}
     for variant, found in lengths.items():
-        R.save(make(variant, found, metrics={**chain_metrics(list(found)), **extra}), tmp_path / "runs")
+        run_records.save(make(variant, found, metrics={**chain_metrics(list(found)), **extra}), tmp_path / "runs")
     path = R.report(tmp_path, [CLAIMS])
     text, page = path.read_text(), (tmp_path / "report.html").read_text()
     assert "| gaze | 0 | 4 | 75.0 [30.1, 95.4]" in text and "0.2 [0.1, 0.3]" in text and "not comparable" in text

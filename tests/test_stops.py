@@ -18,7 +18,7 @@ import pytest
 from test_remote_zip import QUICK, Server
 from walkers import Walker, launch
 
-from repro import change_experiments, cli, clock, experiments, results, seeds
+from repro import change_experiments, cli, clock, experiments, run_records, seeds
 from repro.data import calvin_remote, libero_hdf5
 from repro.data.episodes import Episode, Store, StoreWriter
 from repro.evaluation import gaze, kept, offline
@@ -110,12 +110,12 @@ def test_a_budget_of_rows_over_seeds_ends_with_the_session(tmp_path, monkeypatch
 
 RECORDS = """
 import json, sys, numpy as np
-from repro import results
+from repro import run_records
 metric = {"value": 1.0, "n": 1, "low": 1.0, "high": 1.0}
 about = dict(benchmark="b", data="d", data_hash="h", config={}, seed=0, metrics={"m": metric}, minutes=1, simulator="s", renderer="r")
-one = results.record("x", "y", **about)
+one = run_records.record("x", "y", **about)
 taken = np.ones(2**26)
-print(json.dumps([one, results.record("x", "y", **about)]))
+print(json.dumps([one, run_records.record("x", "y", **about)]))
 """
 
 
@@ -124,14 +124,14 @@ def test_a_record_holds_the_peak_of_memory_and_one_without_it_stays_readable(tmp
     record, after = json.loads(said)
     peaks = [one["peak_memory_gib"]["memory"] for one in (record, after)]
     assert 0.02 < peaks[0] and peaks[0] + 0.4 < peaks[1] < peaks[0] + 0.8, "half a GiB more was taken"
-    path = results.save(record, tmp_path)
-    assert results.load(path)["peak_memory_gib"] == record["peak_memory_gib"]
+    path = run_records.save(record, tmp_path)
+    assert run_records.load(path)["peak_memory_gib"] == record["peak_memory_gib"]
     earlier = {key: value for key, value in record.items() if key != "peak_memory_gib"}
     path.write_text(json.dumps(earlier))
-    assert results.load(path) == earlier
+    assert run_records.load(path) == earlier
     path.write_text(json.dumps({**earlier, "peak_memory_gib": 3}))
     with pytest.raises(UserError, match="peak_memory_gib"):
-        results.load(path)
+        run_records.load(path)
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------------------------
@@ -194,9 +194,9 @@ def test_embedded_data_are_whole_or_absent(tmp_path, session, name):
 def test_gaze_quality_goes_on_with_the_sets_that_lack(tmp_path, session, monkeypatch):
     monkeypatch.setitem(gaze.SIZES, "smoke", (2, 1))
     monkeypatch.setattr(gaze, "OPTIONS", (gaze.NONE, gaze.ALL))
-    told = results.provenance()
+    told = run_records.provenance()
     commit = ["1234"]
-    monkeypatch.setattr(results, "provenance", lambda: {**told, "commit": commit[0]})
+    monkeypatch.setattr(run_records, "provenance", lambda: {**told, "commit": commit[0]})
     seen = []
 
     class Counting(Colour):
@@ -224,7 +224,7 @@ def test_gaze_quality_goes_on_with_the_sets_that_lack(tmp_path, session, monkeyp
     assert not seen
     commit[0] = "5678"
     assert numbers(run(tmp_path / "cut")) == whole and sum(seen) == all_seen, "another commit: measured anew"
-    assert {r["commit"] for r in map(results.load, (tmp_path / "cut" / "runs").iterdir())} == {"5678"}
+    assert {r["commit"] for r in map(run_records.load, (tmp_path / "cut" / "runs").iterdir())} == {"5678"}
 
 
 @dataclass

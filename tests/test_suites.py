@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from repro import experiments, results
+from repro import experiments, run_records
 from repro.data import libero_hdf5
 from repro.data.episodes import Store
 from repro.data.libero import import_libero
@@ -115,7 +115,7 @@ def test_records_and_films(store, plan, tmp_path):
     own = [(dict(info.info["state"]), (info.task_id,)) for info in store.episodes if not info.info["disturbed"]]
     where = replace(where, chains=own + where.chains)
     records = suites.score({"replay": replay, "constant action": floors.ConstantPolicy()}, where, tmp_path, store, videos=1, **QUIET)
-    assert [r["variant"] for r in records] == ["replay", "constant action"] and results.load_all(tmp_path / "runs")
+    assert [r["variant"] for r in records] == ["replay", "constant action"] and run_records.load_all(tmp_path / "runs")
     mine = records[0]
     assert 2 / 8 <= mine["metrics"]["suite"]["value"] < 1 and mine["metrics"]["suite"]["n"] == 8
     assert mine["simulator"] == "grocery table" and mine["not_comparable_with"] == ["vggt_vla"] and mine["config"]["max_steps"] == 280

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from repro import cli, profiles, results, seeds, vla_ablation, vla_experiments
+from repro import cli, profiles, run_records, seeds, vla_ablation, vla_experiments
 from repro.data import libero, libero_hdf5
 from repro.evaluation import suites
 from repro.machine import UserError
@@ -114,13 +114,13 @@ def test_tables_take_differences_over_the_same_starts():
 
 
 def test_published_are_clean_records_with_tables_and_figures(work, found, tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "provenance", lambda: pytest.fail("nothing is recorded anew"))
+    monkeypatch.setattr(run_records, "provenance", lambda: pytest.fail("nothing is recorded anew"))
     clean = [{**record, "commit": "0123456789ab"} for record in found]
     monkeypatch.setattr(vla_ablation, "records", lambda work: clean)
     drawn = vla_ablation.draw(SETTINGS, work)
     assert drawn == ["vla_attention.png"]
     target = vla_ablation.publish(work, tmp_path / "results" / "cpu", drawn, **QUIET)
-    assert len(results.load_all(target / "runs" / "vggt_vla")) == len(found)
+    assert len(run_records.load_all(target / "runs" / "vggt_vla")) == len(found)
     assert (target / "figures" / "vla_attention.png").stat().st_size > 10_000
     section = vla_ablation.readme_section(target)
     assert section.startswith("Profile `cpu`") and "Not comparable with LIBERO" in section and "| vggt, images blanked | 1 | 2 |" in section

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from repro import experiments, profiles, results
+from repro import experiments, profiles, results, run_records
 from repro.data.calvin_import import ensure_store
 from repro.data.episodes import Store
 from repro.gaze.annotate import annotate
@@ -56,7 +56,7 @@ def test_real_simulator_frames_from_import_to_table(test_data, short, tmp_path):
     results.report(tmp_path)
     report = (tmp_path / "report.md").read_text()
     assert "offline action error, calvin_sim" in report and "not comparable" in report and "2508.10333" in report
-    assert len(results.load_all(tmp_path / "runs")) == len(offline) + len(records)
+    assert len(run_records.load_all(tmp_path / "runs")) == len(offline) + len(records)
 
 
 def test_a_checkpoint_says_what_it_was_trained_on(test_data, short, tmp_path):

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from repro import ablation_tables, attention, experiments, results
+from repro import ablation_tables, attention, experiments, run_records
 from repro.ablation_tables import markdown, publish, write  # noqa: F401 (of every system, beside its runs)
 from repro.data.episodes import Store
 from repro.evaluation import chains, offline, protocols
@@ -156,9 +156,9 @@ def _record(settings: Profile, work: Path, run: Run, name: str, policy, benchmar
     training = Store(work / "store" / "training")
     about = {"profile": settings.name, "asked": digest(settings, work), "row": run.row, "corrupt": run.corrupt,
              "policy": experiments.about(policy), **config}
-    record = results.record(RECORDS, name, benchmark=benchmark, data=training.meta["name"], data_hash=training.hash, config=about,
-                            seed=run.seed, metrics=metrics, minutes=experiments.minutes(policy, begun), simulator=simulator,
-                            renderer="play table (OpenCV)" if simulator == "tabletop" else "none", not_comparable_with=["reconvla"])
+    record = run_records.record(RECORDS, name, benchmark=benchmark, data=training.meta["name"], data_hash=training.hash, config=about,
+                                seed=run.seed, metrics=metrics, minutes=experiments.minutes(policy, begun), simulator=simulator,
+                                renderer="play table (OpenCV)" if simulator == "tabletop" else "none", not_comparable_with=["reconvla"])
     return record | ({"training_minutes": round(policy.minutes, 2)} if hasattr(policy, "minutes") else {})
 
 

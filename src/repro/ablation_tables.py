@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from repro import results, seeds
+from repro import results, run_records, seeds
 from repro.experiments import ROWS
 from repro.intervals import bootstrap, t95
 
@@ -32,7 +32,7 @@ BASELINE = "baseline"
 
 def load(folder: Path | str) -> list[dict]:
     """The records of `<profile>/runs/ablation`, of the latest settings only: others are older tables."""
-    found = results.load_all(folder) if Path(folder).is_dir() else []
+    found = run_records.load_all(folder) if Path(folder).is_dir() else []
     if not found:
         return []
     newest = max(found, key=lambda record: record["created"])["config"]["asked"]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from repro import change_asked, change_experiments, change_tables, freshness, results, seeds
+from repro import change_asked, change_experiments, change_tables, freshness, results, run_records, seeds
 from repro.evaluation import localisation
 from repro.intervals import t95
 from repro.profiles import Profile
@@ -86,7 +86,7 @@ def records(work: Path) -> list[dict]:
     notes = sorted((work / "ablation" / SYSTEM).glob("*/done.json"), key=lambda path: path.stat().st_mtime)
     asked = json.loads(notes[-1].read_text())["asked"] if notes else ""
     told = [(path, json.loads(path.read_text())) for path in notes]
-    return [results.load(path.parent / "runs" / name) for path, note in told if note["asked"] == asked for name in note["records"]]
+    return [run_records.load(path.parent / "runs" / name) for path, note in told if note["asked"] == asked for name in note["records"]]
 
 
 def over_seeds(metrics: list[dict], most: float = 1.0) -> dict:
@@ -224,7 +224,7 @@ def short_table(found: list[dict]) -> Table:
 def readme_section(folder: Path | str) -> str:
     """What README says of the rows in `results/<profile>`."""
     kept = Path(folder) / "runs" / SYSTEM
-    found = results.load_all(kept) if kept.is_dir() else []
+    found = run_records.load_all(kept) if kept.is_dir() else []
     if not found:
         return "Not measured yet.\n"
     longest = max(r["minutes"] for r in found)

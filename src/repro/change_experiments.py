@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from repro import attention, clock, machine, results
+from repro import attention, clock, machine, run_records
 from repro.change_asked import CONTROLS, Answers, answered, controlled
 from repro.data.levir import Pairs, of_one_source
 from repro.evaluation import captions, localisation
@@ -132,7 +132,7 @@ def _record(pairs: Pairs, training: Pairs, settings: Profile, variant: str, what
             seed: int) -> dict:
     source = "drawn aerial pairs" if embedded(training) else str(training.store.meta.get("source", "LEVIR pairs"))
     benchmark = f"change agent, {what}, {len(pairs)} test pairs of {source}"
-    return results.record(
+    return run_records.record(
         PAPER, variant, benchmark=benchmark, data=source, data_hash=training.hash,
         config={"profile": settings.name, "test": pairs.hash, **config}, seed=seed, metrics=metrics, minutes=minutes,
         simulator="none (pictures)", renderer="drawn" if embedded(training) else "none", not_comparable_with=[PAPER])
@@ -154,7 +154,7 @@ def score(settings: Profile, work: Path, models: dict[str, ChangeAgent], seed: i
 
     def keep(variant: str, what: str, config: dict, metrics: dict, minutes: float) -> None:
         record = _record(pairs, training, settings, variant, what, config, metrics, minutes, seed)
-        results.save(record, folder or work / "runs")
+        run_records.save(record, folder or work / "runs")
         found.append(record)
 
     def pointing(vectors: np.ndarray, gate: np.ndarray | None = None) -> dict:
@@ -250,6 +250,6 @@ def look(settings: Profile, work: Path, models: dict[str, ChangeAgent], found: d
             columns = attention.frame_numbers(maps[name], boxes, rows, seed=seed, tolerance=0, size=64)
             record = _record(pairs, training, settings, name, "maps", {"model": vars(model.config), "trained": model.trained},
                              attention.averages(columns, seed), (time.monotonic() - begun) / 60, seed)
-            results.save(record, work / "runs")
+            run_records.save(record, work / "runs")
             made.append(record)
     return made, maps, rows

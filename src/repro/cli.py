@@ -130,13 +130,13 @@ def ablation(system: str, profile: str, rows: str | None, seeds: str | None, cor
 @PROFILE
 def table(profile: str) -> None:
     """Print the result tables, computed from the run records of a profile."""
-    from repro import machine, profiles, results
+    from repro import machine, profiles, results, run_records
 
     profiles.get(profile)
     for folder in (machine.work(profile), machine.root() / "results" / profile):
         if any((folder / "runs").glob("*.json")):
             papers = [results.claims(path) for path in sorted(machine.root().glob("papers/*/claims.toml"))]
-            for kind, *content in results.blocks(results.load_all(folder / "runs"), papers):
+            for kind, *content in results.blocks(run_records.load_all(folder / "runs"), papers):
                 if kind != "figure":
                     click.echo(results.markdown(*content) + "\n" if kind == "table" else f"{'## ' * (kind == 'heading')}{content[0]}\n")
             click.echo(f"report: {folder / 'report.html'}" if (folder / "report.html").is_file() else f"records: {folder / 'runs'}")
@@ -368,7 +368,7 @@ def demos_libero(folder: Path, suite: str, tasks: str | None, per_task: int, lay
 @click.option("--publish", is_flag=True, help="Only copy records and films of both simulators to results/sims, ready to commit.")
 def simulate(name: str, profile: str, seed: int, parts: Path | None, publish: bool) -> None:
     """Scripted demonstrations, small policies, their floors and scores in CALVIN's or LIBERO's own simulator."""
-    from repro import machine, real, results
+    from repro import machine, real, real_tables, results
 
     if publish:
         real.publish(profile, click.echo)
@@ -376,7 +376,7 @@ def simulate(name: str, profile: str, seed: int, parts: Path | None, publish: bo
     if parts and name != "calvin":
         raise UserError("only ReconVLA has tiny parts", "simulate calvin --parts FOLDER", name)
     records = real.run(name, profile, seed, click.echo, **({"parts": parts} if parts else {}))
-    click.echo(results.markdown(*results.real_table(records)))
+    click.echo(results.markdown(*real_tables.real_table(records)))
     click.echo(f"records, films: {machine.work(profile) / 'sims' / name}")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from repro import attention, clock, machine, pictures, results
+from repro import attention, clock, machine, pictures, run_records
 from repro.data.episodes import Store
 from repro.evaluation import chains, floors, offline, protocols, suites
 from repro.evaluation.policies import about, load_policy, mended, minutes  # noqa: F401 (callers know them from here)
@@ -210,13 +210,13 @@ def roll_out(settings: Profile, work: Path, models: dict[str, object], seed: int
             config = {"profile": settings.name, "policy": about(policy), "max_steps": limit}
             if simulator != "tabletop":
                 config["simulator"] = about_it
-            record = results.record(
+            record = run_records.record(
                 "reconvla", name, benchmark=benchmark, data=training.meta["name"], data_hash=training.hash, config=config, seed=seed,
                 metrics=chains.summarise(outcomes, seed) | mended(policy), minutes=minutes(policy, seconds=chains.spent(folder)),
                 simulator=simulator,
                 renderer=", ".join([about_it["renderer"], *([about_it["assets"]] if simulator == "libero" else [])]),
                 not_comparable_with=["reconvla"])
-            results.save(record, work / "runs")
+            run_records.save(record, work / "runs")
             found.append(record)
     return found
 
@@ -229,12 +229,12 @@ def score_offline(settings: Profile, work: Path, models: dict[str, object], seed
     for name, policy in [*scored.items(), ("gaze, shuffled instruction", models["gaze"])]:
         begun = time.monotonic()
         metrics = offline.action_error(policy, validation, every, shuffle_instructions="shuffled" in name) | mended(policy)
-        record = results.record(
+        record = run_records.record(
             "reconvla", name, benchmark=f"offline action error, {validation.meta['name']}", data=training.meta["name"],
             data_hash=training.hash, config={"profile": settings.name, "policy": about(policy), "every": every}, seed=seed,
             metrics=metrics, minutes=minutes(policy, begun), simulator="none (offline)", renderer="none",
             not_comparable_with=["reconvla"])
-        results.save(record, work / "runs")
+        run_records.save(record, work / "runs")
         found.append(record)
     return found
 
@@ -323,11 +323,11 @@ def record_attention(settings: Profile, work: Path, models: dict, maps: dict[str
 def _attention_record(settings: Profile, work: Path, name: str, benchmark: str, policy: dict, metrics: dict, spent: float, seed: int
                       ) -> dict:
     training = Store(work / "store" / "training")
-    record = results.record(
+    record = run_records.record(
         "reconvla", name, benchmark=benchmark, data=training.meta["name"], data_hash=training.hash,
         config={"profile": settings.name, "policy": policy, "reduced": attention.caption()}, seed=seed, metrics=metrics, minutes=spent,
         simulator="none (recorded frames)", renderer="none", not_comparable_with=["reconvla"])
-    results.save(record, work / "runs")
+    run_records.save(record, work / "runs")
     return record
 
 

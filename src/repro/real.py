@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from repro import attention, experiments, machine, results, vla_experiments
+from repro import attention, experiments, machine, run_records, vla_experiments
 from repro.data import calvin_import, libero_hdf5
 from repro.data import libero as libero_data
 from repro.data.episodes import Store
@@ -111,11 +111,11 @@ def looked(work: Path, models: dict[str, object], store: Store, validation: Stor
         if not model.config.blind:
             told[ATTENTION] = attention.averages(experiments.attention_columns(experiments.attention_of(model, frames), frames, seed))
         for benchmark, metrics in told.items():
-            record = results.record(
+            record = run_records.record(
                 "real simulators", name, benchmark=benchmark, data=store.meta["name"], data_hash=store.hash, seed=seed, metrics=metrics,
                 config={**settings, "policy": about_policy(model), "simulator": {"recorded": True}}, minutes=minutes(model, begun),
                 simulator="CALVIN", renderer=settings["renderer"], not_comparable_with=[CANNOT])
-            results.save(record, work / "runs")
+            run_records.save(record, work / "runs")
             found.append(record)
     return found
 
@@ -177,12 +177,12 @@ def roll_out(work: Path, scored: dict[str, object], starts: dict[str, list], how
             folder = work / "outcomes" / benchmark.replace(" ", "_").replace(",", "") / name.replace(" ", "_")
             outcomes = chains.evaluate(policy, how, begin, folder, settings["max_steps"], instructions=sentences, name=name, workers=2,
                                        renew=True, execute=settings.get("execute"), log=log)
-            record = results.record(
+            record = run_records.record(
                 "real simulators", name, benchmark=benchmark, data=store.meta["name"], data_hash=store.hash,
                 config={**settings, "policy": about_policy(policy), "simulator": simulator}, seed=seed,
                 metrics=chains.summarise(outcomes, seed), minutes=minutes(policy, seconds=chains.spent(folder)),
                 simulator=simulator["simulator"], renderer=renderer, not_comparable_with=[CANNOT])
-            results.save(record, work / "runs")
+            run_records.save(record, work / "runs")
             found.append(record)
     return found
 
@@ -284,7 +284,7 @@ def publish(profile: str, log: Callable[[str], None] = print) -> Path:
     target, found = machine.root() / "results" / "sims", sorted((machine.work(profile) / "sims").glob("*/runs/*.json"))
     if not found:
         raise UserError("no records of the real simulators", f"{machine.work(profile) / 'sims'}/*/runs/*.json", "none", "repro simulate")
-    edited = [path.name for path in found if "+changes" in results.load(path)["commit"]]
+    edited = [path.name for path in found if "+changes" in run_records.load(path)["commit"]]
     if edited:
         raise UserError("records of an edited tree are not published", "commit, then repro simulate again", edited[:3])
     for path in [*found, *sorted((machine.work(profile) / "sims").glob("*/films/*.gif"))]:

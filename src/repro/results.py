@@ -1,131 +1,28 @@
-"""Run records, intervals, tables, figures and the report. Tables are computed from records, never typed.
+"""Tables, figures and the report. Tables are computed from run records (run_records.py) and claims, never typed.
 
-`python -m repro.results results/smoke` writes `results/smoke/report.md` and a self-contained `report.html`.
-
-A record is one JSON file, `<profile>/runs/<id>.json` (fields: FIELDS below). A metric is `{"value", "n", "low", "high"}` with a 95 %
-interval; rates of a chain are called "1/5" ... "5/5" (shares in [0, 1]), the mean number of tasks solved in a row "average length", the
-success of one task "task/<name>". A record that names a paper in `not_comparable_with` stands in a table of its own and never gets a
-difference against that paper's rows.
+`python -m repro.results results/smoke` writes `results/smoke/report.md` and a self-contained `report.html`;
+`python -m repro.results --readme results/cpu` the tables in README.md (readme.py).
 """
 
 import base64
-import hashlib
 import html
-import importlib.metadata
 import io
-import json
 import math
-import os
-import platform
 import re
-import subprocess
 import sys
 import tomllib
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-from repro import clock, machine
-from repro.intervals import bootstrap, wilson  # noqa: F401
 from repro.machine import UserError
+from repro.run_records import is_rate, load_all
 
-FIELDS = {  # what every record holds, and its type
-    "id": str, "system": str, "variant": str, "benchmark": str, "data": str, "data_hash": str, "config": dict, "seed": int,
-    "metrics": dict, "hardware": str, "minutes": (int, float), "commit": str, "packages": dict, "simulator": str, "renderer": str,
-    "not_comparable_with": list, "created": str,
-}
-LATER = {"peak_memory_gib": dict}  # what records made by earlier versions lack: of the process that wrote it, by kind (clock.peak_gib)
-PACKAGES = ("torch", "transformers", "numpy", "opencv-python-headless", "pyarrow", "accelerate", "pillow", "matplotlib")
 STAND_IN = {"tabletop": "Measured on the embedded play table, a stand-in simulator: **not comparable** with the paper's rows",
             "grocery table": "Measured on the embedded grocery table, a stand-in simulator: **not comparable** with LIBERO"}
 
 
-# ---- records -------------------------------------------------------------------------------------------------------------------
-
-def provenance() -> dict:
-    """Commit ("+changes": of an edited tree; of a built notebook its library), package versions and hardware of this process."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
-    changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=False)
-    commit = head.stdout.strip() + ("+changes" if changed.stdout.strip() else "") if head.returncode == 0 else "unknown (no git checkout)"
-    if os.environ.get("REPRO_BUNDLE"):  # an uploaded notebook carries its library, and no git
-        commit = f"library {os.environ['REPRO_BUNDLE']}"
-    packages = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            packages[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    hardware = f"{os.cpu_count()} CPU cores ({platform.machine()})"
-    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
-        cuda = sys.modules["torch"].cuda  # asked only where nvidia-smi is not: it would make a context in this process
-        names = [one["name"] for one in machine.gpus()] or [cuda.get_device_name(i) for i in range(cuda.device_count())]
-        hardware = f"{len(names)} x {names[0]}, {hardware}"
-    return {"commit": commit, "packages": packages, "hardware": hardware}
-
-
-def record(system: str, variant: str, *, benchmark: str, data: str, data_hash: str, config: dict, seed: int, metrics: dict, minutes: float,
-           simulator: str, renderer: str, not_comparable_with: list[str] | tuple[str, ...] = ()) -> dict:
-    """A record with its id and provenance. The id depends on what was run only, so a repeated run replaces its record."""
-    what = {"system": system, "variant": variant, "benchmark": benchmark, "data": data, "data_hash": data_hash, "config": config,
-            "seed": seed, "simulator": simulator, "renderer": renderer}
-    digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:10]
-    name = re.sub(r"[^a-z0-9]+", "-", f"{system}-{variant}".lower()).strip("-")
-    return {"id": f"{name}-{digest}", **what, "metrics": metrics, "minutes": round(float(minutes), 2), **provenance(),
-            "peak_memory_gib": {kind: round(gib, 2) for kind, gib in clock.peak_gib().items()},
-            "not_comparable_with": list(not_comparable_with), "created": datetime.now(UTC).isoformat(timespec="seconds")}
-
-
-def check(record: dict, where: str) -> dict:
-    """The record itself, or a UserError that names `where` and the field that is wrong."""
-    def bad(field: str, expected: str, found: object):
-        return UserError(f"{where}: field {field} is wrong", expected, repr(found)[:200], "run again what wrote it, or delete the file")
-    if not isinstance(record, dict):
-        raise bad("(whole file)", "a JSON object", type(record).__name__)
-    for field, kind in {**FIELDS, **{name: kind for name, kind in LATER.items() if name in record}}.items():
-        if field not in record:
-            raise bad(repr(field), "present", f"only {', '.join(sorted(record))}")
-        if not isinstance(record[field], kind) or isinstance(record[field], bool):
-            raise bad(repr(field), getattr(kind, "__name__", "a number"), record[field])
-    for name, metric in record["metrics"].items():
-        if not isinstance(metric, dict) or not {"value", "n", "low", "high"} <= set(metric):
-            raise bad(f"metrics[{name!r}]", "an object with value, n, low, high", metric)
-        numbers = [metric[k] for k in ("low", "value", "high", "n")]
-        if not all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in numbers):
-            raise bad(f"metrics[{name!r}]", "finite numbers", metric)
-        if not metric["low"] - 1e-9 <= metric["value"] <= metric["high"] + 1e-9 or metric["n"] < 0:
-            raise bad(f"metrics[{name!r}]", "low <= value <= high and n >= 0", metric)
-        if (_is_rate(name) or name.startswith("task/")) and not 0 <= metric["value"] <= 1:
-            raise bad(f"metrics[{name!r}]", "a share in [0, 1]", metric)
-    return record
-
-
-def save(record: dict, folder: str | Path) -> Path:
-    """Write `<folder>/<id>.json`, whole or not at all."""
-    path = Path(folder) / f"{record.get('id', 'record')}.json"
-    check(record, str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(record, indent=1, default=str, allow_nan=False) + "\n")
-    os.replace(part, path)
-    return path
-
-
-def load(path: str | Path) -> dict:
-    """One record; a broken file is a UserError naming file and field."""
-    try:
-        found = json.loads(Path(path).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a run record", "JSON", str(error), "run again what wrote it, or delete the file") from error
-    return check(found, str(path))
-
-
-def load_all(folder: str | Path) -> list[dict]:
-    """Every record of a folder (`results/<profile>/runs`), by system, benchmark, creation time."""
-    found = [load(path) for path in sorted(Path(folder).glob("*.json"))]
-    return sorted(found, key=lambda r: (r["system"], r["benchmark"], r["created"], r["id"]))
-
+# ---- claims -------------------------------------------------------------------------------------------------------------------
 
 def claims(path: str | Path) -> dict:
     """`papers/<name>/claims.toml`: {"paper": {...}, "row": [{table, label, rates (as printed), average_length, ...}]}, checked."""
@@ -165,15 +62,11 @@ def _slack(row: dict) -> float:
     return sum(unit(cell) / 100 for cell in row["rates"]) + unit(row["average_length"])
 
 
-def _is_rate(name: str) -> bool:
-    return re.fullmatch(r"\d+/\d+", name) is not None
-
-
 # ---- tables --------------------------------------------------------------------------------------------------------------------
 
 def shown(name: str, metric: dict) -> str:
     """One metric as a cell: rates in percent, everything else as it is, with its 95 % interval."""
-    percent = _is_rate(name) or name.startswith("task/")
+    percent = is_rate(name) or name.startswith("task/")
     value, low, high = (metric[k] * (100 if percent else 1) for k in ("value", "low", "high"))
     return f"{value:.1f} [{low:.1f}, {high:.1f}]" if percent else f"{value:.3g} [{low:.3g}, {high:.3g}]"
 
@@ -185,7 +78,7 @@ def is_comparable(record: dict, paper: dict) -> bool:
 
 
 def _rate_names(records: list[dict]) -> list[str]:
-    return sorted({name for r in records for name in r["metrics"] if _is_rate(name)}, key=lambda name: [int(x) for x in name.split("/")])
+    return sorted({name for r in records for name in r["metrics"] if is_rate(name)}, key=lambda name: [int(x) for x in name.split("/")])
 
 
 def _length_check(record: dict) -> str:
@@ -230,7 +123,7 @@ def paper_table(found: dict, records: list[dict], table: int) -> tuple[list[str]
 
 def other_table(records: list[dict]) -> tuple[list[str], list[list[str]]]:
     """(header, rows): every metric that is no chain rate or task, one a row, one record a column; n in the row's name."""
-    named = lambda name: not _is_rate(name) and name != "average length" and not name.startswith("task/")
+    named = lambda name: not is_rate(name) and name != "average length" and not name.startswith("task/")
     return _by_record(records, [name for name in dict.fromkeys(n for r in records for n in r["metrics"]) if named(name)], "measure", shown)
 
 
@@ -263,75 +156,6 @@ def summary(records: list[dict]) -> tuple[list[str], list[list[str]]]:
     titles = [f"{title} (n = {', '.join(map(str, sorted(counts[i])))})" for i, (_, _, title) in enumerate(wanted) if i in counts]
     rows = [[variant, *(cell for i, cell in enumerate(row) if i in counts)] for variant, row in cells.items()]
     return ["variant", *titles], rows
-
-
-def real_table(records: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of records from the real simulators: one row a policy, one column a benchmark and its metric, n in the title."""
-    titles, cells = {}, {}
-    for r in records:
-        for metric in ("1/1", "1/5", "5/5", "average length"):
-            if metric in r["metrics"] and not (metric == "average length" and "1/1" in r["metrics"]):
-                m = r["metrics"][metric]
-                what = {"1/1": "success %", "1/5": "first task %", "5/5": "all five %"}.get(metric, metric)
-                titles[r["benchmark"], metric] = f"{r['benchmark']}: {what} (n = {m['n']})"
-                cells.setdefault(r["variant"], {})[r["benchmark"], metric] = shown(metric, m)
-    rows = [[variant, *(row.get(key, "-") for key in titles)] for variant, row in cells.items()]
-    return ["policy", *titles.values()], rows
-
-
-def recorded_table(records: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of what policies do on recorded frames of a real simulator: one row a policy."""
-    wanted = ("motion error", "attention mass in the gaze box", "attention mass, gaze box minus another episode's box",
-              "gaze targets, through the VAE, dB", "gaze targets, the mean picture, dB")
-    cells, counts = {}, {}
-    for r in sorted(records, key=lambda r: r["variant"]):
-        for name in wanted:
-            if name in r["metrics"]:
-                cells.setdefault(r["variant"], {})[name] = shown(name, r["metrics"][name])
-                counts[name] = r["metrics"][name]["n"]
-    titles = [name for name in wanted if name in counts]
-    return (["policy, on held-out recorded episodes", *(f"{name} (n = {counts[name]})" for name in titles)],
-            [[variant, *(row.get(name, "-") for name in titles)] for variant, row in cells.items()])
-
-
-def real_section(folder: str | Path) -> str:
-    """README's block "real simulators": a table for each, with renderer, versions, assets, data and what it must not be compared with."""
-    parts, rank = [], lambda name: (not name.startswith(("ReconVLA", "VGGT-VLA")), name != "keypoint policy", name != "blind")
-    for name in sorted({r["simulator"] for r in load_all(Path(folder) / "runs")}):
-        group = [r for r in load_all(Path(folder) / "runs") if r["simulator"] == name]
-        recorded = [r for r in group if "recorded" in r["config"]["simulator"]]
-        group = sorted((r for r in group if r not in recorded), key=lambda r: (r["benchmark"], rank(r["variant"])))
-        first, about = group[0], group[0]["config"]["simulator"]
-        said = "; ".join([f"renderer {about['renderer']}", ", ".join(f"{k} {v}" for k, v in about["versions"].items()),
-                          f"assets: **{about['assets']}**", *([f"calvin_env {about['checkout']}"] if "checkout" in about else []),
-                          f"data: {first['data']}", f"commit {', '.join(sorted({r['commit'] for r in group}))}", first["hardware"]])
-        kept = {key: value for key, value in first["config"].items() if key not in ("policy", "simulator", "renderer")}
-        parts.append(f"**{name}** ({said}). " + "; ".join(f"{key}: {value}" for key, value in kept.items())
-                     + f". **Not comparable with {', '.join(first['not_comparable_with'])}.**\n\n{markdown(*real_table(group))}\n"
-                     + (f"\n{markdown(*recorded_table(recorded))}\n" if recorded else ""))
-    return "\n".join(parts)
-
-
-START = "<!-- ablation: written by `python -m repro.results --readme results/cpu`, checked by tests/test_readme.py -->"
-END = "<!-- end of the ablation -->"
-REAL_START, REAL_END = "<!-- real simulators: written by the same command from results/sims -->", "<!-- end of real simulators -->"
-VLA_START, VLA_END = "<!-- VGGT-VLA: written by the same command from results/cpu -->", "<!-- end of VGGT-VLA -->"
-CHANGE_START, CHANGE_END = "<!-- change agent: written by the same command from results/cpu -->", "<!-- end of change agent -->"
-CHECK_START, CHECK_END = "<!-- check: results/cpu/check.txt, written by `repro evaluate --check` -->", "<!-- end of check -->"
-
-
-def write_readme(readme: str | Path, folder: str | Path) -> None:
-    """Put between their marks in the README: the ablations of `folder`, its check.txt, and `real_section(folder/../sims)`."""
-    from repro import ablation_tables, change_ablation, vla_ablation
-
-    text, folder = Path(readme).read_text(), Path(folder)
-    for start, end, section in ((START, END, ablation_tables.readme_section(folder)),
-                                (VLA_START, VLA_END, vla_ablation.readme_section(folder)),
-                                (CHANGE_START, CHANGE_END, change_ablation.readme_section(folder)),
-                                (CHECK_START, CHECK_END, f"```\n{(folder / 'check.txt').read_text()}```\n"),
-                                (REAL_START, REAL_END, real_section(folder.parent / "sims"))):
-        text = between(text, start, end, section)
-    Path(readme).write_text(text)
 
 
 def between(text: str, start: str, end: str, section: str) -> str:
@@ -463,6 +287,8 @@ def report(folder: str | Path, papers: list[str | Path] | None = None) -> Path:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--readme":
+        from repro.readme import write_readme
+
         write_readme("README.md", sys.argv[2])
     else:
         print(report(sys.argv[1]))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from repro import clock, freshness, results
+from repro import clock, freshness, run_records
 from repro.clock import OutOfTime
 from repro.machine import UserError
 from repro.profiles import Profile
@@ -103,7 +103,7 @@ def do(system, settings: Profile, work: Path, run: Run, minutes: float = 0.0, lo
         except OutOfTime as reason:
             log(f"{run.key}: {reason}; to be continued")
             return False
-        names = [results.save(record, system.kept(work, run)).name for record in found]
+        names = [run_records.save(record, system.kept(work, run)).name for record in found]
         freshness.write(folder / "done.json", {"asked": system.digest(settings, work), "records": names})
     log(f"{run.key}: done, {(time.monotonic() - begun) / 60:.1f} min in this session")
     return True
@@ -152,7 +152,7 @@ def publish(found: list[dict], name: str, work: Path, target: Path, files: Itera
     kept = target / "runs" / name
     shutil.rmtree(kept, ignore_errors=True)
     for record in found:
-        results.save(record, kept)
+        run_records.save(record, kept)
     for file in files:
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(work / file, target / file)

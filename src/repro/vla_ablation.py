@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from repro import ablation, ablation_tables, attention, results, seeds, vla_experiments
+from repro import ablation, ablation_tables, attention, results, run_records, seeds, vla_experiments
 from repro.data import libero, libero_hdf5
 from repro.evaluation import suites
 from repro.evaluation.policies import about, minutes
@@ -102,10 +102,10 @@ def _look(settings: Profile, work: Path, run: Run, model, begun: float) -> dict:
     """Attention of the action queries inside the gaze box, on frames of the held-out episodes."""
     store = vla_experiments.data(work)
     columns, tasks = vla_experiments.attention_columns(model, store, settings.attention_frames)
-    record = results.record(SYSTEM, run.row, benchmark=ATTENTION, data=store.meta["name"], data_hash=store.hash, seed=run.seed,
-                            config={**_about(settings, work, run), "policy": about(model), "reduced": REDUCED},
-                            metrics=attention.averages(columns), minutes=minutes(model, begun), simulator="none (recorded frames)",
-                            renderer="none", not_comparable_with=[SYSTEM])
+    record = run_records.record(SYSTEM, run.row, benchmark=ATTENTION, data=store.meta["name"], data_hash=store.hash, seed=run.seed,
+                                config={**_about(settings, work, run), "policy": about(model), "reduced": REDUCED},
+                                metrics=attention.averages(columns), minutes=minutes(model, begun), simulator="none (recorded frames)",
+                                renderer="none", not_comparable_with=[SYSTEM])
     return {**record, "frames": ablation.by_frame(columns, tasks)}
 
 
@@ -113,7 +113,7 @@ def _look(settings: Profile, work: Path, run: Run, model, begun: float) -> dict:
 
 def load(folders: Iterable[Path]) -> list[dict]:
     """Records of these folders, of the latest settings only."""
-    found = [record for folder in folders if folder.is_dir() for record in results.load_all(folder)]
+    found = [record for folder in folders if folder.is_dir() for record in run_records.load_all(folder)]
     newest = max(found, key=lambda record: record["created"])["config"]["asked"] if found else ""
     return [record for record in found if record["config"]["asked"] == newest]
 

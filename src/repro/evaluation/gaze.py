@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from repro import clock, machine, results
+from repro import clock, machine, results, run_records
 from repro.data.calvin_import import ensure_store
 from repro.evaluation.gaze_sets import Episode, Set, clutter, items, stored, textures
 from repro.evaluation.gaze_tables import END, OPTIONS, START, detectors_table, items_table, options_table, ordered, readme_section, report
@@ -178,9 +178,9 @@ def _record(detector: Detector, one: Measured, none: Measured, everything: Measu
     metrics |= one.others()
     notes = Counter(gaze.note for gaze in one.gazes if gaze.note)
     told = {"detector": detector.name, "fingerprint": detector.fingerprint(), "options": one.options.label}
-    record = results.record("gaze", f"{detector.name}, {one.options.label}", benchmark=f"gaze: {one.set.name}", data=one.set.name,
-                            data_hash=one.set.digest, config=told, seed=seed, metrics=metrics, minutes=minutes,
-                            simulator=one.set.simulator, renderer=one.set.renderer, not_comparable_with=["guide"])  # fmt: skip
+    record = run_records.record("gaze", f"{detector.name}, {one.options.label}", benchmark=f"gaze: {one.set.name}", data=one.set.name,
+                                data_hash=one.set.digest, config=told, seed=seed, metrics=metrics, minutes=minutes,
+                                simulator=one.set.simulator, renderer=one.set.renderer, not_comparable_with=["guide"])  # fmt: skip
     config = told | {"sources": Counter(g.source for g in one.gazes), "notes": notes, "calibration": meaning["rows"],
                      "calibration error": meaning["error"], "separates": meaning["separates"]}  # fmt: skip
     return record | {"config": config}
@@ -217,7 +217,7 @@ def run(work: Path, profile: str, detectors: Sequence[Detector], folders: Sequen
                 made, measured = compare(detector, [frames], OPTIONS, seed, log)
                 save_figures(measured[frames.name, "all"], measured[frames.name, "none"], work / "figures", detector.name)
                 for record in made:
-                    results.save(record, work / "runs")
+                    run_records.save(record, work / "runs")
                 (work / "report.md").write_text(report(ordered(work)))
             records += made
     return records
@@ -225,8 +225,9 @@ def run(work: Path, profile: str, detectors: Sequence[Detector], folders: Sequen
 
 def _still_good(work: Path, detectors: Sequence[Detector], sets: Sequence[Set], seed: int) -> dict[tuple[str, str], list[dict]]:
     """{(detector, set): its records} of an earlier session where they are all there and still hold; any other record is removed."""
-    commit, found = results.provenance()["commit"], {}
-    kept = [] if "+changes" in commit else [results.load(path) for path in sorted(work.glob("runs/*.json"))]  # edited: anything may differ
+    commit, found = run_records.provenance()["commit"], {}
+    paths = [] if "+changes" in commit else sorted(work.glob("runs/*.json"))  # edited: anything may differ
+    kept = [run_records.load(path) for path in paths]
     for detector in detectors:
         for frames in sets:
             asked = (detector.name, frames.name, detector.fingerprint(), frames.digest, seed, commit)
@@ -272,7 +273,7 @@ def publish(work: Path, log: Callable[[str], None] = print) -> Path:
     target, found = machine.root() / "results" / "gaze", sorted(work.glob("runs/*.json"))
     if not found:
         raise UserError("no records of gaze quality", f"{work}/runs/*.json", "none", "repro gaze quality")
-    records = [results.load(path) for path in found]
+    records = [run_records.load(path) for path in found]
     if any("+changes" in record["commit"] for record in records):
         raise UserError("records of an edited tree are not published", "commit, then repro gaze quality again", work)
     for part in ("runs", "figures"):

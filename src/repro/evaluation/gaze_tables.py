@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from repro import results
+from repro import results, run_records
 from repro.gaze.options import ALL, NONE, SINGLE, WITHOUT
 
 OPTIONS = (NONE, *SINGLE, *WITHOUT, ALL)  # that a measurement compares
@@ -103,7 +103,7 @@ def ordered(folder: Path) -> list[dict]:
     kinds = ("clutter", "CALVIN", "tabletop")
     place = lambda r: ([r["simulator"].startswith(kind) for kind in kinds].index(True), r["data"], r["config"]["detector"],
                        labels.index(r["config"]["options"]))  # fmt: skip
-    return sorted((results.load(path) for path in folder.glob("runs/*.json")), key=place)
+    return sorted((run_records.load(path) for path in folder.glob("runs/*.json")), key=place)
 
 
 def readme_section(records: list[dict]) -> str:

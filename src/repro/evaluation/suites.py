@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from repro import clock, results
+from repro import clock, run_records
 from repro.data.episodes import Store
 from repro.data.libero import sentence_of
 from repro.evaluation import chains, films, floors, protocols
@@ -160,13 +160,13 @@ def score(scored: dict[str, object], plan: Plan, folder: Path | str, store: Stor
             film(policy, plan, outcomes, folder / "films" / _file(plan.name), videos, log)
         rules = {"protocol": plan.protocol, "layout": plan.layout, "max_steps": plan.max_steps, "execute": plan.execute,
                  "settle_steps": plan.about["settle_steps"], "simulator": plan.about}
-        record = results.record(
+        record = run_records.record(
             system, name, benchmark=plan.name, data=store.meta["name"], data_hash=store.hash, seed=seed,
             config={**(config or {}), **rules, "policy": about(policy)}, metrics=summarise(outcomes, seed),
             minutes=minutes(policy, seconds=chains.spent(place)),
             simulator=plan.about["simulator"], renderer=f"{plan.about['renderer']}, {plan.about['assets']}", not_comparable_with=[system])
         found.append({**record, "outcomes": "".join(str(outcome.length) for outcome in outcomes)})
-        results.save(found[-1], folder / "runs")
+        run_records.save(found[-1], folder / "runs")
     return found
 
 

@@ -222,14 +222,14 @@ class Session:
 
         What cannot be made is said, with the reason; the rest is made all the same.
         """
-        from repro import results
+        from repro import results, run_records
 
         self._close("finished")
         packed = "results.zip was not written"
         if any((self.work / "runs").glob("*.json")):
             with _said_only("the report"):
                 results.report(self.work)
-        known = results.provenance()
+        known = run_records.provenance()
         self._save(self.over, hardware=known["hardware"], run_type=machine.on_kaggle(), packages=known["packages"])
         if machine.on_kaggle() == "Batch":
             summary.thin(self.work)

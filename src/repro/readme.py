@@ -1,0 +1,29 @@
+"""README's tables, each between two marks, written from the run records.
+
+    write_readme("README.md", "results/cpu")        # python -m repro.results --readme results/cpu
+"""
+
+from pathlib import Path
+
+from repro import ablation_tables, change_ablation, vla_ablation
+from repro.real_tables import real_section
+from repro.results import between
+
+START = "<!-- ablation: written by `python -m repro.results --readme results/cpu`, checked by tests/test_readme.py -->"
+END = "<!-- end of the ablation -->"
+REAL_START, REAL_END = "<!-- real simulators: written by the same command from results/sims -->", "<!-- end of real simulators -->"
+VLA_START, VLA_END = "<!-- VGGT-VLA: written by the same command from results/cpu -->", "<!-- end of VGGT-VLA -->"
+CHANGE_START, CHANGE_END = "<!-- change agent: written by the same command from results/cpu -->", "<!-- end of change agent -->"
+CHECK_START, CHECK_END = "<!-- check: results/cpu/check.txt, written by `repro evaluate --check` -->", "<!-- end of check -->"
+
+
+def write_readme(readme: str | Path, folder: str | Path) -> None:
+    """Put between their marks in the README: the ablations of `folder`, its check.txt, and `real_section(folder/../sims)`."""
+    text, folder = Path(readme).read_text(), Path(folder)
+    for start, end, section in ((START, END, ablation_tables.readme_section(folder)),
+                                (VLA_START, VLA_END, vla_ablation.readme_section(folder)),
+                                (CHANGE_START, CHANGE_END, change_ablation.readme_section(folder)),
+                                (CHECK_START, CHECK_END, f"```\n{(folder / 'check.txt').read_text()}```\n"),
+                                (REAL_START, REAL_END, real_section(folder.parent / "sims"))):
+        text = between(text, start, end, section)
+    Path(readme).write_text(text)

@@ -11,6 +11,8 @@ import click
 
 import repro
 from repro import clock, machine
+from repro.evaluation.commands import evaluate
+from repro.gaze.commands import gaze
 from repro.machine import UserError
 
 PROFILE = click.option("--profile", default="smoke", show_default=True, help="smoke | cpu | t4 | paper")
@@ -179,135 +181,6 @@ def sims_setup(name: str, python: str | None) -> None:
 
 
 @cli.group()
-def gaze() -> None:
-    """Where the thing is that an instruction names: boxes into a store, and how good they are."""
-
-
-DETECTOR = click.option("--detector", default="colour", show_default=True, help="colour | transformers | groundingdino-py")
-WEIGHTS = click.option("--weights", help="GroundingDINO's: hub id, folder, or Kaggle input (default: looked for among the inputs).")
-
-
-@gaze.command("annotate")
-@click.argument("store", type=click.Path(path_type=Path))
-@click.option("--detector", default="truth", show_default=True, help="truth | state | colour | transformers | groundingdino-py")
-@WEIGHTS
-@click.option("--crops", type=int, help="Also a column gaze.crop of square pictures with this side.")
-@click.option("--plain", is_flag=True, help="The best box of one look, without tiles, filters, relations and smoothing.")
-@click.option("--stay", is_flag=True, help="The gaze stays on the target while the gripper holds it (ReconVLA's own code).")
-@click.option("--margin", default=0.0, show_default=True, help="Of a crop, as a share of its box's sides, at each side.")
-@click.option("--minimum", default=0, show_default=True, help="Least side of a crop, in pixels of the picture.")
-@click.option("--camera", type=click.Path(path_type=Path), help="With state: a CALVIN folder whose .hydra config tells another camera.")
-def gaze_annotate(store: Path, detector: str, weights: str | None, crops: int | None, plain: bool, stay: bool, margin: float, minimum: int,
-                  camera: Path | None) -> None:
-    """Add gaze boxes to a store; what was done is kept when it is interrupted."""
-    from repro.gaze.annotate import annotate
-    from repro.gaze.options import ALL, NONE
-    from repro.gaze.state import camera_of
-
-    report = annotate(store, detector, NONE if plain else ALL, weights=weights, follow=not stay, margin=margin, minimum=minimum,
-                      crop_size=None if crops is None else (crops, crops), camera=camera and camera_of(camera, any_camera=True),
-                      log=click.echo)
-    click.echo(json.dumps(report, indent=1))
-
-
-@gaze.command("quality")
-@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
-@DETECTOR
-@WEIGHTS
-@PROFILE
-@click.option("--publish", is_flag=True, help="Only copy records, tables and figures to results/gaze, ready to commit.")
-def gaze_quality(folders: tuple[Path, ...], detector: str, weights: str | None, profile: str, publish: bool) -> None:
-    """Score a detector, with and without each option, on drawn scenes and on FOLDERS in CALVIN's layout that have a boxes.json."""
-    from repro.evaluation import gaze as evaluation
-    from repro.gaze.detectors import load
-
-    work = machine.work(profile) / "gaze"
-    if publish:
-        evaluation.publish(work, click.echo)
-        return
-    detectors = [load(name, weights if name != "colour" else None) for name in detector.split(",")]
-    evaluation.run(work, profile, detectors, folders, log=click.echo)
-    click.echo((work / "report.md").read_text())
-
-
-@cli.group(invoke_without_command=True)
-@click.option("--model", type=click.Path(path_type=Path), help="A run's folder or one checkpoint.")
-@click.option("--store", type=click.Path(path_type=Path), help="Its training data; with --check any data of the same kind.")
-@click.option("--check", is_flag=True, help="Examine it: [OK] or [FAIL] lines with the next step each. Exit code 1 on a FAIL.")
-@click.option("--simulator", metavar="NAME", help="With --check: tabletop | grocery | calvin | libero | none (default: the data's own).")
-@click.option("--no-overfit", is_flag=True, help="With --check: do not train on one demonstration.")
-@click.option("--minutes", default=3.0, show_default=True, help="With --check: of that training.")
-@click.option("--suite", default="grocery", show_default=True, help="grocery | libero_spatial | _object | _goal | _10 | _90")
-@click.option("--layout", default="official", show_default=True, help="official | wide (grocery, libero_object)")
-@click.option("--protocol", default="openvla-oft", show_default=True, help="openvla | openvla-oft | openpi | lerobot")
-@click.option("--episodes", type=int, help="Of each task (default: the convention's).")
-@click.option("--tasks", help="Names, comma-separated (default: all).")
-@click.option("--execute", type=int, help="Actions of each chunk (default: the convention's; 0: all).")
-@click.option("--videos", default=0, show_default=True, help="Films of so many successes and as many failures.")
-@click.option("--floors/--no-floors", default=True, show_default=True, help="Blanked, shuffled, replay, random, constant, and the expert.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default="work/evaluation", show_default=True, help="Outcomes, films, records.")
-@click.option("--fresh", is_flag=True, help="Throw away outcomes of another policy under the same name.")
-@click.pass_context
-def evaluate(context, model: Path | None, store: Path | None, check: bool, **options) -> None:
-    """Closed-loop success of a checkpoint on LIBERO's suites or the grocery table, its floors beside it; or, with --check, its health.
-
-    `repro evaluate change-agent` answers for two pictures of one place."""
-    if context.invoked_subcommand:
-        return
-    if model is None or store is None:
-        raise UserError("which checkpoint, and which data?", "--model FOLDER --store STORE", f"--model {model} --store {store}")
-    if check:
-        _check(model, store, options)
-    else:
-        _suite(model, store, options)
-
-
-def _check(model: Path, store: Path, options: dict) -> None:
-    from repro import doctor
-    from repro.evaluation import check
-
-    found = []
-    for line in check.checks(model, store, options["simulator"], not options["no_overfit"], options["minutes"]):
-        doctor.show([line], click.echo)
-        found.append(line)
-    sys.exit(any(line.status == doctor.FAIL for line in found))
-
-
-def _suite(model: Path, store: Path, options: dict) -> None:
-    from repro import results
-    from repro.data.episodes import Store
-    from repro.evaluation import suites
-    from repro.evaluation.policies import load_policy
-
-    data, seed = Store(store), options["seed"]
-    policy = load_policy(model, data)
-    tasks = options["tasks"].split(",") if options["tasks"] else None
-    plan = suites.plan_of(options["suite"], options["layout"], options["episodes"], tasks, options["protocol"], seed, options["execute"],
-                          orientation=getattr(policy.config, "orientation", "upright"), **suites.sizes_of(data))
-    floors = suites.beside(policy, suites.recorded(data), plan, seed) if options["floors"] else {}
-    records = suites.score({type(policy).__name__: policy, **floors}, plan, options["out"], data, seed=seed, videos=options["videos"],
-                           fresh=options["fresh"], log=click.echo)
-    click.echo(results.markdown(*suites.table(records)))
-    click.echo(f"records: {options['out'] / 'runs'}")
-
-
-@evaluate.command("change-agent")
-@click.option("--run", type=click.Path(path_type=Path), required=True, help="A training run's folder, or one checkpoint.")
-@click.option("--before", type=click.Path(path_type=Path), required=True, help="Picture of the earlier date.")
-@click.option("--after", type=click.Path(path_type=Path), required=True, help="Picture of the later date, of the same place and size.")
-@click.option("--caption", help="What is said to have changed (default: nothing is told).")
-@click.option("--write", is_flag=True, help="The model writes the caption that it is then told.")
-@click.option("--out", type=click.Path(path_type=Path), default="change.png", show_default=True, help="The later picture with the box.")
-def evaluate_change_agent(run: Path, before: Path, after: Path, caption: str | None, write: bool, out: Path) -> None:
-    """Where something changed between two pictures of one place: [cx, cy, scale] and a box, or "no change" where the gate says so."""
-    from repro.evaluation.change_answer import answer
-
-    for line in answer(run, before, after, caption, write, out):
-        click.echo(line)
-
-
-@cli.group()
 def demos() -> None:
     """Write demonstrations of the scripted experts in the official formats. Scripted, not human: the data say so."""
 
@@ -414,6 +287,10 @@ def store(arguments: tuple[str, ...]) -> None:
     from repro.kaggle.commands import store as commands
 
     commands.main(args=list(arguments), prog_name="repro store")
+
+
+cli.add_command(evaluate)
+cli.add_command(gaze)
 
 
 def main() -> None:

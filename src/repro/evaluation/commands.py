@@ -1,0 +1,90 @@
+"""`repro evaluate ...`: closed-loop success of a checkpoint, its health, or its answer to two pictures.
+
+    repro evaluate --model RUN --store STORE --suite grocery
+    repro evaluate --model RUN --store STORE --check
+    repro evaluate change-agent --run RUN --before a.png --after b.png
+"""
+
+import sys
+from pathlib import Path
+
+import click
+
+from repro.machine import UserError
+
+
+@click.group(invoke_without_command=True)
+@click.option("--model", type=click.Path(path_type=Path), help="A run's folder or one checkpoint.")
+@click.option("--store", type=click.Path(path_type=Path), help="Its training data; with --check any data of the same kind.")
+@click.option("--check", is_flag=True, help="Examine it: [OK] or [FAIL] lines with the next step each. Exit code 1 on a FAIL.")
+@click.option("--simulator", metavar="NAME", help="With --check: tabletop | grocery | calvin | libero | none (default: the data's own).")
+@click.option("--no-overfit", is_flag=True, help="With --check: do not train on one demonstration.")
+@click.option("--minutes", default=3.0, show_default=True, help="With --check: of that training.")
+@click.option("--suite", default="grocery", show_default=True, help="grocery | libero_spatial | _object | _goal | _10 | _90")
+@click.option("--layout", default="official", show_default=True, help="official | wide (grocery, libero_object)")
+@click.option("--protocol", default="openvla-oft", show_default=True, help="openvla | openvla-oft | openpi | lerobot")
+@click.option("--episodes", type=int, help="Of each task (default: the convention's).")
+@click.option("--tasks", help="Names, comma-separated (default: all).")
+@click.option("--execute", type=int, help="Actions of each chunk (default: the convention's; 0: all).")
+@click.option("--videos", default=0, show_default=True, help="Films of so many successes and as many failures.")
+@click.option("--floors/--no-floors", default=True, show_default=True, help="Blanked, shuffled, replay, random, constant, and the expert.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default="work/evaluation", show_default=True, help="Outcomes, films, records.")
+@click.option("--fresh", is_flag=True, help="Throw away outcomes of another policy under the same name.")
+@click.pass_context
+def evaluate(context, model: Path | None, store: Path | None, check: bool, **options) -> None:
+    """Closed-loop success of a checkpoint on LIBERO's suites or the grocery table, its floors beside it; or, with --check, its health.
+
+    `repro evaluate change-agent` answers for two pictures of one place."""
+    if context.invoked_subcommand:
+        return
+    if model is None or store is None:
+        raise UserError("which checkpoint, and which data?", "--model FOLDER --store STORE", f"--model {model} --store {store}")
+    if check:
+        _check(model, store, options)
+    else:
+        _suite(model, store, options)
+
+
+def _check(model: Path, store: Path, options: dict) -> None:
+    from repro import doctor
+    from repro.evaluation import check
+
+    found = []
+    for line in check.checks(model, store, options["simulator"], not options["no_overfit"], options["minutes"]):
+        doctor.show([line], click.echo)
+        found.append(line)
+    sys.exit(any(line.status == doctor.FAIL for line in found))
+
+
+def _suite(model: Path, store: Path, options: dict) -> None:
+    from repro import results
+    from repro.data.episodes import Store
+    from repro.evaluation import suites
+    from repro.evaluation.policies import load_policy
+
+    data, seed = Store(store), options["seed"]
+    policy = load_policy(model, data)
+    tasks = options["tasks"].split(",") if options["tasks"] else None
+    plan = suites.plan_of(options["suite"], options["layout"], options["episodes"], tasks, options["protocol"], seed, options["execute"],
+                          orientation=getattr(policy.config, "orientation", "upright"), **suites.sizes_of(data))
+    floors = suites.beside(policy, suites.recorded(data), plan, seed) if options["floors"] else {}
+    records = suites.score({type(policy).__name__: policy, **floors}, plan, options["out"], data, seed=seed, videos=options["videos"],
+                           fresh=options["fresh"], log=click.echo)
+    click.echo(results.markdown(*suites.table(records)))
+    click.echo(f"records: {options['out'] / 'runs'}")
+
+
+@evaluate.command("change-agent")
+@click.option("--run", type=click.Path(path_type=Path), required=True, help="A training run's folder, or one checkpoint.")
+@click.option("--before", type=click.Path(path_type=Path), required=True, help="Picture of the earlier date.")
+@click.option("--after", type=click.Path(path_type=Path), required=True, help="Picture of the later date, of the same place and size.")
+@click.option("--caption", help="What is said to have changed (default: nothing is told).")
+@click.option("--write", is_flag=True, help="The model writes the caption that it is then told.")
+@click.option("--out", type=click.Path(path_type=Path), default="change.png", show_default=True, help="The later picture with the box.")
+def evaluate_change_agent(run: Path, before: Path, after: Path, caption: str | None, write: bool, out: Path) -> None:
+    """Where something changed between two pictures of one place: [cx, cy, scale] and a box, or "no change" where the gate says so."""
+    from repro.evaluation.change_answer import answer
+
+    for line in answer(run, before, after, caption, write, out):
+        click.echo(line)

@@ -21,10 +21,11 @@ import numpy as np
 import psutil
 
 from repro import benchmark
-from repro.data.calvin import Calvin, in_order
+from repro.data.calvin import Calvin
 from repro.data.calvin_frames import MEMBERS, read_frame
 from repro.data.calvin_import import import_calvin
 from repro.data.episodes import encode_png
+from repro.data.parallel import in_order
 
 EPISODE = 50  # frames of an episode, about what CALVIN's annotations have
 IMPORT = """import sys

@@ -23,8 +23,8 @@ import psutil
 
 from repro import benchmark, machine
 from repro.data import levir
-from repro.data.calvin import in_order
 from repro.data.episodes import encode_png
+from repro.data.parallel import in_order
 from repro.sims import aerial
 
 IMPORT = """import sys

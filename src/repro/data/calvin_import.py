@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from repro import clock
-from repro.data.calvin import Annotation, Calvin, Split, in_order
+from repro.data.calvin import Annotation, Calvin, Split
 from repro.data.calvin_frames import BLOCKS, FPS, Damage, canonical, read_frames
 from repro.data.episodes import Column, Episode, Store, encode_pictures
+from repro.data.parallel import in_order
 from repro.data.resumable import ResumableWriter
 from repro.data.stored import Stored, is_store
 from repro.machine import UserError

@@ -23,9 +23,10 @@ import yaml
 from repro.data import npy
 from repro.data.batches import chunk_rows, last_of_run
 from repro.data.boxes import box_index
-from repro.data.calvin import Annotation, Split, in_order
+from repro.data.calvin import Annotation, Split
 from repro.data.calvin_frames import Damage, canonical, read_frames
 from repro.data.episodes import Episode, decode_png, encode_png
+from repro.data.parallel import in_order
 from repro.machine import UserError
 
 MEMBERS = ("rgb_static", "rel_actions", "robot_obs", "scene_obs")

@@ -25,13 +25,13 @@ import cv2
 import numpy as np
 
 from repro import clock
-from repro.data.calvin import in_order
 from repro.data.calvin_frames import DAMAGED_LIMIT
 from repro.data.episodes import Column, Episode, Store
 from repro.data.levir_arrow import png_of, size_of
 from repro.data.levir_entries import NO_CHANGE, Entry, Layout
 from repro.data.levir_layouts import find, unpack
 from repro.data.levir_pairs import GREY, GROUP, Pair, Pairs, cell, columns_of, of_one_source, pair, state_table, write_store
+from repro.data.parallel import in_order
 from repro.data.resumable import ResumableWriter
 from repro.machine import UserError
 

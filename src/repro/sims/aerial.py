@@ -19,11 +19,11 @@ import cv2
 import numpy as np
 
 from repro import clock
-from repro.data.calvin import in_order
 from repro.data.episodes import encode_png
 from repro.data.levir_entries import NO_CHANGE
 from repro.data.levir_layouts import CAPTIONS
 from repro.data.levir_pairs import GREY, Pair, pair
+from repro.data.parallel import in_order
 from repro.machine import UserError
 from repro.sims.aerial_drawing import draw, placed, strip
 from repro.sims.aerial_plan import Change, days, plan

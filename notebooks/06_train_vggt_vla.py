@@ -26,8 +26,8 @@ seed = 0
 from repro import machine, profiles, vla_experiments
 
 settings = profiles.get(profile)
-chosen = vla_experiments.named(rows or ",".join(settings.vla_rows))
 work, preset = machine.work(profile), preset or settings.vla_preset
+chosen = vla_experiments.named(rows, preset, settings.vla_rows)
 print(f"preset {preset}: {', '.join(chosen)}; at most {settings.vla_steps} steps each")
 
 # %% [markdown]

@@ -53,6 +53,13 @@ def test_every_row_and_floor_is_scored_from_the_same_starts(found):
         assert all(len(r["outcomes"]) == 2 and r["config"]["execute"] == 4 and r["config"]["max_steps"] == 9 for r in mine)
     looked = [r for r in found if r["benchmark"] == vla_ablation.ATTENTION]
     assert {r["variant"] for r in looked} == {"none", "graph", "vggt"}
+    words = [r for r in found if r["benchmark"] == vla_ablation.WORDS]
+    assert {r["variant"] for r in words} == {"graph", "vggt"}, "without a backbone words read no patches"
+    assert all("the instruction's words" in r["config"]["reduced"] for r in words)
+    mass = "attention mass in the gaze box"
+    told = {(r["variant"], r["benchmark"]): r["metrics"][mass]["value"] for r in looked + words}
+    assert told["vggt", vla_ablation.ATTENTION] != told["vggt", vla_ablation.WORDS]
+    assert [title for title, _ in vla_ablation.parts(found)].count(vla_ablation.WORDS) == 1
     assert all(set(r["frames"]["episode"]) and len(r["frames"]["episode"]) == 4 for r in looked)
 
 
@@ -111,6 +118,42 @@ def test_tables_take_differences_over_the_same_starts():
     assert vla_ablation.task_table(records, records[0]["benchmark"]) == (["row", "milk"], [["none", "38"], ["vggt", "88"], ["blind", "0"],
                                                                                           ["random actions", "0"]])
     assert len(vla_ablation.figure(records).axes) == 1 and vla_ablation.figure([]) is None
+
+
+def test_official_starts_are_counted_once_however_many_seeds_repeat_them():
+    benchmark = "grocery table, official init states, 2 single tasks"
+    records = [made("none", seed, "1" * 12 + "0" * 8, benchmark=benchmark) for seed in range(3)]
+    header, (row,) = vla_ablation.success_table(records, benchmark)
+    told = dict(zip(header, row, strict=True))
+    assert told["seeds"] == "3" and told["starts"] == "20"
+    value, low, high = (float(x) for x in told["success %"].replace("[", "").replace("]", "").replace(",", "").split())
+    assert value == 60 and low <= 40 and high >= 78, "three copies of 20 starts say no more than 20 starts"
+    other = [made("none", seed, "1" * 12 + "0" * 8) for seed in range(3)]
+    header, (row,) = vla_ablation.success_table(other, other[0]["benchmark"])
+    assert dict(zip(header, row, strict=True))["starts"] == "60", "wide starts are other ones for each seed"
+
+
+def test_the_short_table_says_what_a_backbone_adds():
+    layouts = ("grocery table, wide layout, 2 single tasks", "grocery table, official init states, 2 single tasks")
+    records = [made(row, seed, outcomes, benchmark=benchmark) for row, outcomes in (("none", "1100"), ("vggt", "1110"), ("blind", "0000"))
+               for seed in (0, 1) for benchmark in layouts]
+    header, rows = vla_ablation.short_table(records)
+    assert header == ["row", "seeds", "wide: starts", "wide: success %", "wide: minus none, points", "wide: minus blind, points",
+                      "official: starts", "official: success %"]
+    assert [row[0] for row in rows] == ["none", "vggt", "blind"]
+    assert rows[1][4].startswith("+25") and rows[1][2] == "8" and rows[1][6] == "4"
+
+
+@pytest.mark.parametrize("preset", list(vla_experiments.PRESETS))
+def test_a_row_has_the_backbone_of_its_name(preset):
+    rows = vla_experiments.named("", preset)
+    assert rows == (["none", "graph", "blind"] if preset == "graph_qwen2" else ["none", "graph", "vggt", "blind"])
+    for row in set(rows) - {"blind"}:
+        given = {**vla_experiments.ROWS[row]}
+        assert replace(vla_experiments.PRESETS[preset], **given).backbone == row
+    if "vggt" not in rows:
+        with pytest.raises(UserError, match="has no row 'vggt'"):
+            vla_experiments.named("none,vggt", preset)
 
 
 def test_published_are_clean_records_with_tables_and_figures(work, found, tmp_path, monkeypatch):

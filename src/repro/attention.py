@@ -109,23 +109,26 @@ def record(model, queries: int = 1, rollout: bool = False):
 
 
 def attention_of(model, observations: list[dict], instructions: list[str], actions: np.ndarray | None = None,
-                 rollout: bool = False) -> Recording:
+                 rollout: bool = False, source: str = "queries") -> Recording:
     """The attention with which the model predicts its own actions, or `actions` (B, chunk, action_dim) if they are given.
 
     One forward pass over the whole sequence, so it does not matter how `act` decodes. For it a model offers `sequence(observations,
     instructions, ids)`: embeddings (B, L, d) of the prompt and of all action tokens but the last (`ids` None: the greedy ones), so that
     the last chunk x action_dim positions are those that predict; or a pair of them and a mask (B, L) that is False where a row is filled
-    up. `image_positions` must hold for it. A model with a method attention(observations, instructions), which gives (B, layers, heads,
-    queries, image tokens), records itself. Any other is recorded while it acts.
+    up. `image_positions` must hold for it. A model with a method attention(observations, instructions, source), which gives (B, layers,
+    heads, queries, image tokens), records itself; of it alone `source` may be another than the positions that predict actions, "words".
+    Any other is recorded while it acts.
     """
     if hasattr(model, "attention"):
         if actions is not None or rollout:
             raise UserError("this model's attention is that of its own actions, layer by layer", "no actions, no rollout",
                             type(model).__name__, 'leave `actions` out and choose a layer or "mean"')
-        found = model.attention(observations, instructions)
+        found = model.attention(observations, instructions, source)
         recorded = Recording(found.shape[1])
         recorded.layers = [[found[:, layer]] for layer in range(found.shape[1])]
         return recorded
+    if source != "queries":
+        raise UserError("of this model the positions that predict actions are recorded", '"queries"', source)
     queries, was_training = model.config.chunk * model.config.action_dim, model.training
     model.eval()
     try:
@@ -196,9 +199,9 @@ def split(tokens: np.ndarray, grid: tuple[int, int], static_rows: int) -> tuple[
 
 
 def static_maps(model, observations: list[dict], instructions: list[str], layers: Which = -1, heads: Which = "mean",
-                actions: np.ndarray | None = None) -> np.ndarray:
+                actions: np.ndarray | None = None, source: str = "queries") -> np.ndarray:
     """(B, static rows, columns): record, reduce and keep the static camera's part (sum < 1: the wrist has the rest)."""
-    recorded, config = attention_of(model, observations, instructions, actions, rollout=layers == "rollout"), model.config
+    recorded, config = attention_of(model, observations, instructions, actions, layers == "rollout", source), model.config
     tokens = recorded.rollout() if layers == "rollout" else reduce(recorded.maps(), layers, heads)
     if hasattr(config, "views"):  # a grid for each camera, the static one's first
         if config.views[0] != "static":

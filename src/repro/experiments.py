@@ -269,8 +269,8 @@ def _frame(info, columns: dict, t: int) -> dict:
             "step": t}
 
 
-def attention_of(model: ReconVLA, frames: list[dict], batch: int = 32, log=print) -> np.ndarray:
-    """(N, static rows, columns): the static camera's part of the last layer's attention, mean over heads and action tokens.
+def attention_of(model: ReconVLA, frames: list[dict], batch: int = 32, log=print, source: str = "queries") -> np.ndarray:
+    """(N, static rows, columns): the static camera's part of the last layer's attention, mean over heads and action tokens (or words).
 
     A minute or two for the frames of any profile: out of time, it begins again in the next session.
     """
@@ -278,7 +278,7 @@ def attention_of(model: ReconVLA, frames: list[dict], batch: int = 32, log=print
     for i in range(0, len(frames), batch):
         clock.check()
         part = frames[i : i + batch]
-        found.append(attention.static_maps(model, part, [frame["task"] for frame in part]))
+        found.append(attention.static_maps(model, part, [frame["task"] for frame in part], source=source))
         progress(i + len(part))
     return np.concatenate(found)
 

@@ -26,6 +26,9 @@ from repro.training import launch
 
 SYSTEM, LAYOUTS = "vggt_vla", ("wide", "official")
 ATTENTION = "attention on held-out frames of the grocery table"
+WORDS = "attention of the instruction's words on held-out frames of the grocery table"
+SOURCES = {ATTENTION: "queries", WORDS: "words"}
+SAID = {"queries": "the action queries", "words": "the instruction's words"}
 REDUCED = "Attention of the action queries to the image tokens, last layer, mean over heads, renormalised, static camera only."
 
 
@@ -73,7 +76,7 @@ def _trained(settings: Profile, work: Path, run: Run, clock, log) -> list[dict]:
         raise OutOfTime(summary.reason)
     begun, model = time.monotonic(), _model(settings, work, run, run.row)
     found = _score(settings, work, run, {run.row: model}, clock, log)
-    return found if run.row == "blind" else [*found, _look(settings, work, run, model, begun)]
+    return [*found, *looks(settings, work, run, model, begun)]
 
 
 def _floors(settings: Profile, work: Path, run: Run, clock, log) -> list[dict]:
@@ -98,15 +101,22 @@ def _about(settings: Profile, work: Path, run: Run) -> dict:
     return {"profile": settings.name, "asked": digest(settings, work), "row": run.row, "corrupt": 0.0}
 
 
-def _look(settings: Profile, work: Path, run: Run, model, begun: float) -> dict:
-    """Attention of the action queries inside the gaze box, on frames of the held-out episodes."""
-    store = vla_experiments.data(work)
-    columns, tasks = vla_experiments.attention_columns(model, store, settings.attention_frames)
-    record = run_records.record(SYSTEM, run.row, benchmark=ATTENTION, data=store.meta["name"], data_hash=store.hash, seed=run.seed,
-                                config={**_about(settings, work, run), "policy": about(model), "reduced": REDUCED},
-                                metrics=attention.averages(columns), minutes=minutes(model, begun), simulator="none (recorded frames)",
-                                renderer="none", not_comparable_with=[SYSTEM])
-    return {**record, "frames": ablation.by_frame(columns, tasks)}
+def looks(settings: Profile, work: Path, run: Run, model, begun: float) -> list[dict]:
+    """Attention inside the gaze box, on frames of the held-out episodes: of the action queries, and of the words, where these read patches
+    (without a backbone they do not, and a blind policy has nothing to look at)."""
+    store, found = vla_experiments.data(work), []
+    mixes = model.config.backbone != "none" or model.config.fusion == "cross"
+    for benchmark, source in SOURCES.items() if run.row != "blind" else ():
+        if source == "words" and not mixes:
+            continue
+        columns, tasks = vla_experiments.attention_columns(model, store, settings.attention_frames, source)
+        record = run_records.record(
+            SYSTEM, run.row, benchmark=benchmark, data=store.meta["name"], data_hash=store.hash, seed=run.seed,
+            config={**_about(settings, work, run), "policy": about(model), "reduced": REDUCED.replace("the action queries", SAID[source])},
+            metrics=attention.averages(columns), minutes=minutes(model, begun), simulator="none (recorded frames)", renderer="none",
+            not_comparable_with=[SYSTEM])  # fmt: skip
+        found.append({**record, "frames": ablation.by_frame(columns, tasks)})
+    return found
 
 
 # ---- tables ------------------------------------------------------------------------------------------------------------------------
@@ -134,16 +144,22 @@ def benchmarks(found: Iterable[dict]) -> list[str]:
     return sorted({r["benchmark"] for r in found if "outcomes" in r}, key=lambda name: ("wide" not in name, name))
 
 
+def same_starts(benchmark: str) -> bool:
+    """Whether all seeds have the same start states: official ones are a fixed list, wide ones are drawn anew for each seed."""
+    return "wide" not in benchmark
+
+
 def success_table(found: list[dict], benchmark: str) -> ablation_tables.Table:
     """Success over seeds and starts, and paired differences to the policy without a backbone and to the blind one."""
-    scored, rows = ablation_tables.lengths(found, benchmark), []
+    scored, rows, shared = ablation_tables.lengths(found, benchmark), [], same_starts(benchmark)
     for name in variants(r for r in found if r["benchmark"] == benchmark):
-        mean, cells = ablation_tables.mean(scored[name], (0, 1)), []
+        mean, cells = ablation_tables.mean(scored[name], (0, 1), shared), []
         for other in ("none", "blind"):
-            apart = None if name == other or other not in scored else ablation_tables.difference(scored[name], scored[other], (-1, 1))
+            both = name != other and other in scored
+            apart = ablation_tables.difference(scored[name], scored[other], (-1, 1), shared) if both else None
             cells.append("" if apart is None else ablation_tables.signed(apart | {k: 100 * apart[k] for k in ("value", "low", "high")}))
         rows.append([name, str(mean["seeds"]), str(mean["n"]), results.shown("1/1", mean), *cells])
-    return ["row", "seeds", "episodes", "success %", "minus none, points", "minus blind, points"], rows
+    return ["row", "seeds", "starts", "success %", "minus none, points", "minus blind, points"], rows
 
 
 def task_table(found: list[dict], benchmark: str) -> ablation_tables.Table:
@@ -160,8 +176,10 @@ def parts(found: list[dict]) -> list[tuple[str, ablation_tables.Table]]:
     """(title, table) of everything there are records for."""
     named = [(f"{name} (not comparable with LIBERO)", success_table(found, name)) for name in benchmarks(found)]
     named += [(f"{name}, by task, %", task_table(found, name)) for name in benchmarks(found)[:1]]
-    looked = ablation_tables.attention_tables(found, ATTENTION, variants(r for r in found if r["benchmark"] == ATTENTION), "none")
-    return [(title, table) for title, table in [*named, *((ATTENTION, table) for table in looked)] if table[1]]
+    for name in SOURCES:
+        looked = variants(r for r in found if r["benchmark"] == name)
+        named += [(name, table) for table in ablation_tables.attention_tables(found, name, looked, "none")]
+    return [(title, table) for title, table in named if table[1]]
 
 
 def markdown(found: list[dict]) -> str:
@@ -182,7 +200,7 @@ def figure(found: list[dict]):
     for axis, benchmark in zip(drawn.subplots(1, len(benchmarks(found)), squeeze=False)[0], benchmarks(found), strict=True):
         scored = ablation_tables.lengths(found, benchmark)
         for i, name in enumerate(names):
-            one = ablation_tables.mean(scored[name], (0, 1))
+            one = ablation_tables.mean(scored[name], (0, 1), same_starts(benchmark))
             axis.errorbar(100 * one["value"], i, xerr=[[100 * (one["value"] - one["low"])], [100 * (one["high"] - one["value"])]], fmt="|",
                           color="black", markersize=13, markeredgewidth=2, capsize=4)
             for seed, values in scored[name].items():
@@ -235,13 +253,15 @@ def draw(settings: Profile, work: Path) -> list[str]:
 
 
 def short_table(found: list[dict]) -> ablation_tables.Table:
-    """The success tables in one: of each layout, success and what it is above the blind policy."""
-    titles, rows = ["row", "seeds", "episodes each"], {}
+    """The success tables in one: of each layout, success; of the first, which tells policies apart, the differences as well."""
+    titles, rows = ["row", "seeds"], {}
     for name in benchmarks(found):
+        header, lines = success_table(found, name)
+        wanted = ["starts", "success %"] if len(titles) > 2 else ["starts", *header[3:]]
         layout = next(layout for layout in LAYOUTS if layout in name)
-        titles += [f"{layout}: success %", f"{layout}: minus blind, points"]
-        for line in success_table(found, name)[1]:
-            rows.setdefault(line[0], line[:3]).extend([line[3], line[5]])
+        titles += [f"{layout}: {title}" for title in wanted]
+        for line in lines:
+            rows.setdefault(line[0], line[:2]).extend(line[header.index(title)] for title in wanted)
     return titles, [line for line in rows.values() if len(line) == len(titles)]
 
 

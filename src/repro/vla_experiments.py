@@ -6,6 +6,7 @@ success: a blind policy can have the lower one. What counts is measured in noteb
 """
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,8 @@ from repro.training.loop import read_metrics
 ROWS = {  # name -> what it changes in the preset
     "none": {"backbone": "none", "backbone_weights": ""},
     "graph": {"backbone": "graph", "backbone_weights": ""},
-    "vggt": {},
-    "blind": {"blind": True, "point_weight": 0.0},
+    "vggt": {},  # as the preset is, which `named` sees to
+    "blind": {"blind": True, "point_weight": 0.0},  # with the preset's own backbone
 }
 HELD_OUT = 0.1  # share of the episodes that is not trained on
 MAX_STEPS = 280  # of a rollout, as in libero_object
@@ -47,11 +48,12 @@ def data(work: Path) -> Store:
     return Store(place)
 
 
-def named(rows: str) -> list[str]:
-    """The rows of a comma-separated text; "" for all."""
-    chosen = [row.strip() for row in rows.split(",") if row.strip()] or list(ROWS)
-    if unknown := [row for row in chosen if row not in ROWS]:
-        raise UserError(f"there is no row {unknown[0]!r}", ", ".join(ROWS), rows)
+def named(rows: str, preset: str = "vggt_tiny", usual: Iterable[str] = tuple(ROWS)) -> list[str]:
+    """The rows of a comma-separated text; "" for the `usual` ones. A preset without VGGT's blocks has no row "vggt"."""
+    has = [row for row in ROWS if row != "vggt" or PRESETS[preset].backbone == "vggt"]
+    chosen = [row.strip() for row in rows.split(",") if row.strip()] or [row for row in usual if row in has]
+    if unknown := [row for row in chosen if row not in has]:
+        raise UserError(f"preset {preset} has no row {unknown[0]!r}", ", ".join(has), rows)
     return chosen
 
 
@@ -62,6 +64,7 @@ def folder(work: Path, row: str, seed: int = 0, preset: str = "vggt_tiny") -> Pa
 
 def model_of(store: Store, row: str, preset: str) -> dict:
     """The job's model: the preset, what the row changes, the data's state, and no pointing where the data have no gaze boxes."""
+    named(row, preset)
     given = {"preset": preset, **ROWS[row], "state_dim": len(store.stats["observation.state"]["mean"])}
     return given if "gaze.box" in store.columns else {**given, "point_weight": 0.0}
 
@@ -155,10 +158,14 @@ def held_out_frames(store: Store, count: int) -> list[dict]:
     return experiments.attention_frames(store, count, [episode for episode in store.episodes if episode.index in aside])
 
 
-def attention_columns(model: VGGTVLA, store: Store, count: int) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The numbers of each held-out frame, with every control (attention.frame_numbers): where its action queries look; and its task."""
+def attention_columns(model: VGGTVLA, store: Store, count: int, source: str = "queries") -> tuple[dict[str, np.ndarray], list[str]]:
+    """The numbers of each held-out frame, with every control (attention.frame_numbers), and its task.
+
+    source: where its action "queries" look, or the instruction's "words" (models/vggt_vla_attention.py).
+    """
     frames = held_out_frames(store, count)
-    return experiments.attention_columns(experiments.attention_of(model, frames), frames), [frame["task_id"] for frame in frames]
+    columns = experiments.attention_columns(experiments.attention_of(model, frames, source=source), frames)
+    return columns, [frame["task_id"] for frame in frames]
 
 
 def attention_figure(models: dict[str, VGGTVLA], store: Store, count: int, note: str, shown: int = 3):

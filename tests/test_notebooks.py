@@ -5,6 +5,7 @@ Each executed notebook starts a kernel (about a second), so one test tells a who
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -137,7 +138,7 @@ def test_runs_in_order_skips_the_unchanged_and_says_why_it_repeats(project):
     assert executed.cells[-1].outputs[0]["text"] == "number 6\n"
     assert run() == ["unchanged", "unchanged"] and screen.text.count("unchanged, skipped") == 2
     assert run(parameters={"steps": "5"}) == ["ran", "ran"]  # the second one reads what the first one wrote
-    assert "parameters changed; about 1 s, all that is left" in screen.text and "earlier notebooks changed" in screen.text
+    assert re.search(r"parameters changed; about \d+ s, all that is left", screen.text) and "earlier notebooks changed" in screen.text
     (project / "notebooks" / "01_second.py").write_text(SECOND.replace("# # Second", "# # The second"))
     assert run(parameters={"steps": 5}) == ["unchanged", "ran"] and "notebook changed" in screen.text
     with pytest.raises(UserError, match="unknown parameter 'stepps'"):
@@ -222,11 +223,11 @@ def test_ctrl_c_keeps_the_partial_notebook_and_says_how_to_go_on(project):
     (project / "notebooks" / "00_first.py").write_text(FIRST + "\n# %%\nimport time\n(work / 'here').touch()\ntime.sleep(60)\n")
     process = subprocess.Popen([sys.executable, "-m", "repro", "run"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     here = project / "work" / "smoke" / "here"
-    end = time.monotonic() + 30
+    end = time.monotonic() + 180
     while not here.exists() and time.monotonic() < end:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=120)
     partial = project / "work" / "smoke" / "notebooks" / "00_first.partial.ipynb"
     assert process.returncode == 130, output
     assert str(partial) in output and "repro run --profile smoke --from 00" in output and "Traceback" not in output

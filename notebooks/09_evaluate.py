@@ -29,63 +29,63 @@ settings = profiles.get(profile)
 work = machine.work(profile)
 settings
 
-# %%
+# %% tags=["reconvla"]
 from repro import experiments
 
 models = experiments.load(work, seed)
 closed_loop = experiments.can_roll_out(work, simulator)
 print(f"{simulator}: rollouts and offline error" if closed_loop else "recorded data: NO simulator of it chosen, offline action error only")
 
-# %% [markdown]
+# %% [markdown] tags=["reconvla"]
 # ## Offline: how far from the recorded actions?
 # A low error is not success; a blind policy with a lower one can act worse.
 
-# %%
+# %% tags=["reconvla"]
 from repro import results
 
 offline = experiments.score_offline(settings, work, models, seed)
 print(results.markdown(*results.other_table(offline)))
 
-# %% [markdown]
+# %% [markdown] tags=["reconvla"]
 # ## Closed loop
 
-# %%
+# %% tags=["reconvla"]
 rolled_out = experiments.roll_out(settings, work, models, seed, simulator) if closed_loop else []
 
-# %%
+# %% tags=["reconvla"]
 for benchmark in sorted({record["benchmark"] for record in rolled_out}):
     print(benchmark, "(not comparable with the paper)")
     group = [record for record in rolled_out if record["benchmark"] == benchmark]
     print(results.markdown(*results.chain_table(group)), "\n")
     print(results.markdown(*results.task_table(group)), "\n")
 
-# %% [markdown]
+# %% [markdown] tags=["reconvla"]
 # Floors that do not depend on any weights are compared when this notebook is validated.
 
-# %% tags=["nbval-check-output"]
+# %% tags=["reconvla", "nbval-check-output"]
 for record in rolled_out:
     name, (first, metric) = record["variant"], next(iter(record["metrics"].items()))
     if name in ("constant action", "scripted expert (ceiling)"):
         print(f"{record['benchmark']:46} {name:26} {first} {metric['value']:.3f} n = {metric['n']}")
 
-# %% [markdown]
+# %% [markdown] tags=["reconvla"]
 # ## One rollout, as it was
 
-# %%
+# %% tags=["reconvla"]
 from repro import pictures
 
 if closed_loop:
     figure = experiments.film(models["gaze"], settings, work, seed, simulator)
     display(pictures.keep(figure, work / "figures" / "rollout.png"))
 
-# %% [markdown]
+# %% [markdown] tags=["vggt-vla"]
 # ## VGGT-VLA on LIBERO's rules
 # Notebook 06's rows on the suite of their data (the grocery table, or LIBERO's own), single tasks, at most 280 steps, layout *wide*: target
 # and basket are moved, from starts that no demonstration had. On official init states, which hardly differ, a replay of one demonstration
 # solves most: a score there proves little alone. `repro evaluate --model RUN --store STORE` gives other suites, layouts and films.
 
-# %%
-from repro import vla_experiments
+# %% tags=["vggt-vla"]
+from repro import results, vla_experiments
 from repro.evaluation import suites
 
 rows = vla_experiments.there(work, list(vla_experiments.ROWS), seed, settings.vla_preset)

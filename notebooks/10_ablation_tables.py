@@ -26,21 +26,23 @@ settings = profiles.get(profile)
 work = machine.work(profile)
 settings
 
-# %% [markdown]
+# %% [markdown] tags=["reconvla"]
 # ## The paper's ablation, as printed
 # The mean number of tasks in a row is the sum of the five rates. Where the printed average says otherwise, the table says so.
 
-# %% tags=["nbval-check-output"]
-from repro import results, run_records
+# %% tags=["reconvla", "nbval-check-output"]
+from repro import results
 
 paper = results.claims(machine.root() / "papers" / "reconvla" / "claims.toml")
 print(results.markdown(*results.paper_table(paper, [], table=2)))
 
 # %% [markdown]
 # ## Ours, one seed
-# The rows that notebooks 05 and 09 trained and let act, with floors and ceiling.
+# The rows that the notebooks before trained and let act, with floors and ceiling.
 
 # %%
+from repro import results, run_records
+
 records = run_records.load_all(work / "runs")
 benchmarks = sorted({r["benchmark"] for r in records if "1/5" in r["metrics"] or "1/1" in r["metrics"]})
 for benchmark in benchmarks:
@@ -54,33 +56,33 @@ for i, benchmark in enumerate(benchmarks):
     figure = results.figure([r for r in records if r["benchmark"] == benchmark], benchmark)
     display(pictures.keep(figure, work / "figures" / f"table_{i}.png"))
 
-# %% [markdown]
+# %% [markdown] tags=["reconvla"]
 # ## Ours, over seeds
 # The whole ablation: each row of Table 2 and the rows around it, trained with several seeds and evaluated from the same start states, so
 # that differences to the baseline are paired. It takes longer than a notebook should; this shows what is done of it.
 
-# %%
+# %% tags=["reconvla"]
 from repro import ablation_figures, ablation_tables
 
 found = ablation_tables.write(work, log=lambda line: None)
 missing = f"No records yet. They are made, a part at a time, by: repro ablation --profile {profile}"
 print(ablation_tables.markdown(found) if found else missing)
 
-# %%
+# %% tags=["reconvla"]
 for name, figure in ablation_figures.everything(found).items():
     display(pictures.keep(figure, work / "figures" / f"ablation_{name}.png"))
 
-# %% [markdown]
+# %% [markdown] tags=["vggt-vla"]
 # ## VGGT-VLA over seeds
 # No backbone, graph, VGGT's blocks, and a blind policy, on the grocery table; what is done of `repro ablation --system vggt_vla`.
 
-# %%
+# %% tags=["vggt-vla"]
 from repro import vla_ablation
 
 found = vla_ablation.write(work, log=lambda line: None)
 print(vla_ablation.markdown(found) if found else f"No records yet: repro ablation --system vggt_vla --profile {profile}")
 
-# %%
+# %% tags=["vggt-vla"]
 if found:
     display(pictures.keep(vla_ablation.figure(found), work / "figures" / "vla_ablation.png"))
 

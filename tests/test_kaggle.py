@@ -1,5 +1,7 @@
 """Built notebooks, the session's environment, inputs by content, the kaggle command. Run: pytest tests/test_kaggle.py"""
 
+import ast
+import builtins
 import json
 import os
 import re
@@ -146,6 +148,34 @@ def test_another_compressor_does_not_make_a_build_stale(tree, monkeypatch):
     bundle.write(tree, echo=lambda line: None)
     assert (tree / "kaggle/repro-all/repro-all.ipynb").read_bytes() == before
     bundle._wrapped.cache_clear()
+
+
+def test_cells_about_one_system_go_into_its_notebook_alone(tree):
+    with open(tree / "notebooks/00_environment.py", "a") as file:
+        file.write('\n# %% [markdown] tags=["vggt-vla"]\n# ## Only VGGT-VLA\n')
+        file.write('\n# %% tags=["reconvla", "nbval-check-output"]\nprint("only ReconVLA")\n')
+    (tree / "notebooks/06_train.py").write_text((tree / "notebooks/00_environment.py").read_text().replace("# 00 ·", "# 06 ·"))
+    names = ("repro-reconvla", "repro-vggt-vla", "repro-all")
+    told = {name: "\n".join(cell.source for cell in bundle.build(tree, name).cells) for name in names}
+    held = {name: (text.count("Only VGGT-VLA"), text.count('print("only ReconVLA")')) for name, text in told.items()}
+    assert held == {"repro-reconvla": (0, 1), "repro-vggt-vla": (2, 0), "repro-all": (2, 2)}
+
+
+def test_the_system_of_each_cell_can_run_without_the_others():
+    """No name that a bundle's cells read is set only in cells that the bundle leaves out."""
+    for name in bundle.SYSTEMS:
+        known = set(dir(builtins)) | {"display"}
+        for cell in bundle.build(ROOT, name).cells:
+            if cell.cell_type != "code" or "library" in cell.metadata.get("tags", []):
+                continue
+            nodes = list(ast.walk(ast.parse(cell.source)))
+            bound = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+            imports = [one for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for one in node.names]
+            bound |= {(one.asname or one.name).split(".")[0] for one in imports} | {node.arg for node in nodes if isinstance(node, ast.arg)}
+            bound |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+            read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+            known |= bound
+            assert read <= known, f"{name}: {cell.source.splitlines()[0]}: {read - known}"
 
 
 def test_the_one_parameters_cell(tree):

@@ -142,22 +142,6 @@ def _by_record(records: list[dict], names: list[str], what: str, cell) -> tuple[
     return [what, *(r["variant"] for r in records)], rows
 
 
-def summary(records: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows): one row a variant over all benchmarks of a profile, the columns that a first look needs."""
-    wanted = [("single tasks", "1/1", "single tasks %"), ("chains of 5", "1/5", "chains: first task %"),
-              ("chains of 5", "average length", "chains: average length"), ("offline", "motion error", "offline motion error"),
-              ("attention", "attention mass, gaze box minus another episode's box", "attention gain in the gaze box")]
-    cells, counts = {}, {}
-    for r in sorted(records, key=lambda r: "single tasks" not in r["benchmark"]):  # their order of variants
-        for i, (kind, metric, _) in enumerate(wanted):
-            if kind in r["benchmark"] and metric in r["metrics"]:
-                cells.setdefault(r["variant"], ["-"] * len(wanted))[i] = shown(metric, r["metrics"][metric])
-                counts.setdefault(i, set()).add(r["metrics"][metric]["n"])
-    titles = [f"{title} (n = {', '.join(map(str, sorted(counts[i])))})" for i, (_, _, title) in enumerate(wanted) if i in counts]
-    rows = [[variant, *(cell for i, cell in enumerate(row) if i in counts)] for variant, row in cells.items()]
-    return ["variant", *titles], rows
-
-
 def between(text: str, start: str, end: str, section: str) -> str:
     """The text with `section` between its marks."""
     before, rest = text.split(start)

@@ -168,10 +168,10 @@ def attention_columns(model: VGGTVLA, store: Store, count: int, source: str = "q
     return columns, [frame["task_id"] for frame in frames]
 
 
-def attention_figure(models: dict[str, VGGTVLA], store: Store, count: int, note: str, shown: int = 3):
+def attention_figure(models: dict[str, VGGTVLA], store: Store, count: int, note: str, shown: int = 3, source: str = "queries"):
     """Figure: the same held-out frames for each model, and under each column the numbers over all of them."""
     frames = held_out_frames(store, count)
-    maps = {row: experiments.attention_of(model, frames) for row, model in models.items()}
+    maps = {row: experiments.attention_of(model, frames, source=source) for row, model in models.items()}
     numbers = {row: attention.averages(experiments.attention_columns(found, frames)) for row, found in maps.items()}
     picks = [len(frames) * i // shown for i in range(shown)]
     rows = [(frames[i]["task"], frames[i]["observation.images.static"], {row: maps[row][i] for row in maps}, frames[i]["gaze.box"])

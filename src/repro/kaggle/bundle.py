@@ -26,10 +26,11 @@ from repro.notebooks import Parameter
 
 SYSTEMS = {  # folder and slug: title, numbers of its notebooks (those that exist are taken; () takes all)
     "repro-reconvla": ("ReconVLA on CALVIN", ("00", "01", "04", "05", "08", "09", "10")),
-    "repro-vggt-vla": ("VGGT-VLA on LIBERO", ("00", "02", "06")),
+    "repro-vggt-vla": ("VGGT-VLA on LIBERO", ("00", "02", "06", "08", "09", "10")),
     "repro-change-agent": ("A change agent on LEVIR-CC", ("00", "03", "07")),
     "repro-all": ("Three vision-language-action systems", ()),
 }
+ALONE = {name.removeprefix("repro-") for name in SYSTEMS} - {"all"}  # tags of cells that are about one system only
 PACKED = ("src/repro/**/*.py", "papers/*/*.toml", "pyproject.toml", "kaggle/times.json")
 MARK = re.compile(r'PAYLOAD = """\n(.*?)\n"""', re.DOTALL)
 SIZE_LIMIT = 1_000_000  # bytes of a built notebook
@@ -66,6 +67,12 @@ def sections(root: Path, name: str) -> list[Path]:
     numbers = SYSTEMS[name][1]
     found = [path for path in notebooks.sources(root) if not numbers or path.stem[:2] in numbers]
     return found if {path.stem[:2] for path in found} - {"00"} else []
+
+
+def belongs(cell, name: str) -> bool:
+    """Whether a cell goes into a system's notebook: those tagged with another system's name do not."""
+    tags = set(cell.metadata.tags) & ALONE
+    return not tags or name == "repro-all" or name.removeprefix("repro-") in tags
 
 
 def parameters(paths: list[Path]) -> list[Parameter]:
@@ -151,7 +158,7 @@ def build(root: Path, name: str):
     cells += [new_code_cell("\n".join(_root(one) for one in roots))] if roots else []
     for i, path in enumerate(paths):
         check_names(path, {name for later in paths[i + 1 :] for name in declared[later]})
-        source = notebooks.convert(path).cells
+        source = [cell for cell in notebooks.convert(path).cells if belongs(cell, name)]
         first = f'<a id="s{path.stem[:2]}"></a>\n\n{source[0].source}'
         cells += [new_markdown_cell(first), new_code_cell(f'kit.section("{path.stem}")')]
         for cell in source[1:]:

@@ -78,6 +78,7 @@ def test_doctor_reports_each_check_with_a_next_step(repro, monkeypatch, tmp_path
     assert checks["kernel"]["status"] == "OK" and checks["jupyter"]["status"] == "OK" and checks["work folder"]["status"] == "OK"
     assert all(check["next_step"] for check in report["checks"] if check["status"] != "OK")
     assert report["machine"]["cores"] == machine.cores()
+    assert all(name in checks["data"]["found"] for name in ("REPRO_CALVIN", "-p libero_root", "-p levir_root"))
     assert code == any(check["status"] == "FAIL" for check in report["checks"])
 
 
@@ -118,6 +119,82 @@ def test_doctor_finds_a_gpu_too_old_for_torch(monkeypatch):
 def test_train_takes_a_config_file(repro, tmp_path):
     code, _, err = repro("train", str(tmp_path / "missing.json"))
     assert code == 2 and "missing.json" in err
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    ("[]", "job.json is no config"), ("{}", "no name, store, folder"), ('{"name": "a", "store": "b"}', "no folder"),
+    ('{"name": "a", "store": "b", "folder": "c", "model": []}', "model of a wrong kind"),
+])  # fmt: skip
+def test_a_config_of_another_kind_names_what_it_lacks(repro, tmp_path, content, said):
+    (tmp_path / "job.json").write_text(content)
+    code, _, err = repro("train", "job.json")
+    assert code == 2 and err.startswith("error: job.json") and said in err and sorted(os.listdir(tmp_path)) == ["job.json"]
+
+
+NOWHERE = ("--model", "nothing", "--store", "nowhere")
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (("evaluate", "--suite", "nonsense", *NOWHERE), "'libero_spatial'"),
+    (("evaluate", "--layout", "narrow", *NOWHERE), "'wide'"),
+    (("evaluate", "--protocol", "mine", *NOWHERE), "'openvla-oft'"),
+    (("evaluate", "--check", "--simulator", "mujoco", *NOWHERE), "'tabletop'"),
+    (("evaluate", "--episodes", "0", *NOWHERE), "'--episodes'"),
+    (("evaluate", "--suite", "libero_spatial", "--layout", "wide", *NOWHERE), "libero_spatial has no wide layout"),
+    (("evaluate", "--check", "--suite", "grocery", "--videos", "2", *NOWHERE), "--suite, --videos do nothing with --check"),
+    (("evaluate", "--minutes", "2", *NOWHERE), "--minutes does nothing without --check"),
+    (("demos", "libero", "out", "--workers", "0"), "'--workers'"),
+    (("demos", "libero", "out", "--per-task", "0"), "'--per-task'"),
+    (("demos", "calvin", "out", "--per-task", "-1"), "'--per-task'"),
+    (("calvin", "import", "in", "out", "--workers", "0"), "'--workers'"),
+    (("store", "fetch", "url", "out", "--episodes", "0"), "'--episodes'"),
+    (("kaggle", "pull", "nonsense"), "'vggt-vla'"),
+    (("kaggle", "status", "nonsense"), "'vggt-vla'"),
+    (("kaggle", "push", "all", "--owner", "me", "--data", "nonsense"), "'nonsense' is not OWNER/SLUG"),
+    (("kaggle", "push", "all", "--owner", "me", "--output", "me/"), "'me/' is not OWNER/SLUG"),
+    (("kaggle", "push", "all", "--owner", "me", "--model", "q/qwen"), "'q/qwen' is not OWNER/MODEL/FRAMEWORK/VARIATION/VERSION"),
+    (("kaggle", "build", "--times", "nowhere"), "there is no folder nowhere"),
+])  # fmt: skip
+def test_arguments_are_looked_at_first(repro, tmp_path, arguments, said):
+    """Before anything is loaded, asked of a service or written."""
+    code, _, err = repro(*arguments)
+    assert code == 2 and said in err and "Traceback" not in err and not os.listdir(tmp_path)
+
+
+def test_evaluates_choices_are_what_there_is():
+    import tomllib
+
+    from repro.evaluation import commands, protocols, suites
+
+    assert commands.SUITES == suites.SUITES
+    assert sorted(commands.PROTOCOLS) == sorted(tomllib.loads(protocols.MANIFEST.read_text()))
+
+
+def test_a_folder_that_cannot_be_written_is_named_without_a_traceback(repro, monkeypatch, tmp_path):
+    for name in ("file", "requirements.txt", "constraints-kaggle.txt"):
+        (tmp_path / name).touch()
+    code, _, err = repro("kaggle", "wheels", "file/wheels")
+    assert code == 2 and err.startswith("error: file/wheels ") and "cannot be read or written" in err and "found: Not a directory" in err
+    assert "next step: give another file or folder" in err and len(err.splitlines()) == 3
+    monkeypatch.setenv("REPRO_TRACEBACK", "1")
+    monkeypatch.setattr(sys, "argv", ["repro", "kaggle", "wheels", "file/wheels"])
+    with pytest.raises(NotADirectoryError):
+        cli.main()
+
+
+def test_an_os_error_that_is_no_disks_refusal_keeps_its_traceback(monkeypatch):
+    def fails():
+        raise OSError("a library's own words")
+
+    monkeypatch.setattr(cli, "cli", fails)
+    with pytest.raises(OSError, match="own words"):
+        cli.main()
+
+
+@pytest.mark.parametrize("command", ["evaluate change-agent", "calvin", "calvin import", "libero look", "kaggle build", "store fetch"])
+def test_help_is_asked_for_by_h_everywhere(repro, command):
+    code, out, _ = repro(*command.split(), "-h")
+    assert code == 0 and out.startswith("Usage: ") and "-h, --help" in out
 
 
 def test_calvin_commands_are_mounted(repro):

@@ -234,6 +234,12 @@ def test_times_are_those_of_a_finished_run(tree, tmp_path):
     work.mkdir()
     with pytest.raises(UserError, match="no work folder of a finished run"):
         times.keep_times(tree, work)
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
+        times.keep_times(tree, tmp_path / "nowhere")
+    (work / "notebooks").mkdir()
+    (work / "notebooks" / "durations.json").write_text("{}")
+    with pytest.raises(UserError, match=r"FileNotFoundError: (.|\n)*runs"):  # a run without records
+        times.keep_times(tree, work)
     (work / "sections.json").write_text(json.dumps({"profile": "smoke", "hardware": "2 x T4", "seconds": {"01_data": 125.2}}))
     times.keep_times(tree, work)
     later = {"seconds": {"00_environment": 6, "01_data": 1}, "state": {"00_environment": "finished", "01_data": "cut"}}
@@ -615,8 +621,11 @@ def test_throttling_is_waited_for_and_other_failures_are_told(command, monkeypat
     with pytest.raises(UserError, match="account is not known"):
         push.owner(None)
     monkeypatch.setenv("PATH", str(command))
-    with pytest.raises(UserError, match="pip install kaggle"):
+    with pytest.raises(UserError, match=f"{re.escape(sys.executable)} -m pip install kaggle"):
         push.call(["config", "view"])
+    with pytest.raises(UserError, match="no built notebook"):  # said before anything that needs the command
+        push.pull(ROOT, "everything", None, command / "new")
+    assert not (command / "new").exists()
 
 
 def test_a_store_becomes_a_data_set_and_then_a_new_version_of_it(command, tmp_path):

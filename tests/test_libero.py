@@ -143,11 +143,12 @@ def test_lerobot_folders(tmp_path, played, version, keys, names):
 
 def test_a_mirrored_or_upside_down_picture_is_noticed(tmp_path, played):
     folder = lerobot(tmp_path / "set", played)
-    report = import_libero(folder, tmp_path / "flipped", orientation="raw")  # as if they lay like HDF5's: that leaves them mirrored
+    assert "right -" in refused(tmp_path, folder, "do not lie as 'raw' says", orientation="raw"), "as if they lay like HDF5's"
+    report = import_libero(folder, tmp_path / "flipped", orientation="raw", insist=True)
     (told,) = report["evidence"].values()
-    assert told["right"] < -0.9 and any("right" in line for line in report["warnings"])
-    report = import_libero(original(tmp_path, played), tmp_path / "upside", orientation="rotated")
-    assert {line.split("(")[-1].split()[0] for line in report["warnings"]} == {"right", "up"}, "180 degrees instead of a flip"
+    assert told["right"] < -0.9 and ["right -" in line for line in report["warnings"]] == [True]
+    told = refused(tmp_path, original(tmp_path, played), "do not lie as 'rotated' says", orientation="rotated")
+    assert "right -" in told and "up -" in told and "raw | upright; --insist" in told, "180 degrees instead of a flip"
     (told,) = import_libero(folder, tmp_path / "right")["evidence"].values()
     assert told["right"] > 0.9 and told["up"] > 0.2 and told["open"] > 0.9
 
@@ -155,7 +156,7 @@ def test_a_mirrored_or_upside_down_picture_is_noticed(tmp_path, played):
 def test_pictures_that_are_said_to_lie_upright_are_not_flipped(tmp_path, played):
     path = original(tmp_path, played, macros_image_convention="opencv")
     assert "pictures upright" in sources_of(path)[0].describe()
-    import_libero(path, tmp_path / "store")
+    import_libero(path, tmp_path / "store", insist=True)  # its pictures are upside down
     assert (Store(tmp_path / "store").read(0).columns[CAMERAS[0]] == played["after"][CAMERAS[0]][:-1]).all()
 
 
@@ -212,8 +213,39 @@ def test_bad_hdf5(tmp_path, played):
     refused(tmp_path, regenerated(tmp_path, played | {"actions": played["actions"] * 3}), "not LIBERO's relative actions")
     with h5py.File(path, "a") as file:
         del file["data/demo_0"]
-    refused(tmp_path, path, "holds 0 demonstrations")
+    assert "give the other files as SOURCES" in refused(tmp_path, path, "holds 0 demonstrations")
     refused(tmp_path, path, "no orientation 'left'", orientation="left")
+
+
+@pytest.mark.parametrize("broken", ["actions", "state"])
+def test_what_is_not_a_number_is_counted_and_placed(tmp_path, played, broken):
+    actions, before = played["actions"].copy(), played["before"] | {STATE: played["before"][STATE].copy()}
+    (actions if broken == "actions" else before[STATE])[3, 2:4] = np.nan, np.inf
+    path = regenerated(tmp_path, played | {"actions": actions, "before": before})
+    told = refused(tmp_path, path, f"demo_0: its {broken} are not all numbers" if broken == "state" else "demo_0: ")
+    assert f"2 of {len(actions) * (8 if broken == 'state' else 7)} not finite, the first in row 3" in told and "next step" in told
+
+
+@pytest.mark.parametrize(("make", "said", "found", "step"), [
+    (lambda place: None, "there is no ", "no such file or folder", "correct the path"),
+    (lambda place: (place / "training").mkdir(parents=True), "is CALVIN's", "training", "repro calvin import"),
+    (lambda place: place.mkdir(), "no HDF5 file", "an empty folder", "give the folder"),
+    (lambda place: (place / "a").mkdir(parents=True), "no HDF5 file", "found: a\n", "give the folder"),
+])  # fmt: skip
+def test_a_wrong_source_is_called_what_it_is(tmp_path, make, said, found, step):
+    make(tmp_path / "given")
+    told = refused(tmp_path, tmp_path / "given", said)
+    assert found in told and step in told and ("CALVIN" in told) == ("CALVIN" in said)
+
+
+@pytest.mark.parametrize(("info", "said"), [
+    ([], "a JSON object"), ({}, "found: no codebase_version"), ({"codebase_version": "v3.0"}, "lacks features, data_path"),
+    ({"codebase_version": "v2.1", "features": [], "data_path": "x"}, "lacks features"),
+])  # fmt: skip
+def test_lerobots_info_of_another_kind(tmp_path, info, said):
+    (tmp_path / "set" / "meta").mkdir(parents=True)
+    (tmp_path / "set" / "meta" / "info.json").write_text(json.dumps(info))
+    assert said in refused(tmp_path, tmp_path / "set", "set")
 
 
 def test_bad_lerobot(tmp_path, played):
@@ -247,6 +279,35 @@ def test_commands(tmp_path, played):
     done = run(libero, ["import", str(path), str(tmp_path / "store"), "--task_names", MILK, "--drop_noops"])
     assert done.exit_code == 0 and "episodes 1" in done.output and "right +" in done.output, done.output
     assert files_of(tmp_path / "libero_object") == [path]
+    short = path.with_name("x_demo.h5")
+    shutil.copy(path, short)
+    assert files_of(tmp_path / "libero_object") == [path, short] and list(sources_of(short)[0].tasks) == ["x"]
+    both = run(libero, ["import", str(path.parent), str(tmp_path / "two")]).output
+    assert both.startswith("2 files, each: original HDF5, known by") and both.count("known by") == 1, both
+    lost = run(libero, ["import", str(path)])
+    assert lost.exit_code == 2 and "Missing argument 'OUT'" in lost.output and "Usage" in lost.output
+    none = run(libero, ["import", str(path), str(tmp_path / "none"), "--workers", "0"])
+    assert none.exit_code == 2 and "'--workers'" in none.output and not (tmp_path / "none").exists()
+    turned = ["import", str(path), str(tmp_path / "turned"), "--orientation", "upright"]
+    assert isinstance(run(libero, turned).exception, UserError) and not (tmp_path / "turned").exists()
+    assert run(libero, [*turned, "--insist"]).exit_code == 0 and (tmp_path / "turned").exists()
+
+
+def test_what_is_no_store_is_never_replaced(tmp_path, played):
+    """The raw data as OUT, the folder above them, a file: refused with --replace too; a store and an empty folder are replaced."""
+    path = original(tmp_path, played)
+    for out in (path.parent, path.parent.parent, path):
+        for replace in (False, True):
+            with pytest.raises(UserError, match="exists and is no store(.|\n)*what is there is not touched"):
+                import_libero(path, out, replace=replace)
+    assert path.is_file() and not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob("*.old"))
+    (tmp_path / "store").mkdir()
+    with pytest.raises(UserError, match="--replace"):
+        import_libero(path, tmp_path / "store")
+    for _ in range(2):
+        assert import_libero(path, tmp_path / "store", replace=True)["episodes"] == 1
+    with pytest.raises(UserError, match=r"found: a store(.|\n)*--replace \(in Python: replace=True\)"):
+        import_libero(path, tmp_path / "store")
 
 
 # --- the grocery table --------------------------------------------------------------------------------------------------------------

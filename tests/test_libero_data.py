@@ -88,6 +88,30 @@ def test_scripted_files_with_few_pictures(tmp_path):
     assert ensure_store(tmp_path / "libero_object", tmp_path / "store").hash == store.hash
 
 
+@pytest.mark.parametrize(("gone", "said"), [
+    ("extras/eye_in_hand_rgb", "no extras/eye_in_hand_rgb; there are"), ("extras/steps", "no extras/steps"), ("extras", "no extras/expert"),
+    ("repro_state", "no attribute repro_state"), ("obs", "no obs"), ("pictures", "'wrist': 1"), ("boxes", "'boxes': 2"),
+])  # fmt: skip
+def test_scripted_files_that_lack_something(tmp_path, gone, said):
+    """What the first demonstration has may be missing in another; nothing is left then."""
+    path = scripted(tmp_path / "milk_demo.hdf5")
+    with h5py.File(path, "a") as file:
+        file.copy("data/demo_0", "data/demo_1")
+        demo = file["data/demo_1"]
+        if gone in demo.attrs:
+            del demo.attrs[gone]
+        elif gone in demo:
+            del demo[gone]
+        else:  # as where a camera's pictures are missing in obs, and the one in extras is there
+            name, count = {"pictures": ("extras/eye_in_hand_rgb", 1), "boxes": ("extras/boxes", 2)}[gone]
+            values = demo[name][:count]
+            del demo[name]
+            demo[name] = values
+    with pytest.raises(UserError, match="milk_demo.hdf5, demo_1(.|\n)*give the other files as SOURCES") as caught:
+        import_libero(path, tmp_path / "store")
+    assert said in str(caught.value) and not (tmp_path / "store").exists()
+
+
 def test_wrong_files_are_named(tmp_path):
     with pytest.raises(UserError, match="no HDF5 file"):
         import_libero(tmp_path, tmp_path / "store")

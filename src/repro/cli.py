@@ -4,6 +4,7 @@ Starts in a fraction of a second: what is heavy is imported by the command that 
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -18,7 +19,11 @@ from repro.machine import UserError
 PROFILE = click.option("--profile", default="smoke", show_default=True, help="smoke | cpu | t4 | paper")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+DISK = "give another file or folder, or rights to this one, or free space; REPRO_TRACEBACK=1 shows where it happened"
+HELP = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group(context_settings=HELP)
 @click.version_option(repro.__version__, prog_name="repro")
 def cli() -> None:
     """Reproduce vision-language-action papers: data, gaze crops, training, attention, tables."""
@@ -91,7 +96,7 @@ def train(config: Path) -> None:
 @click.option("--seeds", help="Comma-separated.")
 @click.option("--corrupt", help="Shares of wrong gaze boxes, comma-separated, e.g. 0.08,0.33,1; none: without.")
 @click.option("--minutes", default=0.0, help="Stop before so much wall clock is over, ready to go on; 0: no limit.")
-@click.option("--slots", type=int, help="Runs at a time (default: one a core or GPU).")
+@click.option("--slots", type=click.IntRange(min=1), help="Runs at a time (default: one a core or GPU).")
 @click.option("--tables", is_flag=True, help="Only tables and figures of what is done.")
 @click.option("--publish", is_flag=True, help="Only these, with the records, into results/<profile>.")
 @click.option("--one", hidden=True)
@@ -190,11 +195,11 @@ def demos() -> None:
 @click.option("--scenes", default="D", show_default=True, help="Of training/, e.g. ABC.")
 @click.option("--validation-scene", default="D", show_default=True)
 @click.option("--tasks", help="Names, comma-separated (default: all 34).")
-@click.option("--per-task", default=20, show_default=True, help="Episodes of each task in each training scene.")
-@click.option("--validation-per-task", default=2, show_default=True)
+@click.option("--per-task", type=click.IntRange(min=1), default=20, show_default=True, help="Episodes of each task in each training scene.")
+@click.option("--validation-per-task", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--renderer", default="tiny", show_default=True, help="tiny (CPU) | egl; train and test with one.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--workers", default=2, show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True)
 def demos_calvin(folder: Path, scenes: str, validation_scene: str, tasks: str | None, per_task: int, validation_per_task: int,
                  renderer: str, seed: int, workers: int) -> None:
     """CALVIN's own simulator, CALVIN's layout, with true boxes."""
@@ -211,13 +216,14 @@ def demos_calvin(folder: Path, scenes: str, validation_scene: str, tasks: str | 
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--suite", default="libero_object", show_default=True, help="libero_object | libero_spatial | grocery (embedded: no MuJoCo)")
 @click.option("--tasks", help="Numbers or names, comma-separated (default: all).")
-@click.option("--per-task", default=50, show_default=True)
+@click.option("--per-task", type=click.IntRange(min=1), default=50, show_default=True)
 @click.option("--layout", default="official", show_default=True, help="official | wide: target +-7 cm, basket +-5 cm (libero_object).")
 @click.option("--assets", help="LIBERO's asset folder (default: REPRO_LIBERO_ASSETS, or inside hf-libero).")
 @click.option("--noise", default="0", show_default=True, help="Scales of the disturbance, comma-separated, one drawn an episode.")
-@click.option("--every", default=1, show_default=True, help="Steps between pictures; above 1 the files are no longer LIBERO's own layout.")
+@click.option("--every", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Steps between pictures; above 1 the files are no longer LIBERO's own layout.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--workers", default=2, show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True)
 def demos_libero(folder: Path, suite: str, tasks: str | None, per_task: int, layout: str, assets: str | None, noise: str, every: int,
                  seed: int, workers: int) -> None:
     """LIBERO's own simulator, or the embedded grocery table, LIBERO's HDF5 files."""
@@ -259,7 +265,7 @@ def calvin(arguments: tuple[str, ...]) -> None:
     """Prepare CALVIN data: `repro calvin --help` lists the commands."""
     from repro.data.calvin_commands import calvin as commands
 
-    commands.main(args=list(arguments), prog_name="repro calvin")
+    commands.main(args=list(arguments), prog_name="repro calvin", **HELP)
 
 
 @cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)
@@ -268,7 +274,7 @@ def libero(arguments: tuple[str, ...]) -> None:
     """Read LIBERO data: `repro libero --help` lists the commands."""
     from repro.data.libero import libero as commands
 
-    commands.main(args=list(arguments), prog_name="repro libero")
+    commands.main(args=list(arguments), prog_name="repro libero", **HELP)
 
 
 @cli.command("kaggle", context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)
@@ -277,7 +283,7 @@ def on_kaggle(arguments: tuple[str, ...]) -> None:
     """Build, upload and fetch the Kaggle notebooks: `repro kaggle --help` lists the commands."""
     from repro.kaggle.commands import kaggle as commands
 
-    commands.main(args=list(arguments), prog_name="repro kaggle")
+    commands.main(args=list(arguments), prog_name="repro kaggle", **HELP)
 
 
 @cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)
@@ -286,7 +292,7 @@ def store(arguments: tuple[str, ...]) -> None:
     """Fetch stores out of remote zips, push them to Kaggle: `repro store --help` lists the commands."""
     from repro.kaggle.commands import store as commands
 
-    commands.main(args=list(arguments), prog_name="repro store")
+    commands.main(args=list(arguments), prog_name="repro store", **HELP)
 
 
 cli.add_command(evaluate)
@@ -294,11 +300,19 @@ cli.add_command(gaze)
 
 
 def main() -> None:
-    """Entry point: a UserError is for the reader, without a traceback (exit code 2). Out of time is no failure (exit code 0)."""
+    """Entry point: a UserError is for the reader, without a traceback (exit code 2). Out of time is no failure (exit code 0).
+
+    So is a disk's refusal (an OSError with its number); with REPRO_TRACEBACK=1 that one is shown with all its lines."""
     try:
         cli()
     except clock.OutOfTime as stopped:
         click.echo(f"{stopped}; what is done is kept: the same command goes on from there")
     except UserError as error:
         click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno is None or os.environ.get("REPRO_TRACEBACK"):
+            raise
+        what = f"{error.filename} cannot be read or written" if error.filename else "a file cannot be read or written"
+        click.echo(f"error: {UserError(what, found=error.strerror or error, next_step=DISK)}", err=True)
         sys.exit(2)

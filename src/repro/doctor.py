@@ -161,13 +161,14 @@ def work_folder(profile: str) -> Check:
 
 
 def data() -> Check:
-    """The embedded play table needs no data; a CALVIN download is used where REPRO_CALVIN names it."""
+    """The embedded scenes need no data; a CALVIN download is used where REPRO_CALVIN names it, others where a run is given them."""
     try:
         folder = machine.calvin_data()
     except UserError as error:
         return Check("data", FAIL, str(error).splitlines()[0], "correct or unset REPRO_CALVIN")
     if folder is None:
-        return Check("data", OK, "embedded play table, made on the spot; set REPRO_CALVIN to use a CALVIN download")
+        return Check("data", OK, "embedded scenes, made on the spot; set REPRO_CALVIN to use a CALVIN download, and give "
+                     "LIBERO's and LEVIR's to the run: repro run -p libero_root FOLDER -p levir_root FOLDER")
     missing = [name for name in ("training", "validation") if not (folder / name).is_dir()]
     if missing:
         step = "set REPRO_CALVIN to the folder that holds both, e.g. task_D_D"

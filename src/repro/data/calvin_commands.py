@@ -30,7 +30,7 @@ def _report(report: dict) -> None:
 @click.argument("root", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--split", default="training", show_default=True)
-@click.option("--workers", default=2, show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--scene", help="A, B, C or D, for data whose scene no file tells")
 @click.option("--replace", is_flag=True, help="replace a store that is already there")
 def import_command(root: Path, out: Path, split: str, workers: int, scene: str | None, replace: bool) -> None:
@@ -42,7 +42,7 @@ def import_command(root: Path, out: Path, split: str, workers: int, scene: str |
 @click.option("--npz_src_dir", required=True, type=click.Path(path_type=Path), help="the folder of episode_XXXXXXX.npz")
 @click.option("--root_folder", required=True, type=click.Path(path_type=Path), help="where to write; must not exist")
 @click.option("--scene", help="A, B, C or D, for data whose scene no file tells")
-@click.option("--workers", default=2, show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True)
 def extract_command(ann_path: Path, npz_src_dir: Path, root_folder: Path, scene: str | None, workers: int) -> None:
     from repro.data import guide
 
@@ -64,7 +64,8 @@ def crop_command(root_folder: Path, npz_src_dir: Path | None, detector: str, wei
 @calvin.command("json", help="Guide, step 3: records {id, image, crop, instruction, actions}.")
 @click.option("--root_folder", required=True, type=click.Path(path_type=Path))
 @click.option("--output", required=True, type=click.Path(path_type=Path))
-@click.option("--future_k", default=5, show_default=True, help="actions a record holds; the last is repeated at an episode's end")
+@click.option("--future_k", type=click.IntRange(min=1), default=5, show_default=True,
+              help="actions a record holds; the last is repeated at an episode's end")
 def json_command(root_folder: Path, output: Path, future_k: int) -> None:
     from repro.data import guide
 

@@ -178,10 +178,13 @@ class StoreWriter:
         """`meta`: JSON-able facts about the source, kept in meta/repro.json. `replace`: an existing store is replaced at the end."""
         self.folder, self.fps, self.meta, self.replace = Path(folder), fps, dict(meta or {}), replace
         recover(self.folder)
+        there = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else ["a file"] * self.folder.exists()
+        if there and not (self.folder / "meta" / "repro.json").is_file():  # the sources themselves, perhaps: never replaced
+            raise UserError(f"{self.folder} exists and is no store.", "a new folder, or a store to replace", ", ".join(there[:5]),
+                            "choose another folder: what is there is not touched")
         if self.folder.exists() and not replace:
-            raise UserError(
-                f"{self.folder} exists.", found="a file or folder", next_step="choose another folder, delete it, or pass replace=True"
-            )
+            raise UserError(f"{self.folder} exists.", "a new folder", "a store" if there else "an empty folder",
+                            "choose another folder, or --replace (in Python: replace=True) to replace it")
         self.part, self.old = aside(self.folder)
         self.features: dict = {}
         self.tasks: dict[str, int] = {}

@@ -8,7 +8,8 @@ import numpy as np
 from repro.data.episodes import Episode
 from repro.machine import UserError
 
-SURE, LOOKED = 0.3, 20  # a correlation that says something, and how many episodes of a source are looked at
+SURE, STRONG, LOOKED = 0.3, 0.5, 20  # correlations that say something, and that decide; how many episodes of a source are looked at
+ORIENTATIONS = ("raw", "rotated", "upright")  # how pictures may lie: keys of UPRIGHT in data/libero.py
 
 
 class Evidence:
@@ -53,11 +54,15 @@ class Evidence:
         return told
 
 
-def check(found: dict[str, float], where: str, orientation: str, gripper: str) -> list[str]:
-    """Warnings; a UserError where the fingers contradict the gripper's sign."""
+def check(found: dict[str, float], where: str, orientation: str, gripper: str, insist: bool = False) -> list[str]:
+    """Warnings; a UserError where the fingers contradict the gripper's sign, or the pixels strongly the orientation and nobody insists."""
     if found["open"] < -SURE:
         raise UserError(f"{where}: the gripper's sign is the other way round", f"+1 {gripper}",
                         f"the fingers agree with it to {found['open']:+.2f}", "another --gripper: closes | opens | opens01")
     lie = [name for name in ("right", "up") if found[name] < -SURE]
-    return [f"WARNING {where}: taken as {orientation!r}, but the pixels that move speak against it ({name} {found[name]:+.2f}): look at "
-            "the pictures, and give --orientation raw | rotated | upright" for name in lie]
+    said = ", ".join(f"{name} {found[name]:+.2f}" for name in lie)
+    step = f"look at the pictures, and give --orientation {' | '.join(one for one in ORIENTATIONS if one != orientation)}"
+    if not insist and any(found[name] < -STRONG for name in lie):
+        raise UserError(f"{where}: its pictures do not lie as {orientation!r} says", "pixels that move where the hand is, above 0",
+                        said, f"{step}; --insist keeps it as it is")
+    return [f"WARNING {where}: taken as {orientation!r}, but the pixels that move speak against it ({said}): {step}"] if lie else []

@@ -39,8 +39,11 @@ class LeRobot:
         self.info = self._json("info.json")
         self.version = self.info.get("codebase_version")
         if self.version not in VERSIONS:
-            raise UserError(f"{self.folder} has an unknown LeRobot layout", " | ".join(VERSIONS), self.version,
+            raise UserError(f"{self.folder} has an unknown LeRobot layout", " | ".join(VERSIONS), self.version or "no codebase_version",
                             "convert it with LeRobot's own script, or take a data set in one of these layouts")
+        if lacking := [name for name, kind in (("features", dict), ("data_path", str)) if not isinstance(self.info.get(name), kind)]:
+            raise UserError(f"{self.folder}/meta/info.json lacks {', '.join(lacking)}", "codebase_version, features {..}, data_path \"..\"",
+                            ", ".join(self.info), "download it again")
         self.keys = self._keys()
         rows = self._v3() if self.version == "v3.0" else self._v2()
         self.episodes = sorted((int(i), str(sentence), int(length), file) for i, sentence, length, file in rows)
@@ -52,10 +55,13 @@ class LeRobot:
     def _json(self, name: str) -> dict:
         path = self.folder / "meta" / name
         try:
-            return json.loads(path.read_text())
+            found = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read", "LeRobot's meta folder", error,
                             "give the folder that holds meta/ and data/") from error
+        if not isinstance(found, dict):
+            raise UserError(f"{path} is not LeRobot's", "a JSON object {..}", type(found).__name__, "download it again")
+        return found
 
     def _keys(self) -> dict[str, str]:
         """Which of the data set's features is what; a camera that is missing, and video files, are refused."""

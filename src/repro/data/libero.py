@@ -24,6 +24,7 @@ import difflib
 import glob
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ ROWS, COLUMNS = (slice(None), slice(None, None, -1)), (slice(None), slice(None),
 UPRIGHT = {"raw": ROWS, "rotated": COLUMNS, "upright": (slice(None),)}  # how pictures (T, H, W, 3) lie -> what makes them upright
 GRIPPER = {"closes": (-1.0, 0.0), "opens": (1.0, 0.0), "opens01": (2.0, -1.0)}  # what +1 does (opens01: 1 open, 0 closed) -> scale, shift
 BEGUN = {"last": -1, "looked": -1}  # of a source: number of the last episode that is written, and of the last that Evidence looked at
+EXTRAS = ("expert_actions", "state", "environment_state", "steps", "boxes", "agentview_rgb", "eye_in_hand_rgb")  # of a scripted one
+AGAIN = "download it again, or make it again, or leave it out: give the other files as SOURCES"
 NOOP = 1e-4  # OpenVLA's rule: a movement below this, and the gripper as at the last action that was kept
 
 
@@ -64,7 +67,10 @@ class Source:
     read: Callable[[Callable[[int, str], bool]], Iterator[tuple[int, Episode]]]
 
     def describe(self) -> str:
-        return (f"{self.path.name}: {self.layout}, known by {self.known_by}; pictures {self.orientation}, {self.observation} the action; "
+        return f"{self.path.name}: {self.kind()}"
+
+    def kind(self) -> str:
+        return (f"{self.layout}, known by {self.known_by}; pictures {self.orientation}, {self.observation} the action; "
                 f"{len(self.tasks)} task{'s' * (len(self.tasks) > 1)}")
 
 
@@ -79,11 +85,17 @@ def files_of(pattern: str | Path) -> list[Path]:
                         "use it as it is")
     if (place / "meta" / "info.json").is_file():
         return [place]
-    found = sorted(place.rglob("*.hdf5")) if place.is_dir() else sorted(map(Path, glob.glob(str(place))))
-    if not found:
-        raise UserError(f"no HDF5 file in {pattern}", "LIBERO's <task>_demo.hdf5 files, or a LeRobot folder with meta/info.json", "none",
-                        "download them, or repro demos libero")
-    return found
+    inside = lambda: (path for path in place.rglob("*") if path.suffix in (".hdf5", ".h5") and path.is_file())
+    found = sorted(inside() if place.is_dir() else map(Path, glob.glob(str(place))))
+    if found:
+        return found
+    wanted = "LIBERO's <task>_demo.hdf5 files, or a LeRobot folder with meta/info.json"
+    if not place.is_dir():
+        raise UserError(f"there is no {pattern}", wanted, "no such file or folder", "correct the path, or make some: repro demos libero")
+    if calvin := [name for name in ("training", "validation") if (place / name).is_dir()] or [*place.glob("episode_*.npz")][:1]:
+        raise UserError(f"{pattern} is CALVIN's, not LIBERO's", wanted, calvin[0], f"repro calvin import {pattern} STORE")
+    raise UserError(f"no HDF5 file in {pattern}", wanted, ", ".join(sorted(path.name for path in place.iterdir())[:5]) or "an empty folder",
+                    "give the folder that holds them, or make some: repro demos libero")
 
 
 def sources_of(sources: Sequence[str | Path] | str | Path) -> list[Source]:
@@ -119,15 +131,15 @@ def _hdf5(path: Path) -> Source:
         names = [name for name in data if re.fullmatch(r"demo_\d+", name)] if isinstance(data, h5py.Group) else []
         if not names and (data is None or "problem_info" not in data.attrs):
             raise UserError(f"{path} is not one of LIBERO's files", "a group data with demo_0, demo_1, ...", sorted(file),
-                            "LIBERO's <suite>/<task>_demo.hdf5")
+                            AGAIN)
         if not names:
-            raise UserError(f"{path} holds 0 demonstrations", "data/demo_0, demo_1, ...", sorted(data), "download it again")
+            raise UserError(f"{path} holds 0 demonstrations", "data/demo_0, demo_1, ...", ", ".join(data) or "an empty group", AGAIN)
         attributes = dict(data.attrs)
         scripted = "extras" in data[names[0]]
     own = json.loads(attributes["problem_info"])["language_instruction"].strip('"') if "problem_info" in attributes else None
     # the benchmark's name of the task: libero_object's own files say "pick the milk ..." where evaluations ask to "pick up the milk ..."
     official = Path(str(attributes.get("bddl_file_name", ""))).stem
-    task = path.name.removesuffix(".hdf5").removesuffix("_demo")
+    task = path.stem.removesuffix("_demo")
     sentence = sentence_of(official) if official else own or sentence_of(task)
     if scripted:
         layout, known_by = "scripted, LIBERO's layout", "a group extras in each demo"
@@ -148,7 +160,7 @@ def _opened(path: Path):
     try:
         return h5py.File(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be read", "a whole HDF5 file", error, "download it again") from error
+        raise UserError(f"{path} cannot be read", "a whole HDF5 file", error, AGAIN) from error
 
 
 def _demos(path: Path, task: str, sentence: str, own: str | None, kind: str, wanted) -> Iterator[tuple[int, Episode]]:
@@ -161,7 +173,7 @@ def _demos(path: Path, task: str, sentence: str, own: str | None, kind: str, wan
                 try:
                     yield number, Episode(sentence, *_demo(data[f"demo_{number}"], kind, f"{path}, demo_{number}", info))
                 except (OSError, RuntimeError) as error:
-                    raise UserError(f"{path} cannot be read", "a whole HDF5 file", error, "download it again") from error
+                    raise UserError(f"{path} cannot be read", "a whole HDF5 file", error, AGAIN) from error
 
 
 # --- one demonstration, as stored ---------------------------------------------------------------------------------------------------
@@ -169,8 +181,13 @@ def _demos(path: Path, task: str, sentence: str, own: str | None, kind: str, wan
 
 def _demo(demo, kind: str, where: str, info: dict) -> tuple[dict, dict]:
     """(columns, info): pictures as they lie, actions in the source's sign, each row the observation before its action."""
-    if lacking := [key for key in ("actions", "obs") if key not in demo]:
-        raise UserError(f"{where} lacks what a demonstration has", "actions, obs", f"no {', '.join(lacking)} in {', '.join(demo)}")
+    need, told = ("actions", "obs"), ()
+    if kind == "scripted":
+        need, told = (*need, *(f"extras/{name}" for name in EXTRAS)), ("repro_state", "repro_noise", "repro_pushed")
+    lacking = [key for key in need if key not in demo] + [f"attribute {key}" for key in told if key not in demo.attrs]
+    if lacking:
+        raise UserError(f"{where} lacks what a demonstration has", ", ".join(need), f"no {', '.join(lacking)}; there are {', '.join(demo)}",
+                        AGAIN)
     if kind == "scripted":
         info |= {"state": json.loads(demo.attrs["repro_state"]), "disturbed": bool(demo.attrs["repro_noise"] or demo.attrs["repro_pushed"])}
         return _scripted(demo["obs"], demo["extras"], where) | {"action": np.asarray(demo["extras/expert_actions"])}, info
@@ -179,7 +196,7 @@ def _demo(demo, kind: str, where: str, info: dict) -> tuple[dict, dict]:
     lacking = [key for key in need if key not in obs]
     if lacking or any(len(obs[key]) != count for key in obs):
         raise UserError(f"{where}: its observations do not fit its {count} actions", ", ".join(need) + ", one row an action",
-                        f"lacking {lacking}; there are {', '.join(obs)}" if lacking else {key: len(obs[key]) for key in obs})
+                        f"lacking {lacking}; there are {', '.join(obs)}" if lacking else {key: len(obs[key]) for key in obs}, AGAIN)
     seen, done = (slice(0, count - 1), slice(1, count)) if kind == "after" else (slice(0, count), slice(0, count))
     return {
         "observation.images.static": obs["agentview_rgb"][seen], "observation.images.wrist": obs["eye_in_hand_rgb"][seen],
@@ -193,8 +210,10 @@ def _scripted(obs, extras, where: str) -> dict:
     count, steps, pictures = len(extras["expert_actions"]), np.asarray(extras["steps"]), {}
     for ours, theirs in (("static", "agentview_rgb"), ("wrist", "eye_in_hand_rgb")):
         pictures[ours] = np.concatenate([extras[theirs][:], obs[theirs][:]]) if theirs in obs else extras[theirs][:]
-    if len(steps) != len(pictures["static"]) or steps[0] != 0:
-        raise UserError(f"{where}: its pictures do not fit its steps", f"{len(steps)} pictures, from step 0", len(pictures["static"]))
+    counts = {**{name: len(seen) for name, seen in pictures.items()}, "boxes": len(extras["boxes"])}
+    if set(counts.values()) != {len(steps)} or steps[:1].tolist() != [0]:
+        raise UserError(f"{where}: its pictures do not fit its steps", f"{len(steps)} of each camera and as many boxes, from step 0",
+                        f"{counts}, from step {steps[:1].tolist()}", AGAIN)
     shown = np.searchsorted(steps, np.arange(count), side="right") - 1
     height, width = pictures["static"].shape[1:3]
     box = np.asarray(extras["boxes"])[shown, 0].astype(np.float32)  # the target's
@@ -216,19 +235,24 @@ def _house(episode: Episode, where: str, orientation: str, gripper: str, noops: 
     """The episode as the store has it, and how many of its rows were no-ops that were left out."""
     columns, action = dict(episode.columns), np.asarray(episode.columns["action"], np.float64)
     state = np.asarray(columns["observation.state"], np.float64)
-    if action.ndim != 2 or action.shape[1] != 7 or not len(action) or not np.isfinite(action).all():
-        raise UserError(f"{where}: actions of a wrong shape", "(T, 7) finite numbers, T >= 1", action.shape)
+    if action.ndim != 2 or action.shape[1] != 7 or not len(action):
+        raise UserError(f"{where}: actions of a wrong shape", "(T, 7), T >= 1", action.shape, AGAIN)
     if "state" not in episode.info and np.abs(action).max() > 1 + 1e-3:
         raise UserError(f"{where}: these are not LIBERO's relative actions", "within [-1, 1]", f"up to {np.abs(action).max():.3g}")
-    if state.shape != (len(action), 8) or not np.isfinite(state).all():
-        raise UserError(f"{where}: a state of a wrong shape", f"({len(action)}, 8) finite numbers", state.shape)
+    if state.shape != (len(action), 8):
+        raise UserError(f"{where}: a state of a wrong shape", f"({len(action)}, 8)", state.shape, AGAIN)
+    for name, values in (("actions", action), ("state", state)):
+        if not (fine := np.isfinite(values)).all():
+            raise UserError(f"{where}: its {name} are not all numbers", f"finite numbers in {len(values)} rows", f"{(~fine).sum()} of "
+                            f"{fine.size} not finite, the first in row {int((~fine).any(1).argmax())}, counted from 0", AGAIN)
     if len(state) > 1 and np.allclose(np.linalg.norm(state[:, 3:7], axis=1), 1, atol=1e-3):
         raise UserError(f"{where}: the state holds a quaternion", "position 3, axis-angle 3, finger joints 2",
                         "position 3, quaternion 4, gripper 1")
     for name in ("observation.images.static", "observation.images.wrist"):
         pictures = np.asarray(columns[name])
         if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8 or len(pictures) != len(action):
-            raise UserError(f"{where}: pictures of a wrong kind", f"({len(action)}, H, W, 3) uint8", f"{pictures.dtype} {pictures.shape}")
+            raise UserError(f"{where}: pictures of a wrong kind", f"({len(action)}, H, W, 3) uint8", f"{pictures.dtype} {pictures.shape}",
+                            "write them again as uint8, 0 ... 255, or leave the file out: give the other files as SOURCES")
         columns[name] = pictures[UPRIGHT[orientation]]
     if (gripper == "opens01") != (action[:, 6].min() >= 0 and (action[:, 6] < 0.5).any()) and len(np.unique(action[:, 6])) > 1:
         raise UserError(f"{where}: the gripper's commands are not what {gripper!r} means", "0 and 1 with opens01, else -1 and +1",
@@ -272,13 +296,15 @@ def chosen(sources: list[Source], task_names: Sequence[str]) -> set[str]:
 
 def import_libero(sources: Sequence[str | Path] | str | Path, out: Path | str, only: Callable[[int], bool] | None = None,
                   replace: bool = False, task_names: Sequence[str] = (), drop_noops: bool = False, orientation: str | None = None,
-                  gripper: str = "closes", workers: int = 1, log: Callable[[str], None] | None = None) -> dict:  # fmt: skip
+                  gripper: str = "closes", workers: int = 1, log: Callable[[str], None] | None = None,
+                  insist: bool = False) -> dict:  # fmt: skip
     """Write the demonstrations of the sources as a store at `out`. Streams: at most `workers` + 1 episodes are in memory. Killed, or
     stopped by clock.OutOfTime, it goes on at the next call.
 
     only: which demonstrations of each file (LeRobot: episodes), by number. orientation: how the sources' pictures lie (raw | rotated |
     upright), where it is not as the table above says. gripper: what +1 does in the sources (closes | opens; opens01: 1 open, 0 closed).
-    workers: threads that encode pictures. Returns {out, episodes, frames, noops, sources: [what each is], evidence, warnings, hash, files}.
+    insist: orientation stands even where the content speaks strongly against it. workers: threads that encode pictures.
+    Returns {out, episodes, frames, noops, sources: [what each is], evidence, warnings, hash, files}.
     Raises UserError naming the file where its structure is not LIBERO's; then nothing is left at `out`.
     """
     for name, value, known in (("orientation", orientation, (None, *UPRIGHT)), ("gripper", gripper, GRIPPER)):
@@ -299,11 +325,13 @@ def import_libero(sources: Sequence[str | Path] | str | Path, out: Path | str, o
         note = writer.note = {"sources": 0, **BEGUN, "tried": 0, "noops": 0, "evidence": {}, "warnings": []} | writer.note
         if note["tried"]:
             say(f"{note['tried']:,} of {total:,} episodes are here already")
+        for kind, count in Counter(source.kind() for source in found[note["sources"] :]).items():
+            say(f"{count} file{'s, each' * (count > 1)}: {kind}")
         progress = clock.Progress("import", total, "episodes", say, before=note["tried"])
         for source in found[note["sources"] :]:
-            say(source.describe())
             lie, seen = orientation or source.orientation, Evidence()
-            house = lambda n, episode, source=source, lie=lie: _house(episode, f"{source.path}, episode {n}", lie, gripper, drop_noops)
+            demo = f"{source.path}, {'episode ' if source.path.is_dir() else 'demo_'}"
+            house = lambda n, episode, demo=demo, lie=lie: _house(episode, f"{demo}{n}", lie, gripper, drop_noops)
             for number, dropped, episode in _read(source, wanted, house, note, seen, pool, workers):
                 if len(episode.columns["action"].array):
                     writer.add(episode)
@@ -311,7 +339,7 @@ def import_libero(sources: Sequence[str | Path] | str | Path, out: Path | str, o
                 progress(note["tried"])
             if seen.episodes:
                 note["evidence"][source.path.name] = seen.found()
-                note["warnings"] += check(note["evidence"][source.path.name], str(source.path), lie, gripper)
+                note["warnings"] += check(note["evidence"][source.path.name], str(source.path), lie, gripper, insist)
             note |= {"sources": note["sources"] + 1, **BEGUN}
         noops, evidence, warnings = (note[name] for name in ("noops", "evidence", "warnings"))
         scripted, maker = _maker(found[0])
@@ -373,7 +401,7 @@ def ensure_store(sources: Sequence[str | Path] | str | Path, out: Path | str, on
     """The store at `out` where there is one of these files' names, imported the same way, else a fresh import; see `import_libero`."""
     names = [path.name for one in (sources if isinstance(sources, list | tuple) else [sources]) for path in files_of(one)]
     meta = Store(out).meta if (Path(out) / "meta" / "repro.json").is_file() else {}
-    asked = _asked(**{key: value for key, value in how.items() if key not in ("workers", "log")})
+    asked = _asked(**{key: value for key, value in how.items() if key not in ("workers", "log", "insist")})
     if meta.get("files") != names or meta.get("asked") != asked:
         import_libero(sources, out, only, replace=True, **how)
     return Store(out)
@@ -397,18 +425,21 @@ def look_command(sources: tuple[str, ...]) -> None:
 
 
 @libero.command("import", help="Write SOURCES (files, folders, globs) as a store at OUT.")
-@click.argument("sources", nargs=-1, required=True)
+@click.argument("sources", nargs=-1, metavar="SOURCES...")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--task_names", help="Tasks or sentences, comma-separated (default: all).")
 @click.option("--drop_noops", is_flag=True, help="Leave out rows that do nothing, by OpenVLA's rule.")
 @click.option("--orientation", type=click.Choice(list(UPRIGHT)), help="How the sources' pictures lie (default: as their layout says).")
 @click.option("--gripper", type=click.Choice(list(GRIPPER)), default="closes", show_default=True, help="What +1 does in the sources.")
-@click.option("--workers", default=2, show_default=True, help="Threads that encode pictures.")
+@click.option("--insist", is_flag=True, help="Keep --orientation although the pixels that move speak strongly against it.")
+@click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Threads that encode pictures.")
 @click.option("--replace", is_flag=True, help="Replace a store that is already there.")
 def import_command(sources: tuple[str, ...], out: Path, task_names: str | None, drop_noops: bool, orientation: str | None, gripper: str,
-                   workers: int, replace: bool) -> None:
+                   insist: bool, workers: int, replace: bool) -> None:
+    if not sources:
+        raise click.UsageError(f"Missing argument 'OUT': SOURCES come first, OUT is the last, and only {str(out)!r} is given.")
     names = [name.strip() for name in task_names.split(",")] if task_names else []
-    report = import_libero(sources, out, None, replace, names, drop_noops, orientation, gripper, workers, click.echo)
+    report = import_libero(sources, out, None, replace, names, drop_noops, orientation, gripper, workers, click.echo, insist)
     for name, found in report["evidence"].items():
         click.echo(f"  {name}: " + ", ".join(f"{key} {value:+.2f}" for key, value in found.items()))
     click.echo(", ".join(f"{key} {report[key]}" for key in ("out", "episodes", "frames", "noops", "hash")))

@@ -12,21 +12,27 @@ import click
 
 from repro.machine import UserError
 
+SUITES = ("grocery", "libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")  # names only: nothing heavy is imported
+PROTOCOLS = ("openvla", "openvla-oft", "openpi", "lerobot")
+WIDE = ("grocery", "libero_object")  # suites that have that layout
+CHECK = ("simulator", "no_overfit", "minutes")  # options of --check; all the others but model and store are of a score
 
 @click.group(invoke_without_command=True)
 @click.option("--model", type=click.Path(path_type=Path), help="A run's folder or one checkpoint.")
 @click.option("--store", type=click.Path(path_type=Path), help="Its training data; with --check any data of the same kind.")
 @click.option("--check", is_flag=True, help="Examine it: [OK] or [FAIL] lines with the next step each. Exit code 1 on a FAIL.")
-@click.option("--simulator", metavar="NAME", help="With --check: tabletop | grocery | calvin | libero | none (default: the data's own).")
+@click.option("--simulator", type=click.Choice(["tabletop", "grocery", "calvin", "libero", "none"]),
+              help="With --check (default: the data's own).")
 @click.option("--no-overfit", is_flag=True, help="With --check: do not train on one demonstration.")
 @click.option("--minutes", default=3.0, show_default=True, help="With --check: of that training.")
-@click.option("--suite", default="grocery", show_default=True, help="grocery | libero_spatial | _object | _goal | _10 | _90")
-@click.option("--layout", default="official", show_default=True, help="official | wide (grocery, libero_object)")
-@click.option("--protocol", default="openvla-oft", show_default=True, help="openvla | openvla-oft | openpi | lerobot")
-@click.option("--episodes", type=int, help="Of each task (default: the convention's).")
+@click.option("--suite", type=click.Choice(SUITES), default="grocery", show_default=True)
+@click.option("--layout", type=click.Choice(["official", "wide"]), default="official", show_default=True,
+              help="wide: grocery, libero_object.")
+@click.option("--protocol", type=click.Choice(PROTOCOLS), default="openvla-oft", show_default=True)
+@click.option("--episodes", type=click.IntRange(min=1), help="Of each task (default: the convention's).")
 @click.option("--tasks", help="Names, comma-separated (default: all).")
-@click.option("--execute", type=int, help="Actions of each chunk (default: the convention's; 0: all).")
-@click.option("--videos", default=0, show_default=True, help="Films of so many successes and as many failures.")
+@click.option("--execute", type=click.IntRange(min=0), help="Actions of each chunk (default: the convention's; 0: all).")
+@click.option("--videos", type=click.IntRange(min=0), default=0, show_default=True, help="Films of so many successes and as many failures.")
 @click.option("--floors/--no-floors", default=True, show_default=True, help="Blanked, shuffled, replay, random, constant, and the expert.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default="work/evaluation", show_default=True, help="Outcomes, films, records.")
@@ -40,6 +46,13 @@ def evaluate(context, model: Path | None, store: Path | None, check: bool, **opt
         return
     if model is None or store is None:
         raise UserError("which checkpoint, and which data?", "--model FOLDER --store STORE", f"--model {model} --store {store}")
+    given = [name for name in options if context.get_parameter_source(name).name == "COMMANDLINE"]
+    if unread := [f"--{name.replace('_', '-')}" for name in given if (name in CHECK) != check]:
+        raise UserError(f"{', '.join(unread)} {'does' if len(unread) == 1 else 'do'} nothing {'with' if check else 'without'} --check",
+                        "--check examines a checkpoint, a suite scores it: one of them at a time",
+                        next_step="leave it out, or run two commands")
+    if options["layout"] == "wide" and options["suite"] not in WIDE:
+        raise UserError(f"{options['suite']} has no wide layout", f"--suite {' | '.join(WIDE)}", options["suite"], "--layout official")
     if check:
         _check(model, store, options)
     else:

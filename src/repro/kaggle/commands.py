@@ -8,7 +8,19 @@ from repro import machine
 from repro.machine import UserError
 
 OWNER = click.option("--owner", help="The Kaggle account (default: KAGGLE_USERNAME, or the one that is logged in).")
-NAME = click.argument("name", metavar="reconvla|vggt-vla|change-agent|all")
+NAME = click.argument("name", type=click.Choice(["reconvla", "vggt-vla", "change-agent", "all"]))
+PARTS = {"data": "OWNER/SLUG", "output": "OWNER/SLUG", "model": "OWNER/MODEL/FRAMEWORK/VARIATION/VERSION"}
+
+
+def _sources(context, option: click.Option, given: tuple[str, ...]) -> tuple[str, ...]:
+    """As they are given, where each has the parts that Kaggle's name of such a thing has."""
+    wanted = PARTS[option.name]
+    for one in given:
+        if one.count("/") != wanted.count("/") or not all(one.split("/")):
+            raise click.BadParameter(f"{one!r} is not {wanted}")
+    return given
+
+
 
 
 @click.group("kaggle")
@@ -51,9 +63,10 @@ def wheels_command(out: Path, pythons: tuple[str, ...]) -> None:
 @kaggle.command("push")
 @NAME
 @OWNER
-@click.option("--data", multiple=True, metavar="OWNER/SLUG", help="A data set to attach; may be repeated.")
-@click.option("--model", multiple=True, metavar="OWNER/MODEL/FRAMEWORK/VARIATION/VERSION", help="A model to attach; may be repeated.")
-@click.option("--output", multiple=True, metavar="OWNER/SLUG", help="A notebook whose output to attach, to go on from it.")
+@click.option("--data", multiple=True, callback=_sources, metavar=PARTS["data"], help="A data set to attach; may be repeated.")
+@click.option("--model", multiple=True, callback=_sources, metavar=PARTS["model"], help="A model to attach; may be repeated.")
+@click.option("--output", multiple=True, callback=_sources, metavar=PARTS["output"],
+              help="A notebook whose output to attach, to go on from it.")
 @click.option("--no-internet", is_flag=True)
 def push_command(name: str, owner: str | None, data: tuple, model: tuple, output: tuple, no_internet: bool) -> None:
     """Upload a built notebook; Kaggle runs it from top to bottom."""
@@ -92,7 +105,8 @@ def store() -> None:
 @store.command("fetch")
 @click.argument("url")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--episodes", default=500, show_default=True, help="Annotated episodes of training; validation gets a tenth, at least 34.")
+@click.option("--episodes", type=click.IntRange(min=1), default=500, show_default=True,
+              help="Annotated episodes of training; validation gets a tenth, at least 34.")
 @click.option("--disk-gb", default=12.0, show_default=True, help="Stop, with a whole store, before it grows past this.")
 @click.option("--seed", default=0, show_default=True)
 def fetch_command(url: str, out: Path, episodes: int, disk_gb: float, seed: int) -> None:

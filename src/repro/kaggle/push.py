@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,9 +24,8 @@ LOGIN = "log in once: `kaggle auth login`, or put an API token into ~/.kaggle/ac
 def call(arguments: Sequence[str], waits: Sequence[float] = WAITS, sleep=time.sleep) -> str:
     """What `kaggle ARGUMENTS` prints; a throttled call is repeated. UserError with what it said where it fails."""
     if not shutil.which("kaggle"):
-        raise UserError(
-            "the kaggle command is not installed", "Kaggle's official package", "none on the path", "python -m pip install kaggle"
-        )
+        raise UserError("the kaggle command is not installed", "Kaggle's official package", "none on the path",
+                        f"{sys.executable} -m pip install kaggle; it is looked for on the path")  # fmt: skip
     for wait in (*waits, None):
         done = subprocess.run(["kaggle", *arguments], capture_output=True, text=True, check=False)
         said = (done.stdout + done.stderr).strip()
@@ -81,13 +81,16 @@ def push(root: Path, name: str, account: str | None, datasets: Sequence[str] = (
 
 
 def status(root: Path, name: str, account: str | None) -> str:
-    return call(["kernels", "status", f"{owner(account)}/{_folder(root, name).name}"])
+    slug = _folder(root, name).name
+    return call(["kernels", "status", f"{owner(account)}/{slug}"])
 
 
 def pull(root: Path, name: str, account: str | None, out: Path) -> str:
     """The output of the last run (results.zip and all) into `out`."""
+    slug = _folder(root, name).name
+    target = f"{owner(account)}/{slug}"
     out.mkdir(parents=True, exist_ok=True)
-    return call(["kernels", "output", f"{owner(account)}/{_folder(root, name).name}", "-p", str(out)])
+    return call(["kernels", "output", target, "-p", str(out)])
 
 
 def push_store(folder: Path, slug: str, account: str | None, message: str = "new version", minutes: float = READY_MINUTES, sleep=time.sleep,

@@ -17,7 +17,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -67,8 +67,17 @@ class Job:
 
 
 def _checked(kind: type, values: dict, source: str):
-    """`kind(**values)`, or an error naming unknown fields."""
+    """`kind(**values)`, or an error naming unknown and missing fields."""
+    if not isinstance(values, dict):
+        raise UserError(f"{source} is no config", "a JSON object {..}: " + ", ".join(f.name for f in fields(kind)), type(values).__name__,
+                        "write it by repro.training.launch.write_config")
     _known(kind, values, source)
+    needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    if lacking := [name for name in needed if name not in values]:
+        raise UserError(f"{source}: missing fields", ", ".join(needed), f"no {', '.join(lacking)}",
+                        "add them, or write the file by repro.training.launch.write_config")
+    if wrong := [f.name for f in fields(kind) if f.default_factory is dict and not isinstance(values.get(f.name, {}), dict)]:
+        raise UserError(f"{source}: {', '.join(wrong)} of a wrong kind", "a JSON object {..}", [values[name] for name in wrong])
     return kind(**values)
 
 

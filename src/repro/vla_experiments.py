@@ -35,7 +35,6 @@ HELD_OUT = 0.1  # share of the episodes that is not trained on
 MAX_STEPS = 280  # of a rollout, as in libero_object
 FEW = 20  # rollouts for which starting processes of their own is not worth it
 EXECUTE = 4  # actions of each chunk of 8: looking again sooner helps every row (papers/vggt_vla/notes.md)
-UNSEEN = 90_000  # number of the first start of rollouts: demonstrations have the lower ones
 
 
 def data(work: Path) -> Store:
@@ -208,7 +207,7 @@ def roll_out(settings: Profile, work: Path, models: dict[str, VGGTVLA], seed: in
 def starts(store: Store, each: int, seed: int = 0) -> list[tuple[dict, tuple[str]]]:
     """What `chains.evaluate` takes: `each` starts of every task that was trained on, wide layout, none of them a demonstration's."""
     tasks = sorted({episode.task_id for episode in store.episodes})
-    return [(libero_hdf5.start(task, "grocery", "wide", seed, UNSEEN + i), (task,)) for task in tasks for i in range(each)]
+    return [(libero_hdf5.start(task, "grocery", "wide", seed, libero_hdf5.UNSEEN + i), (task,)) for task in tasks for i in range(each)]
 
 
 def first_look(settings: Profile, work: Path, models: dict[str, VGGTVLA], seed: int = 0, log=print) -> dict[str, list[chains.Outcome]]:

@@ -11,7 +11,7 @@ executed is the convention's (evaluation/protocols.py), or given.
 
 Layout "official": episode i of a task starts from init state i. That alone proves little where these hardly differ (libero_object, the
 grocery table): a replay of one demonstration and a blind policy solve most of them. "wide" moves target and basket by up to 7 and 5 cm,
-drawn from seeds that no scripted demonstration has (`WIDE_SEED`).
+drawn from seeds that no scripted demonstration has (`libero_hdf5.WIDE_SEED`).
 """
 
 import re
@@ -24,6 +24,7 @@ import numpy as np
 from repro import clock, run_records
 from repro.data.episodes import Store
 from repro.data.libero import sentence_of
+from repro.data.libero_hdf5 import WIDE_SEED
 from repro.evaluation import chains, films, floors, protocols
 from repro.evaluation.chains import Outcome
 from repro.evaluation.policies import about, minutes
@@ -36,7 +37,6 @@ from repro.sims.worker import opened
 GROCERY, TABLE = "grocery", "grocery table"  # as a suite and simulator; in the metadata of a store that was made on it
 SUITES = (GROCERY, *protocols.SUITES)
 SCRIPTED = (GROCERY, "libero_object", "libero_spatial")  # those that the expert, the ceiling, can do
-WIDE_SEED = 900_000  # of the first wide start here; scripted demonstrations have data seed * 100,000 + number (data/libero_hdf5.py)
 STAND_IN = {GROCERY: "libero_object"}  # whose step limit and number of init states hold
 DRAWS = 4000  # of the bootstrap
 
@@ -97,6 +97,17 @@ def sizes_of(store: Store) -> dict[str, int]:
     """Options of a plan: pictures of the size that the policy was trained on; others look a little different."""
     side = lambda camera: store.info["features"][f"observation.images.{camera}"]["shape"][0]
     return {"image_size": side("static"), "wrist_size": side("wrist")}
+
+
+def begun(store: Store, starts: list) -> list[dict]:
+    """Those of the starts [(state, tasks)] that a demonstration of the store began from, as far as the store knows (scripted files): in
+    the wide layout the same task and simulator seed, in the official one the same task and init state."""
+    def key(state: dict, task: str) -> tuple:
+        layout = state.get("layout", "official")
+        return layout, task, int(state.get("seed", 0) if layout == "wide" else state.get("init", 0))
+
+    had = {key(info.info["state"], info.task_id) for info in store.episodes if "init" in info.info.get("state", {})}
+    return [state for state, (task, *_) in starts if key(state, task) in had]
 
 
 def recorded(store: Store) -> dict[str, np.ndarray]:

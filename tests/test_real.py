@@ -97,8 +97,9 @@ def test_rows_stand_before_floors_in_the_readme(tmp_path):
 def test_held_out_init_states_are_held_out(tmp_path):
     """What the record says is counted in the store; with all 50 init states in training, or a wide start, nothing is evaluated."""
     small = lambda suite: base.grocery(suite, image_size=32, wrist_size=32, orientation="raw")
-    file = lambda name, **how: libero_hdf5.write(tmp_path / name, "grocery", (0,), 2, "wide", launch=small, every=40, log=SAID.append, **how)
-    made = lambda name, **how: libero.ensure_store(file(name, **how), tmp_path / name / "store")
+    rest = {"launch": small, "every": 40, "log": SAID.append}
+    files = lambda name, **how: libero_hdf5.write(tmp_path / name, "grocery", (0,), 2, "wide", **rest, **how)
+    made = lambda name, **how: libero.ensure_store(files(name, **how), tmp_path / name / "store")
     held_out = range(45, 50)
     wide = lambda seed: {"wide": [({"task": task, "init": 45, "layout": "wide", "seed": seed}, (task,))]}
     kept = made("kept", first=44, inits=45)

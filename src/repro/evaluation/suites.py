@@ -23,8 +23,8 @@ import numpy as np
 
 from repro import clock, run_records
 from repro.data.episodes import Store
-from repro.data.libero import sentence_of
 from repro.data.libero_hdf5 import WIDE_SEED
+from repro.data.libero_tasks import SUITE_OF, places, resolve, sentence_of, suite_named, why_not
 from repro.evaluation import chains, films, floors, protocols
 from repro.evaluation.chains import Outcome
 from repro.evaluation.policies import about, minutes
@@ -99,6 +99,41 @@ def sizes_of(store: Store) -> dict[str, int]:
     return {"image_size": side("static"), "wrist_size": side("wrist")}
 
 
+def placed(store: Store, hint: str = "") -> tuple[dict[tuple[str, str], tuple[str, str]], list[str]]:
+    """({(scene, task_id) of an episode: (suite, name) in the benchmark}, why others are not there).
+
+    hint: the suite, where the data do not say theirs. What the folder of the data was called does not matter, nor that sentences lack the
+    scene; see data/libero_tasks.py.
+    """
+    told = {(info.scene, info.task_id): info.task for info in store.episodes}
+    if store.meta.get("simulator") == TABLE:
+        return {key: (GROCERY, key[1]) for key in told}, []
+    has = {(scene, task): [(scene, task)] if SUITE_OF.get(task) == scene else places(task, sentence, suite_named(scene) or hint)
+           for (scene, task), sentence in told.items()}
+    found = resolve(has)
+    return found, [why_not(told[key], has[key]) for key in has if key not in found]
+
+
+def tasks_of(store: Store) -> tuple[dict[str, list[str]], list[str]]:
+    """({suite: names of its tasks that the store has}, why others are not there)."""
+    found, unclear = placed(store)
+    names: dict[str, set] = {}
+    for suite, name in found.values():
+        names.setdefault(suite, set()).add(name)
+    return {suite: sorted(names[suite]) for suite in sorted(names)}, unclear
+
+
+def recorded(store: Store, hint: str = "") -> dict[str, np.ndarray]:
+    """{task, as the benchmark calls it: (T, 7) actions} of one demonstration each, the first that nothing disturbed: only there were just
+    these actions executed. hint: see `placed`."""
+    found, (at, _) = {}, placed(store, hint)
+    for info in sorted(store.episodes, key=lambda info: bool(info.info.get("disturbed"))):
+        _, name = at.get((info.scene, info.task_id), ("", ""))
+        if name and name not in found:
+            found[name] = store.read(info.index, columns=["action"]).columns["action"]
+    return found
+
+
 def begun(store: Store, starts: list) -> list[dict]:
     """Those of the starts [(state, tasks)] that a demonstration of the store began from, as far as the store knows (scripted files): in
     the wide layout the same task and simulator seed, in the official one the same task and init state."""
@@ -110,22 +145,20 @@ def begun(store: Store, starts: list) -> list[dict]:
     return [state for state, (task, *_) in starts if key(state, task) in had]
 
 
-def recorded(store: Store) -> dict[str, np.ndarray]:
-    """{task: (T, 7) actions} of one demonstration each, the first that nothing disturbed: only there were just these actions executed."""
-    found = {}
-    for info in sorted(store.episodes, key=lambda info: bool(info.info.get("disturbed"))):
-        if info.task_id not in found:
-            found[info.task_id] = store.read(info.index, columns=["action"]).columns["action"]
-    return found
-
-
 def beside(policy, demonstrations: dict[str, np.ndarray], plan: Plan, seed: int = 0, blind=None) -> dict[str, object]:
-    """What a score is seen beside. blind: a policy of the same kind trained without pictures; without one its pictures are blanked."""
-    still = np.array([[0, 0, 0, 0, 0, 0, 1]], np.float32)
+    """What a score is seen beside. blind: a policy of the same kind trained without pictures; without one its pictures are blanked.
+
+    A task without a demonstration is replayed by standing still, which the floor's name then says; a UserError where no task has one.
+    """
+    still, lacking = np.array([[0, 0, 0, 0, 0, 0, 1]], np.float32), [task for task in plan.sentences if task not in demonstrations]
+    if len(lacking) == len(plan.sentences):
+        raise UserError("there is no demonstration to replay", f"of a task of {plan.suite}: {', '.join(sorted(plan.sentences)[:3])} ..",
+                        ", ".join(sorted(demonstrations)[:3]) or "none", "a store of this suite, other tasks, or no floors (--no-floors)")
+    replay = "replay of one demonstration" + (f" (stands still in {len(lacking)} of {len(plan.sentences)} tasks)" if lacking else "")
     found = {"blind, trained" if blind is not None else "images blanked": floors.Blank(policy) if blind is None else blind}
     if len(set(plan.sentences.values())) > 1:
         found["shuffled instruction"] = floors.ShuffledInstruction(policy, tuple(sorted(set(plan.sentences.values()))), seed)
-    found |= {"replay of one demonstration": floors.Replay({task: demonstrations.get(task, still) for task in plan.sentences}),
+    found |= {replay: floors.Replay({task: demonstrations.get(task, still) for task in plan.sentences}),
               "random actions": floors.RandomPolicy(seed), "constant action": floors.ConstantPolicy()}
     return found | ({"scripted expert (ceiling)": floors.ExpertPolicy(seed)} if plan.suite in SCRIPTED else {})
 

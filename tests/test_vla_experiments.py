@@ -152,7 +152,7 @@ def test_every_layout_is_evaluated_in_its_own_suite(tmp_path, played, benchmark)
              [MUG, "STUDY_SCENE1_pick_up_the_book_and_place_it_in_the_back_compartment_of_the_caddy"]),
             (told(tmp_path / "some download", played, STOVE, RACK), "libero_goal",
              ["put_the_wine_bottle_on_the_rack", "turn_on_the_stove"])):
-        store, said = stored(source, tmp_path / f"{source.name} store"), []
+        store, said = stored(source, tmp_path / "stores" / source.parent.name / source.name), []
         here = vla_experiments.plan(SETTINGS, store, log=said.append)
         assert (here.suite, sorted(here.sentences), said) == (suite, tasks, []), source
         assert {state["suite"] for state, _ in here.chains} == {suite}
@@ -185,7 +185,7 @@ def test_data_of_several_suites_are_evaluated_in_each(tmp_path, played, benchmar
     assert scored[0][1] == {"profile": "smoke", "starts of demonstrations": 0}
 
 
-def test_what_the_benchmark_cannot_be_asked_for_is_said_at_import_and_at_evaluation(tmp_path, played, benchmark, capsys):  # noqa: F811
+def test_what_the_benchmark_cannot_be_asked_for_is_said_at_import_and_at_evaluation(tmp_path, played, benchmark):  # noqa: F811
     both = told(tmp_path / "libero_90", played, "open the top drawer of the cabinet", "wash the dishes")
     described = libero.sources_of(both)[0].describe()
     assert "said by 2 tasks" in described and "KITCHEN_SCENE1_open_the_top" in described and "'wash the dishes' is said by no" in described
@@ -193,7 +193,7 @@ def test_what_the_benchmark_cannot_be_asked_for_is_said_at_import_and_at_evaluat
         vla_experiments.plan(SETTINGS, stored(both, tmp_path / "store"), **QUIET)
     said, part = [], stored(told(tmp_path / "x", played, STOVE, "close the microwave"), tmp_path / "part")
     assert list(vla_experiments.plan(SETTINGS, part, log=said.append).sentences) == ["KITCHEN_SCENE6_close_the_microwave"]
-    assert len(said) == 1 and "not evaluated: 'turn on the stove' is said by 2 tasks" in said[0], "libero_90 has it in two scenes"
+    assert len(said) == 1 and "not evaluated: 'turn on the stove' is said by 3 tasks" in said[0], "libero_90 has it twice"
     alone = stored(told(tmp_path / "y", played, STOVE), tmp_path / "alone")
     assert suites.tasks_of(alone)[0] == {} and list(suites.recorded(alone, "libero_goal")) == ["turn_on_the_stove"], "the user says which"
 
@@ -219,7 +219,10 @@ def test_the_lists_are_the_benchmarks(real, tmp_path, played):  # noqa: F811
     how = real("libero", suite="libero_object")
     with opened(how) as worker:
         for suite, names in libero_tasks.TASKS.items():
-            assert worker.ask_and_wait("apply", "repro.sims.libero:task_names", [suite]) == names
+            ask = lambda number, suite=suite: worker.ask_and_wait("apply", "repro.sims.libero_expert:task_name", [number, suite])
+            assert [ask(number) for number in range(len(names))] == names
+            with pytest.raises(UserError, match="no task"):
+                ask(len(names))
     store = stored(told(tmp_path / "libero_spatial_image", played, BOWL), tmp_path / "store")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REPRO_LIBERO_ASSETS", how.options["assets"] or "")

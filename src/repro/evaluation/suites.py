@@ -175,7 +175,8 @@ def summarise(outcomes: list[Outcome], seed: int = 0) -> dict[str, dict]:
     """Metrics: "1/1" (all episodes, Wilson), "task/<name>" (Wilson), "suite" (mean over tasks, 95 % for other episodes *and other tasks*).
 
     Episodes of a task are alike, so "suite" draws tasks, then episodes within each (two-level bootstrap), and is never narrower than
-    Wilson's interval over all episodes.
+    Wilson's interval over all episodes. The ablation's tables keep to the tasks that were
+    played; results/README.md says which is the headline.
     """
     metrics = {name: value for name, value in chains.summarise(outcomes, seed).items() if name != "average length"}
     tasks = list(dict.fromkeys(o.tasks for o in outcomes))

@@ -91,4 +91,7 @@ from repro.evaluation import suites
 rows = vla_experiments.there(work, list(vla_experiments.ROWS), seed, settings.vla_preset)
 policies = vla_experiments.load(work, rows, seed, settings.vla_preset)
 acted = vla_experiments.roll_out(settings, work, policies, seed) if rows else []
-print(results.markdown(*suites.table(acted)) if acted else "no VGGT-VLA is trained here yet: run notebook 06 first")
+for benchmark in dict.fromkeys(record["benchmark"] for record in acted):
+    print(results.markdown(*suites.table([record for record in acted if record["benchmark"] == benchmark])), "\n")
+if not rows:
+    print("no VGGT-VLA is trained here yet: run notebook 06 first")

@@ -92,3 +92,52 @@ def test_rows_stand_before_floors_in_the_readme(tmp_path):
     section = real_tables.real_section(tmp_path)
     order = [line.split("|")[1].strip() for line in section.splitlines() if line.startswith("| ")][2:]
     assert order == ["VGGT-VLA tiny, none", "keypoint policy", "blind", "constant action", "random actions"]
+
+
+def test_held_out_init_states_are_held_out(tmp_path):
+    """What the record says is counted in the store; with all 50 init states in training, or a wide start, nothing is evaluated."""
+    small = lambda suite: base.grocery(suite, image_size=32, wrist_size=32, orientation="raw")
+    rest = {"launch": small, "every": 40, "log": SAID.append}
+    files = lambda name, **how: libero_hdf5.write(tmp_path / name, "grocery", (0,), 2, "wide", **rest, **how)
+    made = lambda name, **how: libero.ensure_store(files(name, **how), tmp_path / name / "store")
+    held_out = range(45, 50)
+    wide = lambda seed: {"wide": [({"task": task, "init": 45, "layout": "wide", "seed": seed}, (task,))]}
+    kept = made("kept", first=44, inits=45)
+    task = kept.episodes[0].task_id
+    assert [info.info["state"]["init"] for info in kept.episodes] == [44, 0], "number 45 wraps before what is held out"
+    assert real.untrained(kept, held_out, wide(900_000)) == "45 ... 49; the 2 demonstrations began from 2 others, 0 ... 44"
+    with pytest.raises(UserError, match="1 starts of demonstrations"):
+        real.untrained(kept, held_out, wide(45))
+    with pytest.raises(UserError, match=r"init states \[45\]"):
+        real.untrained(made("all", first=44), held_out, wide(900_000))
+
+
+def test_other_starts_stay_out_of_what_is_held_out():
+    """Where the expert fails at a start, another one is tried; with 36 a task that of number 9 was 45."""
+    asked = []
+
+    class Failing:
+        def run(self, suite, function, state, seed, settings):
+            asked.append(state)
+            return {"success": False, "tries": 1}
+
+    for number in range(36):
+        with pytest.raises(UserError, match="the expert fails"):
+            libero_hdf5._episode(Failing(), "libero_object", "wide", 0, {}, 36, 40, "milk", number)
+    assert len(asked) == 360 and max(state["init"] for state in asked) == 39 and len({state["seed"] for state in asked}) == 360
+
+
+def test_the_largest_size_writes_no_held_out_start(tmp_path, monkeypatch):
+    """What `repro simulate libero --profile t4` asks the writer for, by the writer's own rule."""
+    asked = []
+
+    def stop(*given):
+        raise KeyError("enough")
+
+    monkeypatch.setattr(real.environments, "launch", lambda name, **options: None)
+    monkeypatch.setattr(libero_hdf5, "write", lambda *given, inits, log: (asked.append((given[3], inits)), given[0].mkdir(parents=True)))
+    monkeypatch.setattr(real.libero_data, "ensure_store", stop)
+    with pytest.raises(KeyError, match="enough"):
+        real.libero(tmp_path, real.SIZES["t4"], log=SAID.append)
+    assert asked == [(200, 40), (40, 40)]
+    assert {libero_hdf5.start("milk", "libero_object", "wide", 0, number, 40)["init"] for number in range(2000)} == set(range(40))

@@ -49,7 +49,6 @@ def test_plans_keep_the_conventions(plan):
     wide, again, other = plan("wide", 3), plan("wide", 3), plan("wide", 3, seed=1)
     seeds = lambda found: {state["seed"] for state, _ in found.chains}
     assert wide.chains == again.chains and not seeds(wide) & seeds(other) and min(seeds(wide) | seeds(other)) >= suites.WIDE_SEED
-    assert max(libero_hdf5.start(MILK, "grocery", "wide", 8, 999)["seed"], 0) < suites.WIDE_SEED, "no scripted demonstration begins so"
     assert wide.name == "grocery table, wide layout, 2 single tasks" and wide.sentences[MILK] == MILK.replace("_", " ")
     assert wide.about["settle_steps"] == 0 and wide.max_steps == 280
     for error, call in (("no suite", lambda: suites.plan_of("libero_kitchen")),
@@ -57,6 +56,23 @@ def test_plans_keep_the_conventions(plan):
                         ("no 51 episodes", lambda: plan(episodes=51)), ("unknown layout", lambda: plan("narrow"))):
         with pytest.raises(UserError, match=error):
             call()
+
+
+def test_no_scripted_demonstration_begins_where_an_evaluation_does(tmp_path, store, plan):
+    last = libero_hdf5.start(MILK, "grocery", "wide", 8, libero_hdf5.UNSEEN - 1)["seed"]
+    assert last < libero_hdf5.WIDE_SEED == min(state["seed"] for state, _ in plan("wide").chains)
+    (tmp_path / "files").mkdir()
+    settings = SimpleNamespace(grocery_per_task=1, noise=0.1, workers=1)
+    for error, call in (("seed=9", lambda: libero_hdf5.write(tmp_path / "x", "grocery", (MILK,), 1, "wide", seed=9)),
+                        ("seed=-1", lambda: libero_hdf5.write(tmp_path / "x", "grocery", (MILK,), 1, "wide", seed=-1)),
+                        ("per_task=9001", lambda: libero_hdf5.write(tmp_path / "x", "grocery", (MILK,), 9001, "wide")),
+                        ("inits=51", lambda: libero_hdf5.write(tmp_path / "x", "grocery", (MILK,), 1, "wide", inits=51)),
+                        ("seed=9", lambda: libero_hdf5.ensure_grocery(tmp_path / "files", settings, 9))):
+        with pytest.raises(UserError, match=f"starts of evaluations too(.|\n)*{error}"):
+            call()
+    assert (tmp_path / "files").is_dir() and not (tmp_path / "x").exists(), "nothing is lost, nothing half-written"
+    official = plan(episodes=50).chains
+    assert [state["init"] for state in suites.begun(store, official)] == [0, 3, 0, 3] and suites.begun(store, plan("wide", 50).chains) == []
 
 
 def test_what_is_replayed_was_not_disturbed(store):

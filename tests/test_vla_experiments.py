@@ -4,13 +4,17 @@ import json
 from dataclasses import replace
 
 import pytest
+from test_libero import lerobot, original, played, regenerated  # noqa: F401  (played is a fixture)
 
 from repro import profiles, vla_experiments
-from repro.data import libero, libero_hdf5
+from repro.data import libero, libero_hdf5, libero_tasks
 from repro.data.batches import held_out_episodes
+from repro.data.episodes import Store
+from repro.evaluation import floors, suites
 from repro.machine import UserError
 from repro.models.vggt_vla import VGGTVLA
-from repro.sims import base
+from repro.sims import base, environments
+from repro.sims.worker import opened
 from repro.training import checkpoint, launch
 
 SETTINGS = replace(profiles.SMOKE, vla_steps=2, workers=1, simulators=4)
@@ -86,10 +90,141 @@ def test_without_gaze_boxes_nothing_points_and_small_words_train_along(work, mon
 def test_what_is_missing_or_misspelt_is_said(tmp_path, work):
     with pytest.raises(UserError, match="run notebook 02 first"):
         vla_experiments.data(tmp_path)
-    with pytest.raises(UserError, match="there is no row 'vgtt'"):
+    with pytest.raises(UserError, match="has no row 'vgtt'"):
         vla_experiments.named("none, vgtt")
     assert vla_experiments.named("") == ["none", "graph", "vggt", "blind"]
     settings = profiles.get("t4")
     config = json.loads(vla_experiments.job(settings, work, "graph").read_text())
     assert config["model"] == {"preset": "vggt_qwen3", "backbone": "graph", "backbone_weights": "", "state_dim": 8}
     assert launch.train_config(launch.Job(**config), tmp_path).keep_epochs == 5
+
+
+# ---- which suite and tasks ---------------------------------------------------------------------------------------------------------
+
+MILK = "pick_up_the_milk_and_place_it_in_the_basket"
+BOWL = "pick up the black bowl next to the plate and place it on the plate"
+STOVE, POTS, MUG = "turn on the stove", "put both moka pots on the stove", "KITCHEN_SCENE8_put_both_moka_pots_on_the_stove"
+RACK, BOOK = "put the wine bottle on the rack", "pick up the book and place it in the back compartment of the caddy"
+QUIET = {"log": lambda line: None}
+
+
+class Benchmark:
+    """What a plan asks LIBERO's simulator: its tasks, and what it is."""
+
+    def __init__(self, suite, **options):
+        self.suite = suite
+
+    def task_list(self):
+        return libero_tasks.TASKS[self.suite]
+
+    def about(self):
+        return {"simulator": "LIBERO", "renderer": "none", "assets": "none", "settle_steps": 10}
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.setattr(environments, "launch", lambda name, **options: base.Launch(f"{__name__}:Benchmark", options))
+
+
+def told(folder, played, *sentences, version="v2.0"):  # noqa: F811
+    """A LeRobot folder with these sentences."""
+    lerobot(folder, played, version, episodes=len(sentences))
+    rows = [{"episode_index": i, "tasks": [said], "length": len(played["actions"])} for i, said in enumerate(sentences)]
+    (folder / "meta" / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def stored(source, place):
+    libero.import_libero(source, place)
+    return Store(place)
+
+
+def test_every_layout_is_evaluated_in_its_own_suite(tmp_path, played, benchmark):  # noqa: F811
+    """Whatever the folder is called: the suite and its names of the tasks are the benchmark's, for the plan and for what is replayed."""
+    spatial = BOWL.replace(" ", "_")
+    for source, suite, tasks in (
+            (original(tmp_path / "a", played), "libero_object", [MILK]),
+            (regenerated(tmp_path / "b", played), "libero_object", [MILK]),  # libero_object_no_noops
+            (told(tmp_path / "libero_spatial_image", played, BOWL, BOWL), "libero_spatial", [spatial]),
+            (lerobot(tmp_path / "libero", played, "v3.0"), "libero_object", sorted([
+                MILK, "pick_up_the_alphabet_soup_and_place_it_in_the_basket"])),
+            (told(tmp_path / "libero_10_image", played, POTS, BOOK), "libero_10",
+             [MUG, "STUDY_SCENE1_pick_up_the_book_and_place_it_in_the_back_compartment_of_the_caddy"]),
+            (told(tmp_path / "some download", played, STOVE, RACK), "libero_goal",
+             ["put_the_wine_bottle_on_the_rack", "turn_on_the_stove"])):
+        store, said = stored(source, tmp_path / "stores" / source.parent.name / source.name), []
+        here = vla_experiments.plan(SETTINGS, store, log=said.append)
+        assert (here.suite, sorted(here.sentences), said) == (suite, tasks, []), source
+        assert {state["suite"] for state, _ in here.chains} == {suite}
+        assert here.layout == ("wide" if suite == "libero_object" else "official")
+        assert {info.scene for info in store.episodes} == {suite} and {info.task_id for info in store.episodes} == set(tasks)
+        known = suites.recorded(store)
+        assert sorted(known) == tasks and all(len(actions) > 20 for actions in known.values())
+        assert "replay of one demonstration" in suites.beside(floors.ConstantPolicy(), known, here), "nothing stands still"
+
+
+def test_stores_that_were_imported_before_are_evaluated_too(tmp_path, played, benchmark):  # noqa: F811
+    """Their scene is the folder's name, their task the sentence."""
+    store = stored(told(tmp_path / "libero_10_image", played, POTS, BOOK), tmp_path / "store")
+    store.episodes = [replace(info, scene="libero_10_image", task_id=info.task.replace(" ", "_")) for info in store.episodes]
+    here = vla_experiments.plan(SETTINGS, store, **QUIET)
+    assert here.suite == "libero_10" and MUG in here.sentences and set(suites.recorded(store)) == set(here.sentences)
+
+
+def test_data_of_several_suites_are_evaluated_in_each(tmp_path, played, benchmark, monkeypatch):  # noqa: F811
+    store = stored(told(tmp_path / "libero", played, STOVE, RACK, POTS, BOWL), tmp_path / "store")
+    assert suites.tasks_of(store)[0] == {"libero_10": [MUG], "libero_goal": ["put_the_wine_bottle_on_the_rack", "turn_on_the_stove"],
+                                         "libero_spatial": [BOWL.replace(" ", "_")]}
+    with pytest.raises(UserError, match="(?s)which suite.*libero_10, libero_goal, libero_spatial"):
+        vla_experiments.plan(SETTINGS, store)
+    scored = []
+    monkeypatch.setattr(vla_experiments, "data", lambda work: store)
+    monkeypatch.setattr(suites, "score", lambda policies, here, *given, config, **how: scored.append((here.suite, config)) or [here.name])
+    assert len(vla_experiments.roll_out(SETTINGS, tmp_path, {}, **QUIET)) == 3
+    assert [suite for suite, _ in scored] == ["libero_10", "libero_goal", "libero_spatial"]
+    assert scored[0][1] == {"profile": "smoke", "starts of demonstrations": 0}
+
+
+def test_what_the_benchmark_cannot_be_asked_for_is_said_at_import_and_at_evaluation(tmp_path, played, benchmark):  # noqa: F811
+    both = told(tmp_path / "libero_90", played, "open the top drawer of the cabinet", "wash the dishes")
+    described = libero.sources_of(both)[0].describe()
+    assert "said by 2 tasks" in described and "KITCHEN_SCENE1_open_the_top" in described and "'wash the dishes' is said by no" in described
+    with pytest.raises(UserError, match="(?s)which suite.*'open the top drawer of the cabinet' is said by 2 tasks.*--suite SUITE"):
+        vla_experiments.plan(SETTINGS, stored(both, tmp_path / "store"), **QUIET)
+    said, part = [], stored(told(tmp_path / "x", played, STOVE, "close the microwave"), tmp_path / "part")
+    assert list(vla_experiments.plan(SETTINGS, part, log=said.append).sentences) == ["KITCHEN_SCENE6_close_the_microwave"]
+    assert len(said) == 1 and "not evaluated: 'turn on the stove' is said by 3 tasks" in said[0], "libero_90 has it twice"
+    alone = stored(told(tmp_path / "y", played, STOVE), tmp_path / "alone")
+    assert suites.tasks_of(alone)[0] == {} and list(suites.recorded(alone, "libero_goal")) == ["turn_on_the_stove"], "the user says which"
+
+
+def test_a_replay_that_stands_still_says_so(benchmark):
+    here, still = suites.plan_of("libero_goal", episodes=1), floors.ConstantPolicy()
+    known = {"turn_on_the_stove": 0, "not_a_task": 0}
+    assert "replay of one demonstration (stands still in 9 of 10 tasks)" in suites.beside(still, known, here)
+    with pytest.raises(UserError, match="(?s)no demonstration to replay.*libero_goal.*not_a_task.*--no-floors"):
+        suites.beside(still, {"not_a_task": 0}, here)
+
+
+def test_wide_starts_of_demonstrations_are_not_evaluated(work):
+    store = vla_experiments.data(work)
+    assert vla_experiments.plan(SETTINGS, store, **QUIET).layout == "wide"
+    store.episodes[1].info["state"]["seed"] = libero_hdf5.WIDE_SEED
+    with pytest.raises(UserError, match="demonstrations of starts that are evaluated"):
+        vla_experiments.plan(SETTINGS, store, **QUIET)
+
+
+def test_the_lists_are_the_benchmarks(real, tmp_path, played):  # noqa: F811
+    """Every suite's list in its own package, and a plan in its own simulator."""
+    how = real("libero", suite="libero_object")
+    with opened(how) as worker:
+        for suite, names in libero_tasks.TASKS.items():
+            ask = lambda number, suite=suite: worker.ask_and_wait("apply", "repro.sims.libero_expert:task_name", [number, suite])
+            assert [ask(number) for number in range(len(names))] == names
+            with pytest.raises(UserError, match="no task"):
+                ask(len(names))
+    store = stored(told(tmp_path / "libero_spatial_image", played, BOWL), tmp_path / "store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REPRO_LIBERO_ASSETS", how.options["assets"] or "")
+        here = vla_experiments.plan(replace(SETTINGS, vla_episodes=1), store, **QUIET)
+    assert here.suite == "libero_spatial" and here.about["simulator"] == "LIBERO" and list(here.sentences.values()) == [BOWL]

@@ -18,7 +18,7 @@ from repro import attention, experiments, machine, run_records, vla_experiments
 from repro.data import calvin_import, libero_hdf5
 from repro.data import libero as libero_data
 from repro.data.episodes import Store
-from repro.evaluation import chains, floors, offline, protocols
+from repro.evaluation import chains, floors, offline, protocols, suites
 from repro.evaluation.policies import about as about_policy
 from repro.evaluation.policies import load_policy, minutes
 from repro.experiments import watch
@@ -164,6 +164,22 @@ def policies(models: dict[str, KeypointPolicy], recorded: dict[str, np.ndarray],
             "scripted expert (ceiling)": floors.ExpertPolicy(seed)}
 
 
+def untrained(store: Store, held_out: range, starts: dict[str, list]) -> str:
+    """For the record: that none of the store's demonstrations began from a held-out init state, in any layout; a UserError where one did,
+    or began from one of the wide starts."""
+    states = [info.info.get("state") for info in store.episodes]
+    if not all(states):
+        raise UserError(f"{store.folder} does not say where its demonstrations began", "the state of each scripted episode",
+                        f"{sum(not state for state in states)} of {len(states)} without", "import the scripted files again")
+    used = {int(state["init"]) for state in states}
+    also = sorted(used & set(held_out))
+    if twice := [state for found in starts.values() for state in suites.begun(store, found)] or also:
+        raise UserError("what is evaluated was trained on", f"init states {held_out[0]} ... {held_out[-1]} and wide seeds without a "
+                        f"demonstration", f"init states {also}" if also else f"{len(twice)} starts of demonstrations",
+                        f"remove {store.folder.parent.parent} and begin again")
+    return f"{held_out[0]} ... {held_out[-1]}; the {len(states)} demonstrations began from {len(used)} others, {min(used)} ... {max(used)}"
+
+
 def roll_out(work: Path, scored: dict[str, object], starts: dict[str, list], how: Launch, sentences: dict[str, str], store: Store,
              settings: dict, seed: int, log) -> list[dict]:
     """Evaluate every policy on the same chains of every benchmark; one record each, saved."""
@@ -228,25 +244,28 @@ def libero(work: Path, size: Size, seed: int = 0, assets: str | None = None, log
     """
     options = {"suite": "libero_object", **({"assets": assets} if assets else {})}
     how, parts = environments.launch("libero", **options), []
+    held_out = range(libero_hdf5.INITS - min(10, -(-size.trials // 2)), libero_hdf5.INITS)
     raw = lambda suite: environments.launch("libero", **{**options, "suite": suite, "orientation": "raw"})
     for layout, count in (("wide", size.wide), ("official", size.official)):
         parts.append(work / "demonstrations" / layout)
         if not parts[-1].is_dir():
             part = parts[-1].with_name(f"{layout}.part")  # all tasks or none
             shutil.rmtree(part, ignore_errors=True)
-            libero_hdf5.write(part, "libero_object", LIBERO_TASKS, count, layout, seed, 2, raw, NOISE, 0.6, 4, log=log)
+            libero_hdf5.write(part, "libero_object", LIBERO_TASKS, count, layout, seed, 2, raw, NOISE, 0.6, 4, inits=held_out[0],
+                              log=log)
             part.replace(parts[-1])
     store = libero_data.ensure_store(parts, work / "store" / "training")
+    starts = {f"LIBERO-Object, 2 tasks, {layout} layout": [
+        ({"suite": "libero_object", "task": task, "init": held_out[i % len(held_out)], "layout": layout,
+          "seed": libero_hdf5.WIDE_SEED + i}, (task,))
+        for task in LIBERO_TASKS for i in range(size.trials if layout == "wide" else len(held_out))] for layout in ("wide", "official")}
+    inits = untrained(store, held_out, starts)
     models = vggt_vla(work, store, size, seed, log) | train(work, store, size, seed, log, chunk=8)
     sentences = {task: task.replace("_", " ") for task in LIBERO_TASKS}
     protocol = protocols.libero_protocol("openpi")
-    held_out = range(libero_hdf5.INITS - min(10, -(-size.trials // 2)), libero_hdf5.INITS)
-    starts = {f"LIBERO-Object, 2 tasks, {layout} layout": [
-        ({"suite": "libero_object", "task": task, "init": held_out[i % len(held_out)], "layout": layout, "seed": 900_000 + i}, (task,))
-        for task in LIBERO_TASKS for i in range(size.trials if layout == "wide" else len(held_out))] for layout in ("wide", "official")}
     settings = {"protocol": "10 settle steps not counted, 8 actions a query, re-seeded each episode",
                 "max_steps": min(size.max_steps, protocol.max_steps["libero_object"]), "demonstrations": "scripted, noise and pushes",
-                "init states": f"{held_out[0]} ... {held_out[-1]}, not in training"}
+                "init states": inits}
     with Worker(how) as worker:  # what is replayed: the expert, undisturbed, from official init state 0
         played = {task: worker.ask_and_wait("apply", "repro.sims.libero_expert:record",
                                             [{"task": task, "init": 0, "layout": "official", "seed": seed}, seed, {"every": 0}])

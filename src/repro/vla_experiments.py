@@ -36,7 +36,6 @@ HELD_OUT = 0.1  # share of the episodes that is not trained on
 MAX_STEPS = 280  # of a rollout, as in libero_object
 FEW = 20  # rollouts for which starting processes of their own is not worth it
 EXECUTE = 4  # actions of each chunk of 8: looking again sooner helps every row (papers/vggt_vla/notes.md)
-UNSEEN = 90_000  # number of the first start of rollouts: demonstrations have the lower ones
 
 
 def data(work: Path) -> Store:
@@ -182,16 +181,26 @@ def attention_figure(models: dict[str, VGGTVLA], store: Store, count: int, note:
 # ---- closed loop -------------------------------------------------------------------------------------------------------------------
 
 
-def plan(settings: Profile, store: Store, layout: str = "wide", seed: int = 0) -> suites.Plan:
+def plan(settings: Profile, store: Store, layout: str = "wide", seed: int = 0, suite: str = "", log=print) -> suites.Plan:
     """The evaluation of policies trained on `store`: its own suite and tasks, pictures of its size, starts that no demonstration had.
 
-    layout: "wide" where the suite has one, else the official init states. seed: of the wide starts.
+    layout: "wide" where the suite has one, else the official init states, which demonstrations may have had too (`suites.begun`). seed: of
+    the wide starts. suite: which, where the data are of several. Tasks that the benchmark cannot be asked for are told to `log`.
     """
-    grocery = store.meta.get("simulator") == suites.TABLE
-    suite = suites.GROCERY if grocery else store.episodes[0].scene
+    found, unclear = suites.tasks_of(store)
+    for why in unclear:
+        log(f"not evaluated: {why}")
+    if not (suite or len(found) == 1) or (suite or next(iter(found))) not in found:
+        raise UserError(f"{store.folder}: which suite is evaluated?", "data of one of LIBERO's suites, or which of several",
+                        ", ".join(found) or "; ".join(unclear[:3]),
+                        "give suite=" + " or ".join(found) if found else "repro evaluate --suite SUITE --tasks NAME,NAME --no-floors")
+    suite = suite or next(iter(found))
     layout = layout if suite in (suites.GROCERY, "libero_object") else "official"
-    tasks = sorted({episode.task_id for episode in store.episodes})
-    return suites.plan_of(suite, layout, settings.vla_episodes, tasks, seed=seed, execute=EXECUTE, **suites.sizes_of(store))
+    here = suites.plan_of(suite, layout, settings.vla_episodes, found[suite], seed=seed, execute=EXECUTE, **suites.sizes_of(store))
+    if layout == "wide" and (twice := suites.begun(store, here.chains)):
+        raise UserError(f"{store.folder} has demonstrations of starts that are evaluated", "none", f"{len(twice)}, the first {twice[0]}",
+                        "another seed, or write the demonstrations again with a seed of 0 ... 8")
+    return here
 
 
 def floors_of(row: str, model: VGGTVLA, store: Store, here: suites.Plan, seed: int = 0) -> dict[str, object]:
@@ -201,12 +210,16 @@ def floors_of(row: str, model: VGGTVLA, store: Store, here: suites.Plan, seed: i
 
 
 def roll_out(settings: Profile, work: Path, models: dict[str, VGGTVLA], seed: int = 0, layout: str = "wide", log=print) -> list[dict]:
-    """A run record of each model from the same starts, and of the floors of the last one that sees; saved in work/runs."""
-    store = data(work)
-    here, seeing = plan(settings, store, layout, seed), [row for row, model in models.items() if not model.config.blind]
-    floors = floors_of(seeing[-1], models[seeing[-1]], store, here, seed) if seeing else {}
-    return suites.score({**models, **floors}, here, work, store, seed=seed, simulators=settings.simulators, renew=True,
-                        config={"profile": settings.name}, log=log)
+    """A run record of each model from the same starts, and of the floors of the last one that sees; saved in work/runs. Where the data are
+    of several suites, of each suite."""
+    store, seeing, found = data(work), [row for row, model in models.items() if not model.config.blind], []
+    for suite in suites.tasks_of(store)[0] or [""]:
+        here = plan(settings, store, layout, seed, suite, log)
+        floors = floors_of(seeing[-1], models[seeing[-1]], store, here, seed) if seeing else {}
+        about = {"profile": settings.name, "starts of demonstrations": len(suites.begun(store, here.chains))}
+        found += suites.score({**models, **floors}, here, work, store, seed=seed, simulators=settings.simulators, renew=True, config=about,
+                              log=log)
+    return found
 
 
 # ---- a first look at rollouts --------------------------------------------------------------------------------------------------------
@@ -215,7 +228,7 @@ def roll_out(settings: Profile, work: Path, models: dict[str, VGGTVLA], seed: in
 def starts(store: Store, each: int, seed: int = 0) -> list[tuple[dict, tuple[str]]]:
     """What `chains.evaluate` takes: `each` starts of every task that was trained on, wide layout, none of them a demonstration's."""
     tasks = sorted({episode.task_id for episode in store.episodes})
-    return [(libero_hdf5.start(task, "grocery", "wide", seed, UNSEEN + i), (task,)) for task in tasks for i in range(each)]
+    return [(libero_hdf5.start(task, "grocery", "wide", seed, libero_hdf5.UNSEEN + i), (task,)) for task in tasks for i in range(each)]
 
 
 def first_look(settings: Profile, work: Path, models: dict[str, VGGTVLA], seed: int = 0, log=print) -> dict[str, list[chains.Outcome]]:

@@ -37,6 +37,7 @@ from repro import clock
 from repro.data.episodes import Episode, Store, as_column
 from repro.data.evidence import LOOKED, Evidence, check
 from repro.data.lerobot import LeRobot
+from repro.data.libero_tasks import SUITE_OF, places, resolve, sentence_of, suite_named, why_not
 from repro.data.resumable import ResumableWriter
 from repro.machine import UserError
 
@@ -65,13 +66,14 @@ class Source:
     tasks: dict[str, str]
     episodes: list[tuple[int, str]]  # (number, sentence) of all
     read: Callable[[Callable[[int, str], bool]], Iterator[tuple[int, Episode]]]
+    unclear: tuple[str, ...] = ()  # why tasks are not the benchmark's, so that they cannot be evaluated
 
     def describe(self) -> str:
         return f"{self.path.name}: {self.kind()}"
 
     def kind(self) -> str:
         return (f"{self.layout}, known by {self.known_by}; pictures {self.orientation}, {self.observation} the action; "
-                f"{len(self.tasks)} task{'s' * (len(self.tasks) > 1)}")
+                f"{len(self.tasks)} task{'s' * (len(self.tasks) > 1)}" + "".join(f"; not to be evaluated: {why}" for why in self.unclear))
 
 
 # --- which layout -------------------------------------------------------------------------------------------------------------------
@@ -104,22 +106,20 @@ def sources_of(sources: Sequence[str | Path] | str | Path) -> list[Source]:
     return [_lerobot(path) if path.is_dir() else _hdf5(path) for one in listed for path in files_of(one)]
 
 
-def sentence_of(task: str) -> str:
-    """The benchmark's sentence of a task's name: without the scene, words apart ("KITCHEN_SCENE3_turn_on_the_stove")."""
-    return re.sub(r"^[A-Z_]+SCENE\d+_", "", task).replace("_", " ")
-
-
 def _lerobot(folder: Path) -> Source:
     data = LeRobot(folder)
-    sentences = {sentence.replace(" ", "_"): sentence for _, sentence, _, _ in data.episodes}
+    has = {said: places("", said, suite_named(folder.resolve())) for _, said, _, _ in data.episodes}
+    found = resolve(has)
+    named = {said: found.get(said, (folder.name, said.replace(" ", "_"))) for said in has}
 
     def read(wanted):
         for episode in data.read(wanted):
-            episode.info |= {"task_id": episode.task.replace(" ", "_"), "scene": folder.name}
+            episode.info |= dict(zip(("scene", "task_id"), named[episode.task], strict=True))
             yield episode.info["episode"], episode
 
-    return Source(folder, f"LeRobot {data.version}", "codebase_version in meta/info.json", "before", "rotated", sentences,
-                  [(index, sentence) for index, sentence, _, _ in data.episodes], read)
+    return Source(folder, f"LeRobot {data.version}", "codebase_version in meta/info.json", "before", "rotated",
+                  {name: said for said, (_, name) in named.items()}, [(index, sentence) for index, sentence, _, _ in data.episodes], read,
+                  tuple(why_not(said, has[said]) for said in has if said not in found))
 
 
 def _hdf5(path: Path) -> Source:
@@ -149,9 +149,12 @@ def _hdf5(path: Path) -> Source:
         layout, known_by = "regenerated HDF5 (OpenVLA)", "data without attributes"
     upright = str(attributes.get("macros_image_convention", "opengl")) == "opencv"
     kind = "scripted" if scripted else "after" if own is not None else "before"
-    read = lambda wanted: _demos(path, task, sentence, own, kind, wanted)
+    scene = path.parent.name if scripted else SUITE_OF.get(task, path.parent.name)  # the suite, whatever the folder is called
+    read = lambda wanted: _demos(path, task, scene, sentence, own, kind, wanted)
+    may = places(task, sentence, suite_named(path))
+    unclear = () if task in SUITE_OF or len(may) == 1 else (why_not(sentence, may),)
     return Source(path, layout, known_by, "before" if kind == "before" else "after", "upright" if upright else "raw",
-                  {task: sentence}, [(number, sentence) for number in sorted(int(name.split("_")[1]) for name in names)], read)
+                  {task: sentence}, [(number, sentence) for number in sorted(int(name.split("_")[1]) for name in names)], read, unclear)
 
 
 def _opened(path: Path):
@@ -163,12 +166,12 @@ def _opened(path: Path):
         raise UserError(f"{path} cannot be read", "a whole HDF5 file", error, AGAIN) from error
 
 
-def _demos(path: Path, task: str, sentence: str, own: str | None, kind: str, wanted) -> Iterator[tuple[int, Episode]]:
+def _demos(path: Path, task: str, scene: str, sentence: str, own: str | None, kind: str, wanted) -> Iterator[tuple[int, Episode]]:
     with _opened(path) as file:
         data = file["data"]
         for number in sorted(int(name.split("_")[1]) for name in data if name.startswith("demo_")):
             if wanted(number, sentence):
-                info = {"task_id": task, "scene": path.parent.name, "file": path.name, "demo": f"demo_{number}"}
+                info = {"task_id": task, "scene": scene, "file": path.name, "demo": f"demo_{number}"}
                 info |= {"own_sentence": own} if own not in (None, sentence) else {}
                 try:
                     yield number, Episode(sentence, *_demo(data[f"demo_{number}"], kind, f"{path}, demo_{number}", info))

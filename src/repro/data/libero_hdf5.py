@@ -29,6 +29,9 @@ from repro.sims import demos, environments
 from repro.sims.base import Launch
 
 INITS, OTHER_STARTS = 50, 10  # official init states of a task; other starts tried where the expert fails at one
+APART = 100_000  # from the first simulator seed of one data seed's starts to the next's
+UNSEEN = 90_000  # number of the first start of rollouts: demonstrations have the lower ones
+WIDE_SEED = 900_000  # simulator seed of the first wide start of evaluations: demonstrations have the lower ones
 SAME = ("states", "robot_states")
 OBS = ("ee_states", "gripper_states", "joint_states")
 
@@ -38,25 +41,28 @@ def libero_sign(actions: np.ndarray) -> np.ndarray:
     return actions * np.array([1, 1, 1, 1, 1, 1, -1.0])
 
 
-def start(task, suite: str, layout: str, seed: int, number: int) -> dict:
-    """The state of a task's episode: official init states in turn; the wide layout draws a new one for each number."""
-    return {"suite": suite, "task": task, "init": number % INITS, "layout": layout, "seed": seed * 100_000 + number}
+def start(task, suite: str, layout: str, seed: int, number: int, inits: int = INITS) -> dict:
+    """The state of a task's episode: the first `inits` official init states in turn; the wide layout draws a new one for each number."""
+    return {"suite": suite, "task": task, "init": number % inits, "layout": layout, "seed": seed * APART + number}
 
 
 def write(folder: Path | str, suite: str = "libero_object", tasks: Sequence[int | str] = tuple(range(10)), per_task: int = 50,
           layout: str = "official", seed: int = 0, workers: int = 1, launch: Callable[[str], Launch] | None = None,
-          noise: Sequence[float] = (0.0,), pushes: float = 0.0, every: int = 1, first: int = 0, image_size: int = 128,
+          noise: Sequence[float] = (0.0,), pushes: float = 0.0, every: int = 1, first: int = 0, inits: int = INITS, image_size: int = 128,
           log: Callable[[str], None] = print) -> Path:
     """Play and write `per_task` episodes of each task; one file a task, whole or not at all. Returns the suite's folder. Out of time, the
     task that is being written is dropped.
 
     The content depends on the arguments alone, not on `workers`. suite "grocery" is the embedded table;
     layout: "official" | "wide" (libero_object, grocery); first: number of the first start, so official init states `first` ... are used;
+    inits: of the official init states only the first so many are used, by other starts too: the rest is for evaluation; seed: 0 ... 8, so
+    that no start is one of an evaluation's (WIDE_SEED);
     noise, pushes, every: see `repro.sims.libero_expert.record`.
     """
     if per_task < 1 or every < 1 or workers < 1 or not 0 <= pushes <= 1 or not len(noise):
         raise UserError("nothing to write", "per_task, every and workers >= 1, pushes in 0 ... 1, one noise scale or more",
                         f"per_task={per_task} every={every} workers={workers} pushes={pushes} noise={noise}")
+    _before_evaluations(seed, first, per_task, inits)
     launch = launch or (lambda name: environments.launch("grocery" if name == "grocery" else "libero", suite=name, orientation="raw",
                                                           image_size=image_size, wrist_size=image_size))
     if (orientation := launch(suite).options.get("orientation")) != "raw":
@@ -72,7 +78,7 @@ def write(folder: Path | str, suite: str = "libero_object", tasks: Sequence[int 
         progress = clock.Progress("demonstrations", per_task * len(paths), "episodes", log)
         for task, path in zip(tasks, paths, strict=True):
             jobs = [(task, number) for number in range(first, first + per_task)]
-            found = crew.map(lambda job: _episode(crew, suite, layout, seed, settings, per_task, *job), jobs)
+            found = crew.map(lambda job: _episode(crew, suite, layout, seed, settings, per_task, inits, *job), jobs)
             failed = _write_task(path, found, per_task, settings, layout, seed)
             log(f"{path}: {per_task} episodes" + (f", {failed} other attempts failed" if failed else ""))
             progress(per_task * (paths.index(path) + 1))
@@ -87,6 +93,7 @@ def ensure_grocery(folder: Path | str, settings, seed: int = 0, log: Callable[[s
     clock.check()
     folder = Path(folder).expanduser()
     request = {"per_task": settings.grocery_per_task, "seed": seed, "noise": settings.noise / 2, "version": 2}
+    _before_evaluations(seed, 0, request["per_task"], INITS)
     note, place = folder / "request.json", folder / "grocery"
     if not (note.is_file() and json.loads(note.read_text()) == request):
         shutil.rmtree(folder, ignore_errors=True)
@@ -95,11 +102,20 @@ def ensure_grocery(folder: Path | str, settings, seed: int = 0, log: Callable[[s
     return place
 
 
-def _episode(crew: demos.Crew, suite: str, layout: str, seed: int, settings: dict, per_task: int, task, number: int) -> dict:
+def _before_evaluations(seed: int, first: int, per_task: int, inits: int) -> None:
+    """A UserError where a start, or one of those tried instead of it, could be one that evaluations begin from."""
+    seeds = WIDE_SEED // APART
+    if not 0 <= seed < seeds or not 1 <= inits <= INITS or first < 0 or first + per_task * OTHER_STARTS > UNSEEN:
+        raise UserError("starts of demonstrations would be starts of evaluations too",
+                        f"seed 0 ... {seeds - 1}, inits 1 ... {INITS}, first >= 0, first + {OTHER_STARTS} * per_task at most {UNSEEN:,}",
+                        f"seed={seed} inits={inits} first={first} per_task={per_task}", "another seed, or fewer demonstrations")
+
+
+def _episode(crew: demos.Crew, suite: str, layout: str, seed: int, settings: dict, per_task: int, inits: int, task, number: int) -> dict:
     """A recording; where the expert fails at a start, one from a later start."""
     failed = 0
     for other in range(OTHER_STARTS):
-        state = start(task, suite, layout, seed, number + other * per_task)
+        state = start(task, suite, layout, seed, number + other * per_task, inits)
         played = crew.run(suite, "repro.sims.libero_expert:record", state, [seed, number, other], settings)
         if played["success"]:
             return played | {"failed": failed + played["tries"] - 1, "state": state, "proprio": played["state"]}

@@ -81,7 +81,7 @@ def _suite(model: Path, store: Path, options: dict) -> None:
     tasks = options["tasks"].split(",") if options["tasks"] else None
     plan = suites.plan_of(options["suite"], options["layout"], options["episodes"], tasks, options["protocol"], seed, options["execute"],
                           orientation=getattr(policy.config, "orientation", "upright"), **suites.sizes_of(data))
-    floors = suites.beside(policy, suites.recorded(data), plan, seed) if options["floors"] else {}
+    floors = suites.beside(policy, suites.recorded(data, plan.suite), plan, seed) if options["floors"] else {}
     records = suites.score({type(policy).__name__: policy, **floors}, plan, options["out"], data, seed=seed, videos=options["videos"],
                            fresh=options["fresh"], log=click.echo)
     click.echo(results.markdown(*suites.table(records)))

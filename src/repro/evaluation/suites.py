@@ -11,7 +11,7 @@ executed is the convention's (evaluation/protocols.py), or given.
 
 Layout "official": episode i of a task starts from init state i. That alone proves little where these hardly differ (libero_object, the
 grocery table): a replay of one demonstration and a blind policy solve most of them. "wide" moves target and basket by up to 7 and 5 cm,
-drawn from seeds that no scripted demonstration has (`WIDE_SEED`).
+drawn from seeds that no scripted demonstration has (`libero_hdf5.WIDE_SEED`).
 """
 
 import re
@@ -23,7 +23,8 @@ import numpy as np
 
 from repro import clock, run_records
 from repro.data.episodes import Store
-from repro.data.libero import sentence_of
+from repro.data.libero_hdf5 import WIDE_SEED
+from repro.data.libero_tasks import SUITE_OF, places, resolve, sentence_of, suite_named, why_not
 from repro.evaluation import chains, films, floors, protocols
 from repro.evaluation.chains import Outcome
 from repro.evaluation.policies import about, minutes
@@ -36,7 +37,6 @@ from repro.sims.worker import opened
 GROCERY, TABLE = "grocery", "grocery table"  # as a suite and simulator; in the metadata of a store that was made on it
 SUITES = (GROCERY, *protocols.SUITES)
 SCRIPTED = (GROCERY, "libero_object", "libero_spatial")  # those that the expert, the ceiling, can do
-WIDE_SEED = 900_000  # of the first wide start here; scripted demonstrations have data seed * 100,000 + number (data/libero_hdf5.py)
 STAND_IN = {GROCERY: "libero_object"}  # whose step limit and number of init states hold
 DRAWS = 4000  # of the bootstrap
 
@@ -99,22 +99,66 @@ def sizes_of(store: Store) -> dict[str, int]:
     return {"image_size": side("static"), "wrist_size": side("wrist")}
 
 
-def recorded(store: Store) -> dict[str, np.ndarray]:
-    """{task: (T, 7) actions} of one demonstration each, the first that nothing disturbed: only there were just these actions executed."""
-    found = {}
+def placed(store: Store, hint: str = "") -> tuple[dict[tuple[str, str], tuple[str, str]], list[str]]:
+    """({(scene, task_id) of an episode: (suite, name) in the benchmark}, why others are not there).
+
+    hint: the suite, where the data do not say theirs. What the folder of the data was called does not matter, nor that sentences lack the
+    scene; see data/libero_tasks.py.
+    """
+    told = {(info.scene, info.task_id): info.task for info in store.episodes}
+    if store.meta.get("simulator") == TABLE:
+        return {key: (GROCERY, key[1]) for key in told}, []
+    has = {(scene, task): [(scene, task)] if SUITE_OF.get(task) == scene else places(task, sentence, suite_named(scene) or hint)
+           for (scene, task), sentence in told.items()}
+    found = resolve(has)
+    return found, [why_not(told[key], has[key]) for key in has if key not in found]
+
+
+def tasks_of(store: Store) -> tuple[dict[str, list[str]], list[str]]:
+    """({suite: names of its tasks that the store has}, why others are not there)."""
+    found, unclear = placed(store)
+    names: dict[str, set] = {}
+    for suite, name in found.values():
+        names.setdefault(suite, set()).add(name)
+    return {suite: sorted(names[suite]) for suite in sorted(names)}, unclear
+
+
+def recorded(store: Store, hint: str = "") -> dict[str, np.ndarray]:
+    """{task, as the benchmark calls it: (T, 7) actions} of one demonstration each, the first that nothing disturbed: only there were just
+    these actions executed. hint: see `placed`."""
+    found, (at, _) = {}, placed(store, hint)
     for info in sorted(store.episodes, key=lambda info: bool(info.info.get("disturbed"))):
-        if info.task_id not in found:
-            found[info.task_id] = store.read(info.index, columns=["action"]).columns["action"]
+        _, name = at.get((info.scene, info.task_id), ("", ""))
+        if name and name not in found:
+            found[name] = store.read(info.index, columns=["action"]).columns["action"]
     return found
 
 
+def begun(store: Store, starts: list) -> list[dict]:
+    """Those of the starts [(state, tasks)] that a demonstration of the store began from, as far as the store knows (scripted files): in
+    the wide layout the same task and simulator seed, in the official one the same task and init state."""
+    def key(state: dict, task: str) -> tuple:
+        layout = state.get("layout", "official")
+        return layout, task, int(state.get("seed", 0) if layout == "wide" else state.get("init", 0))
+
+    had = {key(info.info["state"], info.task_id) for info in store.episodes if "init" in info.info.get("state", {})}
+    return [state for state, (task, *_) in starts if key(state, task) in had]
+
+
 def beside(policy, demonstrations: dict[str, np.ndarray], plan: Plan, seed: int = 0, blind=None) -> dict[str, object]:
-    """What a score is seen beside. blind: a policy of the same kind trained without pictures; without one its pictures are blanked."""
-    still = np.array([[0, 0, 0, 0, 0, 0, 1]], np.float32)
+    """What a score is seen beside. blind: a policy of the same kind trained without pictures; without one its pictures are blanked.
+
+    A task without a demonstration is replayed by standing still, which the floor's name then says; a UserError where no task has one.
+    """
+    still, lacking = np.array([[0, 0, 0, 0, 0, 0, 1]], np.float32), [task for task in plan.sentences if task not in demonstrations]
+    if len(lacking) == len(plan.sentences):
+        raise UserError("there is no demonstration to replay", f"of a task of {plan.suite}: {', '.join(sorted(plan.sentences)[:3])} ..",
+                        ", ".join(sorted(demonstrations)[:3]) or "none", "a store of this suite, other tasks, or no floors (--no-floors)")
+    replay = "replay of one demonstration" + (f" (stands still in {len(lacking)} of {len(plan.sentences)} tasks)" if lacking else "")
     found = {"blind, trained" if blind is not None else "images blanked": floors.Blank(policy) if blind is None else blind}
     if len(set(plan.sentences.values())) > 1:
         found["shuffled instruction"] = floors.ShuffledInstruction(policy, tuple(sorted(set(plan.sentences.values()))), seed)
-    found |= {"replay of one demonstration": floors.Replay({task: demonstrations.get(task, still) for task in plan.sentences}),
+    found |= {replay: floors.Replay({task: demonstrations.get(task, still) for task in plan.sentences}),
               "random actions": floors.RandomPolicy(seed), "constant action": floors.ConstantPolicy()}
     return found | ({"scripted expert (ceiling)": floors.ExpertPolicy(seed)} if plan.suite in SCRIPTED else {})
 
@@ -131,7 +175,8 @@ def summarise(outcomes: list[Outcome], seed: int = 0) -> dict[str, dict]:
     """Metrics: "1/1" (all episodes, Wilson), "task/<name>" (Wilson), "suite" (mean over tasks, 95 % for other episodes *and other tasks*).
 
     Episodes of a task are alike, so "suite" draws tasks, then episodes within each (two-level bootstrap), and is never narrower than
-    Wilson's interval over all episodes.
+    Wilson's interval over all episodes. The ablation's tables keep to the tasks that were
+    played; results/README.md says which is the headline.
     """
     metrics = {name: value for name, value in chains.summarise(outcomes, seed).items() if name != "average length"}
     tasks = list(dict.fromkeys(o.tasks for o in outcomes))

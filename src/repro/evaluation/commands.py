@@ -1,11 +1,12 @@
 """`repro evaluate ...`: closed-loop success of a checkpoint, its health, or its answer to two pictures.
 
     repro evaluate --model RUN --store STORE --suite grocery
-    repro evaluate --model RUN --store STORE --check
+    repro evaluate --model RUN --store STORE --check --out check.txt
     repro evaluate change-agent --run RUN --before a.png --after b.png
 """
 
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -19,7 +20,8 @@ from repro.machine import UserError
 @click.option("--check", is_flag=True, help="Examine it: [OK] or [FAIL] lines with the next step each. Exit code 1 on a FAIL.")
 @click.option("--simulator", metavar="NAME", help="With --check: tabletop | grocery | calvin | libero | none (default: the data's own).")
 @click.option("--no-overfit", is_flag=True, help="With --check: do not train on one demonstration.")
-@click.option("--minutes", default=3.0, show_default=True, help="With --check: of that training.")
+@click.option("--minutes", default=3.0, show_default=True, help="With --check: of that training, which is done twice.")
+@click.option("--language", metavar="FOLDER", help="Another place of a VGGT-VLA's frozen language model, for sentences new to it.")
 @click.option("--suite", default="grocery", show_default=True, help="grocery | libero_spatial | _object | _goal | _10 | _90")
 @click.option("--layout", default="official", show_default=True, help="official | wide (grocery, libero_object)")
 @click.option("--protocol", default="openvla-oft", show_default=True, help="openvla | openvla-oft | openpi | lerobot")
@@ -29,7 +31,8 @@ from repro.machine import UserError
 @click.option("--videos", default=0, show_default=True, help="Films of so many successes and as many failures.")
 @click.option("--floors/--no-floors", default=True, show_default=True, help="Blanked, shuffled, replay, random, constant, and the expert.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default="work/evaluation", show_default=True, help="Outcomes, films, records.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of outcomes, films, records (default: work/evaluation); with --check "
+              "a file for the lines, their record beside it as .json.")
 @click.option("--fresh", is_flag=True, help="Throw away outcomes of another policy under the same name.")
 @click.pass_context
 def evaluate(context, model: Path | None, store: Path | None, check: bool, **options) -> None:
@@ -48,12 +51,17 @@ def evaluate(context, model: Path | None, store: Path | None, check: bool, **opt
 
 def _check(model: Path, store: Path, options: dict) -> None:
     from repro import doctor
-    from repro.evaluation import check
+    from repro.evaluation import check, check_record
 
-    found = []
-    for line in check.checks(model, store, options["simulator"], not options["no_overfit"], options["minutes"]):
+    found, begun = [], time.monotonic()
+    if options["out"]:
+        check_record.place(options["out"])
+    for line in check.checks(model, store, options["simulator"], not options["no_overfit"], options["minutes"], options["language"]):
         doctor.show([line], click.echo)
         found.append(line)
+    if options["out"]:
+        asked = {name: options[name] for name in ("simulator", "no_overfit", "minutes")}
+        check_record.save(options["out"], found, model, store, asked, (time.monotonic() - begun) / 60)
     sys.exit(any(line.status == doctor.FAIL for line in found))
 
 
@@ -64,15 +72,15 @@ def _suite(model: Path, store: Path, options: dict) -> None:
     from repro.evaluation.policies import load_policy
 
     data, seed = Store(store), options["seed"]
-    policy = load_policy(model, data)
+    policy, out = load_policy(model, data, language=options["language"]), options["out"] or Path("work/evaluation")
     tasks = options["tasks"].split(",") if options["tasks"] else None
     plan = suites.plan_of(options["suite"], options["layout"], options["episodes"], tasks, options["protocol"], seed, options["execute"],
                           orientation=getattr(policy.config, "orientation", "upright"), **suites.sizes_of(data))
     floors = suites.beside(policy, suites.recorded(data), plan, seed) if options["floors"] else {}
-    records = suites.score({type(policy).__name__: policy, **floors}, plan, options["out"], data, seed=seed, videos=options["videos"],
+    records = suites.score({type(policy).__name__: policy, **floors}, plan, out, data, seed=seed, videos=options["videos"],
                            fresh=options["fresh"], log=click.echo)
     click.echo(results.markdown(*suites.table(records)))
-    click.echo(f"records: {options['out'] / 'runs'}")
+    click.echo(f"records: {out / 'runs'}")
 
 
 @evaluate.command("change-agent")

@@ -174,7 +174,7 @@ def known(policy, frames: list[Frame]) -> Iterator[Check]:
     if found.moved < UNMOVED * floor:
         yield Check("looks", FAIL, f"{what}: its answers stay as they are", "it acts without eyes: look at the cameras and at frozen parts")
     elif not answers.rises(frames, found.own, found.shown):
-        yield Check("looks", WARN, f"{what}: hardly worse, though its answers change", "a shortcut through the state? evaluate wide, blanked")
+        yield Check("looks", WARN, f"{what}: hardly worse, though its answers change", "through the state alone? evaluate wide, blanked")
     else:
         yield Check("looks", OK, what)
 

@@ -1,4 +1,4 @@
-"""What `repro evaluate --check --out FILE` leaves: the lines as they are shown, and a record beside them of what was checked, and with what.
+"""What `repro evaluate --check --out FILE` leaves: the lines as they are shown, and a record beside them of what was checked.
 
     results/cpu/check.txt     the lines
     results/cpu/check.json    {"text", "lines", "checkpoint", "data", "data_hash", "asked", "seed", "minutes", "commit", "packages", ...}

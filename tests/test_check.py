@@ -1,7 +1,11 @@
 """`repro evaluate --check`: each line says FAIL for what it is about, and only then. Run: pytest tests/test_check.py"""
 
+import shutil
+import sys
 from dataclasses import dataclass, replace
 
+import cv2
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -19,14 +23,15 @@ from repro.models.vggt_vla import PRESETS, VGGTVLA
 from repro.sims import base, calvin_layout
 from repro.sims.tabletop.world import PlayTable
 
-SOUND = ["loads", "forward", "same twice", "action range", "statistics", "gripper", "orientation", "replay"]
+SOUND = ["loads", "forward", "same twice", "action range", "knows data", "reads", "looks", "statistics", "gripper", "orientation", "replay",
+         "own rollouts"]  # fmt: skip
 MILK, BUTTER = (f"pick_up_the_{item}_and_place_it_in_the_basket" for item in ("milk", "butter"))
 STATIC, WRIST, STATE = "observation.images.static", "observation.images.wrist", "observation.state"
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """Three demonstrations each of two grocery tasks, official init states."""
+    """Three demonstrations each of two grocery tasks, official init states. LIBERO's files stay beside it, in grocery/."""
     top = tmp_path_factory.mktemp("check")
     launch = lambda suite: base.grocery(suite, image_size=48, wrist_size=32, orientation="raw")
     files = libero_hdf5.write(top, "grocery", (MILK, BUTTER), 3, launch=launch, log=lambda line: None)
@@ -40,30 +45,41 @@ class Config:
     orientation: str = "upright"
 
 
+LOOKS = 0.2  # m for a grey level
+
+
+def thumb(picture):
+    """(12, 12) grey levels"""
+    return cv2.resize(picture, (12, 12), interpolation=cv2.INTER_AREA).astype(np.float32).mean(2)
+
+
 class Recalls(nn.Module):
-    """Does what was recorded in the nearest state under the same instruction; what a well trained policy does on its own data."""
+    """Does what was recorded where state and pictures were nearest, under the same instruction; what a well trained policy does on its own
+    data."""
 
     def __init__(self, store, change=lambda actions: actions, stats=None):
         super().__init__()
         self.anchor, self.config, self.change, self.known = nn.Parameter(torch.zeros(1)), Config(), change, {}
         self.stats = stats or {STATE: {key: store.stats[STATE][key].tolist() for key in ("mean", "std")}}
         for info in store.episodes:
-            columns, starts = store.read(info.index, [STATE, "action"]).columns, np.arange(info.length)
+            columns, starts = store.read(info.index, [STATE, STATIC, "action"]).columns, np.arange(info.length)
             following = np.minimum(starts[:, None] + np.arange(5), info.length - 1)
-            self.known.setdefault(info.task, []).append((columns[STATE], columns["action"][following]))
+            thumbs = np.stack([thumb(picture) for picture in columns[STATIC]])
+            self.known.setdefault(info.task, []).append((columns[STATE], thumbs, columns["action"][following]))
 
     def act(self, observations, instructions):
         found = []
         for seen, told in zip(observations, instructions, strict=True):
-            states, chunks = (np.concatenate(part) for part in zip(*self.known[told], strict=True))
-            found.append(chunks[np.abs(states - seen[STATE]).sum(1).argmin()])
+            states, thumbs, chunks = (np.concatenate(part) for part in zip(*self.known[told], strict=True))
+            far = np.abs(states - seen[STATE]).sum(1) + LOOKS * np.abs(thumbs - thumb(seen[STATIC])).mean((1, 2))
+            found.append(chunks[far.argmin()])
         return self.change(np.array(found, np.float32))
 
 
-def altered(store, out, **changes):
-    """A copy of the store with columns changed; changes: column's last word -> function of the episode's values."""
+def altered(store, out, only=lambda info: True, **changes):
+    """A copy of the store with columns changed; changes: column's last word -> function of the episode's values. only: which episodes."""
     with StoreWriter(out, store.fps, {k: v for k, v in store.meta.items() if k != "hash"}) as writer:
-        for info in store.episodes:
+        for info in filter(only, store.episodes):
             episode = store.read(info.index)
             columns = {name: changes.get(name.split(".")[-1], lambda x: x)(values) for name, values in episode.columns.items()}
             writer.add(Episode(episode.task, columns, episode.info))
@@ -72,7 +88,7 @@ def altered(store, out, **changes):
 
 def lines(policy, store, monkeypatch, **settings):
     """{name: status} of all lines but the two that train."""
-    monkeypatch.setattr(check, "load_policy", lambda folder, store: policy)
+    monkeypatch.setattr(check, "load_policy", lambda folder, store, language: policy)
     found = list(check.checks("nowhere", store, overfit=False, **settings))
     assert all(bool(line.next_step) == (line.status != OK) for line in found), "a next step where there is something to do"
     return {line.name: line.status for line in found}
@@ -102,8 +118,54 @@ def reverses(actions):
     ("forward", lambda actions: actions * np.nan),
 ])  # fmt: skip
 def test_a_broken_policy_fails_its_own_line(store, monkeypatch, line, change):
-    found = lines(Recalls(store, change), store, monkeypatch)
-    assert failed(found) == [line]
+    first, *others = failed(lines(Recalls(store, change), store, monkeypatch))
+    assert first == line and set(others) <= {"knows data", "reads", "own rollouts"}, others
+
+
+class Constant(Recalls):
+    """The best there is of those that say the same whatever they are shown."""
+
+    def act(self, observations, instructions):
+        every = np.concatenate([chunks for parts in self.known.values() for *_, chunks in parts])
+        return np.tile(np.append(np.median(every[..., :6], 0), np.sign(every[..., 6:].sum(0)), 1), (len(observations), 1, 1))
+
+
+class Deaf(Recalls):
+    """Looks, and does not read: the nearest of all tasks."""
+
+    def __init__(self, store):
+        super().__init__(store)
+        self.known = dict.fromkeys(self.known, [part for parts in self.known.values() for part in parts])
+
+
+class Scrambled(Recalls):
+    """Trained, then its words were exchanged."""
+
+    def __init__(self, store):
+        super().__init__(store)
+        self.known = dict(zip(self.known, list(self.known.values())[::-1], strict=True))
+
+
+def test_a_policy_that_learned_nothing_does_not_pass(store, monkeypatch):
+    """A constant in the data's range is deterministic, finite and has the gripper right most of the time."""
+    assert failed(lines(Constant(store), store, monkeypatch)) == ["knows data", "reads", "looks", "own rollouts"]
+
+
+def test_a_policy_that_does_not_read_or_look(store, monkeypatch):
+    assert failed(lines(Deaf(store), store, monkeypatch)) == ["reads"]
+    assert {"reads", "own rollouts"} <= set(failed(lines(Scrambled(store), store, monkeypatch)))
+    monkeypatch.setattr(sys.modules[__name__], "LOOKS", 0.0)
+    assert "looks" in failed(lines(Recalls(store), store, monkeypatch))
+
+
+def test_what_one_task_cannot_show_is_said(store, tmp_path, monkeypatch):
+    alone = altered(store, tmp_path / "alone", only=lambda info: info.task_id == MILK)
+    found = lines(Recalls(alone), alone, monkeypatch)
+    assert found.pop("reads") == WARN and set(found.values()) == {OK}
+
+
+def test_demonstrations_are_begun_of_several_tasks(store):
+    assert [(start.index, start.task) for start in rehearsal.starts(store)] == [(0, BUTTER), (3, MILK), (1, BUTTER)]
 
 
 def test_wrong_statistics(store, monkeypatch):
@@ -115,9 +177,9 @@ def test_wrong_statistics(store, monkeypatch):
 
 @pytest.mark.parametrize("flip", [np.s_[:, ::-1], np.s_[:, :, ::-1], np.s_[:, ::-1, ::-1]])
 def test_pictures_that_lie_otherwise(store, tmp_path, monkeypatch, flip):
-    """Upside down, mirrored, turned by 180 degrees: nothing else notices, and training would not either."""
+    """Upside down, mirrored, turned by 180 degrees: nothing else notices before it acts, and training would not either."""
     turned = altered(store, tmp_path / "turned", static=lambda pictures: np.ascontiguousarray(pictures[flip]))
-    assert failed(lines(Recalls(turned), turned, monkeypatch)) == ["orientation"]
+    assert failed(lines(Recalls(turned), turned, monkeypatch)) in (["orientation"], ["orientation", "own rollouts"])
 
 
 def test_a_simulator_or_a_model_that_shows_them_otherwise(store):
@@ -162,13 +224,49 @@ def test_a_replay_of_other_actions(store, tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_tried_is_said(store, tmp_path, monkeypatch):
+    last = ["replay", "own rollouts"]
     found = lines(Recalls(store), store, monkeypatch, simulator="none")
-    assert found["replay"] == WARN and not failed(found)
+    assert [name for name, status in found.items() if status == WARN] == last and not failed(found)
     assert failed(lines(Recalls(store), store, monkeypatch, simulator="moon")) == ["simulator"]
     unknown = altered(store, tmp_path / "unknown")
     for info in unknown.episodes:
         del info.info["state"]
-    assert lines(Recalls(store), unknown, monkeypatch)["replay"] == WARN
+    found = list(check.checks("nowhere", unknown))  # as of a LeRobot set: with training asked for, each line says why it was not tried
+    said = [line for line in found if line.status == WARN]
+    assert [line.name for line in said] == [*last, "overfits", "closed loop", "alone"]
+    assert all("does not say where its demonstrations start" in line.found and "LeRobot" in line.next_step for line in said)
+
+
+def as_others_write(files, out, regenerated):
+    """Copies of scripted files without what only ours have: LIBERO's original layout, or OpenVLA's, a row before its action."""
+    out.mkdir(parents=True)
+    for path in sorted(files.glob("*.hdf5")):
+        shutil.copy(path, out / path.name)
+        with h5py.File(out / path.name, "r+") as file:
+            for demo in file["data"].values():
+                if regenerated:
+                    for name, key in (("agentview_rgb", "agentview_rgb"), ("eye_in_hand_rgb", "eye_in_hand_rgb")):
+                        demo["obs"][name][...] = np.concatenate([demo["extras"][key][:1], demo["obs"][name][:-1]])
+                    state = demo["extras"]["state"][: len(demo["actions"])]
+                    demo["obs"]["ee_states"][...], demo["obs"]["gripper_states"][...] = state[:, :6], state[:, 6:]
+                del demo["extras"]
+                for name in [name for name in demo.attrs if name.startswith("repro_")]:
+                    del demo.attrs[name]
+            for name in [name for name in file["data"].attrs if regenerated or name.startswith("repro_")]:
+                del file["data"].attrs[name]
+    return out
+
+
+@pytest.mark.parametrize("regenerated", [False, True])
+def test_liberos_own_files_are_played_again_too(store, tmp_path, monkeypatch, regenerated):
+    """No line is left out where demonstrations are not scripted: their files hold the simulator's states."""
+    import_libero(as_others_write(store.folder.parent / "grocery", tmp_path / "grocery", regenerated), tmp_path / "store")
+    other = Store(tmp_path / "store")
+    assert ("regenerated" if regenerated else "original") in other.meta["source"] and "state" not in other.episodes[0].info
+    assert lines(Recalls(other), other, monkeypatch, simulator="grocery") == dict.fromkeys(SOUND, OK)
+    for info in other.episodes:
+        info.info["start"]["flat"][1] += 0.05  # m, the hand's x
+    assert "replay" in failed(lines(Recalls(other), other, monkeypatch, simulator="grocery")), "it is the start that is used"
 
 
 def test_no_checkpoint(store, tmp_path):
@@ -218,8 +316,10 @@ def test_one_demonstration_is_learned_and_then_done(store, monkeypatch, kind, st
     policy = Recalls(store)
     policy.trained, policy.device = {"train": {"learning_rate": 0.1, "batch_size": 8}}, torch.device("cpu")
     start, where = rehearsal.starts(store)[0], rehearsal.simulator_of(store)
-    found = list(check.overfits(policy, store, start, where, 1, lambda line: None))
-    assert [(line.name, line.status) for line in found] == [("overfits", status), ("closed loop", status)], found
+    found = list(check.overfits(policy, store, [start], where, 1, lambda line: None))
+    last = OK if status == OK else WARN
+    assert [(line.name, line.status) for line in found] == [("overfits", status), ("closed loop", status), ("alone", last)], found
+    assert f"episode {start.index} (the shortest of 1) and " in found[0].found and " pushed plays of it" in found[0].found
 
 
 def test_plays_with_pushes_are_labelled_with_the_way_back(store, monkeypatch):

@@ -70,6 +70,31 @@ def test_original_files(tmp_path):
     assert columns["observation.state"].shape == (T - 1, 8) and (columns["observation.state"][:, 6] == np.arange(T - 1)).all()
 
 
+def test_where_a_demonstration_starts(tmp_path):
+    """Original files: row 0 is what action 0 led to. Regenerated ones: row 0 is before it, ten dummy actions after states[0]."""
+    path = original(tmp_path / "libero_object" / "milk_demo.hdf5", demos=1)
+    states, begin = np.arange(5.0 * T).reshape(T, 5), lambda: Store(tmp_path / "store").episodes[0].info.get("start")
+    import_libero(path, tmp_path / "store")
+    assert begin() is None, "nothing is made up"
+    with h5py.File(path, "a") as file:
+        file["data/demo_0/states"] = states
+    import_libero(path, tmp_path / "store", replace=True)
+    assert begin() == {"task": "milk", "flat": states[1].tolist(), "settle": False}
+    with h5py.File(path, "a") as file:
+        del file["data"].attrs["problem_info"]
+    import_libero(path, tmp_path / "store", replace=True)
+    assert begin() == {"task": "milk", "flat": states[0].tolist(), "settle": True}
+    with h5py.File(path, "a") as file:
+        del file["data/demo_0/states"]
+        file["data/demo_0"].attrs["init_state"] = states[3]
+    import_libero(path, tmp_path / "store", replace=True)
+    assert begin() == {"task": "milk", "flat": states[3].tolist(), "settle": True}
+    with h5py.File(path, "a") as file:
+        file["data/demo_0/states"] = states * np.nan
+    with pytest.raises(UserError, match="milk_demo.hdf5, demo_0: its states"):
+        import_libero(path, tmp_path / "store", replace=True)
+
+
 def test_scripted_files_with_few_pictures(tmp_path):
     scripted(tmp_path / "libero_object" / "milk_demo.hdf5")
     store = ensure_store(tmp_path / "libero_object", tmp_path / "store")

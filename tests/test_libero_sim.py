@@ -130,6 +130,21 @@ def test_wide_layout(real, soup):
         worker.call("reset", {"suite": "libero_goal", "task": 0, "layout": "wide"}, render=False)
 
 
+def test_a_recorded_state_is_where_it_begins(real, soup):
+    worker = soup(real)
+    worker.call("reset", SOUP, render=False)
+    for _ in range(12):
+        worker.call("step", DOWN, render=False)
+    flat = worker.call("state")["mujoco"]
+    worker.call("reset", {"task": 0, "flat": flat.tolist(), "settle": False}, render=False)
+    assert np.array_equal(worker.call("state")["mujoco"], flat), "not a step more"
+    worker.call("reset", {"task": 0, "flat": flat.tolist()}, render=False)
+    assert np.abs(worker.call("state")["mujoco"] - flat).max() > 1e-3, "ten dummy actions after it"
+    for said, wrong in (("this is no state of", {"flat": flat[:-1].tolist()}), ("is not moved", {"flat": flat.tolist(), "layout": "wide"})):
+        with pytest.raises(UserError, match=said):
+            worker.call("reset", {"task": 0, **wrong}, render=False)
+
+
 def record(worker, state, **settings) -> dict:
     return worker.ask_and_wait("apply", "repro.sims.libero_expert:record", [state, [0], {"every": 0, "tries": 1, **settings}])
 

@@ -31,6 +31,9 @@ def test_vggt_vlas_block_and_the_check_are_the_records():
         assert word in section, word
     said = README.split(readme.CHECK_START)[1].split(readme.CHECK_END)[0].strip()
     assert said == f"```\n{(ROOT / 'results' / 'cpu' / 'check.txt').read_text()}```" and "closed loop" in said
+    record = json.loads((ROOT / "results" / "cpu" / "check.json").read_text())
+    assert said == f"```\n{record['text']}```" and "+changes" not in record["commit"] and len(record["lines"]) == 15
+    assert f"without a backbone, {record['checkpoint']['step']:,} steps on the grocery table" in README
 
 
 def test_the_change_agents_block_is_the_records():

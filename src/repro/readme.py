@@ -14,7 +14,7 @@ END = "<!-- end of the ablation -->"
 REAL_START, REAL_END = "<!-- real simulators: written by the same command from results/sims -->", "<!-- end of real simulators -->"
 VLA_START, VLA_END = "<!-- VGGT-VLA: written by the same command from results/cpu -->", "<!-- end of VGGT-VLA -->"
 CHANGE_START, CHANGE_END = "<!-- change agent: written by the same command from results/cpu -->", "<!-- end of change agent -->"
-CHECK_START, CHECK_END = "<!-- check: results/cpu/check.txt, written by `repro evaluate --check` -->", "<!-- end of check -->"
+CHECK_START, CHECK_END = "<!-- check: results/cpu/check.txt, written by `repro evaluate --check --out` -->", "<!-- end of check -->"
 
 
 def write_readme(readme: str | Path, folder: str | Path) -> None:

@@ -201,11 +201,28 @@ def _demo(demo, kind: str, where: str, info: dict) -> tuple[dict, dict]:
         raise UserError(f"{where}: its observations do not fit its {count} actions", ", ".join(need) + ", one row an action",
                         f"lacking {lacking}; there are {', '.join(obs)}" if lacking else {key: len(obs[key]) for key in obs}, AGAIN)
     seen, done = (slice(0, count - 1), slice(1, count)) if kind == "after" else (slice(0, count), slice(0, count))
+    if (start := _start(demo, kind, where, info["task_id"])) is not None:
+        info |= {"start": start}
     return {
         "observation.images.static": obs["agentview_rgb"][seen], "observation.images.wrist": obs["eye_in_hand_rgb"][seen],
         "observation.state": np.concatenate([obs["ee_states"][seen], obs["gripper_states"][seen]], axis=1),
         "action": np.asarray(demo["actions"][done]), "info.drawn": np.ones(seen.stop, bool),
     }, info  # fmt: skip
+
+
+def _start(demo, kind: str, where: str, task: str) -> dict | None:
+    """What a simulator's reset needs to begin where the first stored row is; None where the file does not say.
+
+    states[k], flattened [time, qpos, qvel], is before action k. Original files: the first row kept is the one after action 0, so states[1],
+    and nothing moves before it. Regenerated ones: states[0] (or the attribute init_state), from which ten dummy actions were done first.
+    """
+    if "states" not in demo and (kind == "after" or "init_state" not in demo.attrs):
+        return None
+    states = np.asarray(demo["states"][:2] if "states" in demo else demo.attrs["init_state"][None], np.float64)
+    row = int(kind == "after")
+    if states.ndim != 2 or not np.isfinite(states).all():
+        raise UserError(f"{where}: its states are of a wrong shape", "(T, S) finite numbers, one row an action", states.shape)
+    return {"task": task, "flat": states[row].tolist(), "settle": kind == "before"} if row < len(states) else None
 
 
 def _scripted(obs, extras, where: str) -> dict:

@@ -6,12 +6,17 @@ A low loss says nothing of that: the system that VGGT-VLA comes from reached 0.0
     forward       a chunk of finite actions comes out for each observation
     same twice    the same input gives the same bits
     action range  actions lie where the data's lie
+    knows data    its actions are nearer to the recorded ones than any constant action's
+    reads         told another task, they are further away
+    looks         shown another episode's pictures, they change, and are further away
     statistics    the state is scaled by statistics of this data
     gripper       the command's sign agrees with the fingers in the data
     orientation   pictures lie the same way for the data's hand, the model and the simulator
     replay        a demonstration's own actions succeed in the simulator, from its own start
-    overfits      a fresh model of the same config learns that one demonstration in a few minutes
+    own rollouts  the checkpoint itself does these demonstrations' tasks, from the same starts
+    overfits      a fresh model of the same config learns the shortest of them, and plays of it with pushes, in a few minutes
     closed loop   ... and then succeeds from its start
+    alone         a fresh model that learned the demonstration without these plays does so too
 
 Each is a `doctor.Check` with the next step. What comes after one that fails can fail for the same reason: begin with the first.
 """
@@ -21,63 +26,75 @@ from pathlib import Path
 
 import numpy as np
 
-from repro.data.episodes import Store, decode_png
+from repro.data.episodes import Store
 from repro.data.evidence import SURE, Evidence
 from repro.doctor import FAIL, OK, WARN, Check
-from repro.evaluation import rehearsal
+from repro.evaluation import answers, rehearsal
+from repro.evaluation.answers import Frame, asked
 from repro.evaluation.policies import load_policy
 from repro.machine import UserError
 from repro.sims.base import Launch
 from repro.sims.worker import WorkerLost
 
-FRAMES, TOGETHER = 48, 16  # observations that the policy is asked about, and at once
 REVERSED = 0.25  # share of frames with the data's gripper sign, below which a model says the reverse
+KNOWN = 0.8  # share of the best constant answer's error, above which the data are not known
+UNMOVED = 0.02  # share of that error, below which answers that change with the pictures count as the same
 LEARNED = 0.3  # share of the mean action's error at which a demonstration is learned
 OTHER = 25.0  # mean grey levels between the simulator's picture and the data's: another scene
+LAST, TRAINED = ("replay", "own rollouts"), ("overfits", "closed loop", "alone")  # lines that need a simulator; those that train as well
 DIMENSIONS = ("x", "y", "z", "rotation x", "rotation y", "rotation z", "gripper")
 
 
 def checks(folder: Path | str, store: Store | Path | str, simulator: str | None = None, overfit: bool = True, minutes: float = 3.0,
-           log: Callable[[str], None] = lambda line: None) -> Iterator[Check]:
-    """The lines, as they are found. simulator: tabletop | grocery | calvin | libero, "none" (nothing is stepped), None: the store's own.
+           language: str | None = None, log: Callable[[str], None] = lambda line: None) -> Iterator[Check]:
+    """The lines, as they are found; all of them once the checkpoint loads, WARN with the reason where one cannot be tried.
 
-    minutes: of training in the last two lines. Nothing is written but into a temporary folder.
+    simulator: tabletop | grocery | calvin | libero, "none" (nothing is stepped), None: the store's own. minutes: of each of the two
+    trainings in the last three lines, which `overfit` False leaves out. language: another place of a checkpoint's language model.
+    Nothing is written but into a temporary folder.
     """
     try:
         store = store if isinstance(store, Store) else Store(store)
-        policy = load_policy(folder, store)
+        policy = load_policy(folder, store, language=language)
     except Exception as error:  # whatever it is that keeps it from loading is what this line is for
         yield _failed("loads", error)
         return
     count = sum(p.numel() for p in policy.parameters())
     yield Check("loads", OK, f"{type(policy).__name__}, {count:,} parameters, step {getattr(policy, 'trained', {}).get('step', 'unknown')}")
-    frames, evidence = frames_of(store), evidence_of(store)
+    frames, evidence = answers.frames_of(store), evidence_of(store)
     acts = _guarded("forward", forward, policy, frames)
     yield acts
     if acts.status == OK:
         yield _guarded("same twice", same_twice, policy, frames)
         yield _guarded("action range", action_range, policy, frames, store)
+        yield from known(policy, frames)
     yield _guarded("statistics", statistics, policy, store)
     yield _guarded("gripper", gripper, policy if acts.status == OK else None, frames, evidence)
     where, starts = None, rehearsal.starts(store)
+    why, step, lines = "nothing is stepped", "leave out --simulator none", LAST
     if simulator != "none":
         try:
             where = rehearsal.simulator_of(store, simulator, starts[0].scene if starts else None)
         except UserError as error:
             yield _failed("simulator", error)
+            why, step = "no simulator", "mend the line simulator"
     yield _guarded("orientation", orientation, policy, store, evidence, where, starts[0] if starts else None)
+    if where is not None and not starts:
+        why, step = "the store does not say where its demonstrations start", (
+            "check on files that hold the simulator's states (LIBERO's HDF5; scripted ones of repro demos): LeRobot sets hold none")
+    if where is not None and starts:
+        ended = {}
+        yield _guarded("replay", replay, store, where, starts, ended)
+        starts = [start for start in starts if ended.get(start.index)]
+        why, step, lines = "no demonstration whose own actions succeed", "mend replay first", LAST[1:]
     if where is None or not starts:
-        why = "no simulator" if where is None else "the store does not say where its demonstrations start"
-        yield Check("replay", WARN, f"not tried: {why}", "use scripted demonstrations (repro demos), whose starts are known")
+        yield from (Check(name, WARN, f"not tried: {why}", step) for name in (*lines, *(TRAINED if overfit else ())))
         return
-    played = _guarded("replay", replay, store, where, starts)
-    yield played
-    if overfit and played.status != OK:
-        yield Check("overfits", WARN, "not tried: no demonstration to learn whose own actions succeed", "mend replay first")
-    elif overfit:
+    yield _guarded("own rollouts", own_rollouts, policy, store, where, starts) if acts.status == OK else (
+        Check("own rollouts", WARN, "not tried: no actions", "mend forward first"))
+    if overfit:
         try:
-            shortest = min(starts, key=lambda start: store.episodes[start.index].length)
-            yield from overfits(policy, store, shortest, where, minutes, log)
+            yield from overfits(policy, store, starts, where, minutes, log)
         except (UserError, WorkerLost, RuntimeError) as error:
             yield _failed("overfits", error)
 
@@ -100,48 +117,30 @@ def _guarded(name: str, function: Callable, *arguments) -> Check:
 
 # ---- the policy on recorded frames ---------------------------------------------------------------------------------------------------
 
-def frames_of(store: Store, count: int = FRAMES) -> list[tuple[dict, str, np.ndarray]]:
-    """(observation, instruction, recorded action) of about `count` steps that carry a picture of their own, spread over the episodes."""
-    found, each = [], max(1, count // len(store))
-    for info in store.episodes[:: max(1, len(store) // count)]:
-        columns = store.read(info.index, decode=False).columns  # pictures: lists of PNG
-        drawn = np.flatnonzero(columns.get("info.drawn", np.ones(info.length, bool)))
-        for t in drawn[np.linspace(0, len(drawn) - 1, min(each, len(drawn))).astype(int)]:
-            seen = {name: decode_png(values[t]) if ".images." in name else values[t] for name, values in columns.items()
-                    if name.startswith("observation.")}
-            found.append((seen, info.task, columns["action"][t]))
-    return found
-
-
-def _asked(policy, frames: list) -> np.ndarray:
-    parts = [frames[i : i + TOGETHER] for i in range(0, len(frames), TOGETHER)]
-    return np.concatenate([np.asarray(policy.act([seen for seen, *_ in part], [told for _, told, _ in part])) for part in parts])
-
-
-def forward(policy, frames: list) -> Check:
+def forward(policy, frames: list[Frame]) -> Check:
     """Finite chunks (B, K, 7)."""
-    said, asked = _asked(policy, frames[:4]), len(frames[:4])
-    if said.ndim != 3 or len(said) != asked or said.shape[1] == 0 or said.shape[2] != 7:
-        return Check("forward", FAIL, f"actions {said.shape}, expected ({asked}, K, 7)", "look at the model's chunk and action_dim")
+    said, count = asked(policy, frames[:4]), len(frames[:4])
+    if said.ndim != 3 or len(said) != count or said.shape[1] == 0 or said.shape[2] != 7:
+        return Check("forward", FAIL, f"actions {said.shape}, expected ({count}, K, 7)", "look at the model's chunk and action_dim")
     if not np.isfinite(said).all():
         return Check("forward", FAIL, "actions that are not finite", "look at the training's loss for NaN; train again with a lower rate")
     return Check("forward", OK, f"{said.shape[1]} actions of 7 numbers for each observation")
 
 
-def same_twice(policy, frames: list) -> Check:
+def same_twice(policy, frames: list[Frame]) -> Check:
     """The same input, with others asked in between."""
-    before = _asked(policy, frames[:4])
-    _asked(policy, frames[4:8] or frames[:4])
-    apart = float(np.abs(before - _asked(policy, frames[:4])).max())
+    before = asked(policy, frames[:4])
+    asked(policy, frames[4:8] or frames[:4])
+    apart = float(np.abs(before - asked(policy, frames[:4])).max())
     if apart:
         return Check("same twice", FAIL, f"the same observation gave actions up to {apart:.3g} apart",
                      "call eval() in act (dropout, augmentation), decode greedily, keep no state between queries")
     return Check("same twice", OK, "the same observation gives the same actions, bit for bit")
 
 
-def action_range(policy, frames: list, store: Store) -> Check:
+def action_range(policy, frames: list[Frame], store: Store) -> Check:
     """Every number within the data's least and greatest, with a tenth of their distance to spare."""
-    said, stats = _asked(policy, frames).reshape(-1, 7), store.stats["action"]
+    said, stats = asked(policy, frames).reshape(-1, 7), store.stats["action"]
     low, high = (np.asarray(stats[key], float).reshape(-1) for key in ("min", "max"))
     spare = 0.1 * (high - low) + 0.02
     outside = [f"{name} {said[:, d].min():.2f} ... {said[:, d].max():.2f} (data {low[d]:.2f} ... {high[d]:.2f})"
@@ -149,6 +148,35 @@ def action_range(policy, frames: list, store: Store) -> Check:
     if outside:
         return Check("action range", FAIL, "; ".join(outside), "un-normalise with this data's statistics: actions are relative, in [-1, 1]")
     return Check("action range", OK, f"{len(frames)} observations: all seven numbers where the data's are")
+
+
+def known(policy, frames: list[Frame]) -> Iterator[Check]:
+    """Three lines: the policy's error beside the best constant answer's, and beside its own without the words or the pictures."""
+    try:
+        found = answers.errors(policy, frames)
+    except (UserError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        yield _failed("knows data", error)
+        return
+    own, floor = float(found.own.mean()), float(found.constant.mean())
+    what = f"{len(frames)} observations: error {own:.3f}, the best constant action's {floor:.3f}"
+    yield Check("knows data", OK, what) if own < KNOWN * floor else Check(
+        "knows data", FAIL, what, "it has learned less than this data holds: train longer, look at the loss, check on its training data")
+    if found.told is None:
+        yield Check("reads", WARN, "the data have one task only, so whether it reads is not seen", "check on data of several tasks")
+    else:
+        worse, what = answers.rises(frames, found.own, found.told), f"error {own:.3f}, told another task {float(found.told.mean()):.3f}"
+        yield Check("reads", OK, what) if worse else Check("reads", FAIL, f"{what}: it is no worse for it", (
+            "look at the words' part: where one scene has several tasks, success without it is luck"))
+    if found.shown is None:
+        yield Check("looks", WARN, "there is one frame only", "check on more data")
+        return
+    what = f"error {own:.3f}, shown other pictures {float(found.shown.mean()):.3f}"
+    if found.moved < UNMOVED * floor:
+        yield Check("looks", FAIL, f"{what}: its answers stay as they are", "it acts without eyes: look at the cameras and at frozen parts")
+    elif not answers.rises(frames, found.own, found.shown):
+        yield Check("looks", WARN, f"{what}: hardly worse, though its answers change", "through the state alone? evaluate wide, blanked")
+    else:
+        yield Check("looks", OK, what)
 
 
 def statistics(policy, store: Store) -> Check:
@@ -179,14 +207,14 @@ def evidence_of(store: Store, episodes: int = 12) -> dict[str, float]:
     return seen.found()
 
 
-def gripper(policy, frames: list, evidence: dict[str, float]) -> Check:
+def gripper(policy, frames: list[Frame], evidence: dict[str, float]) -> Check:
     """+1 opens in the data; and the model, if it acts, does not say close where the data open."""
     agree = evidence["open"]
     if agree < -SURE:
         return Check("gripper", FAIL, f"+1 should open, but the fingers in the data do the reverse (agreement {agree:+.2f})",
                      "import the data again with another --gripper: closes | opens | opens01")
-    said = [action[6] for *_, action in frames] if policy is None else _asked(policy, frames)[:, 0, 6]
-    same = float((np.sign(said) == np.sign([action[6] for *_, action in frames])).mean())
+    said = [one.following[0, 6] for one in frames] if policy is None else asked(policy, frames)[:, 0, 6]
+    same = float((np.sign(said) == np.sign([one.following[0, 6] for one in frames])).mean())
     if same < REVERSED:
         return Check("gripper", FAIL, f"the model says the reverse of the data in {100 * (1 - same):.0f} % of the frames",
                      "turn the sign of its gripper: -1 closes and +1 opens here, the reverse of LIBERO's own")
@@ -224,21 +252,41 @@ def orientation(policy, store: Store, evidence: dict[str, float], where: Launch 
 
 # ---- one demonstration ---------------------------------------------------------------------------------------------------------------
 
-def replay(store: Store, where: Launch, starts: list[rehearsal.Start]) -> Check:
-    """The actions of the first demonstrations, from their own starts: all of them succeed."""
-    ended = [(start, rehearsal.play(store, where, start)) for start in starts[: rehearsal.TRIED]]
-    failed = [f"episode {start.index} ({start.task})" for start, step in ended if step is None]
+def replay(store: Store, where: Launch, starts: list[rehearsal.Start], ended: dict[int, int | None] | None = None) -> Check:
+    """The actions of the first demonstrations, from their own starts: all of them succeed. ended: gets the steps of each episode's."""
+    ended = {} if ended is None else ended
+    for start in starts:
+        ended[start.index] = rehearsal.play(store, where, start)
+    failed = [f"episode {start.index} ({start.task})" for start in starts if ended[start.index] is None]
     if failed:
         return Check("replay", FAIL, f"{len(failed)} of {len(ended)} demonstrations do not succeed: {', '.join(failed)}",
-                     "look at the gripper's sign, the action's units, rows that were left out, and the simulator's version")
-    steps = ", ".join(str(step) for _, step in ended)
-    return Check("replay", OK, f"{len(ended)} demonstrations succeed with their own actions, after {steps} steps")
+                     "look at the gripper's sign, the action's units, rows that were left out, fixtures, and the simulator's version")
+    return Check("replay", OK, f"{len(ended)} demonstrations succeed with their own actions, after {_listed(ended.values())} steps")
 
 
-def overfits(policy, store: Store, start: rehearsal.Start, where: Launch, minutes: float, log: Callable) -> Iterator[Check]:
-    """A fresh model of the same config, trained on one demonstration alone; then in the simulator from its start."""
+def own_rollouts(policy, store: Store, where: Launch, starts: list[rehearsal.Start]) -> Check:
+    """The checkpoint itself, from the starts of these demonstrations, which it may have been trained on: far too few for a success rate."""
+    ended, limit = rehearsal.perform(policy, store, where, starts)
+    done = [steps for steps in ended if steps is not None]
+    what = f"{len(done)} of {len(ended)} done from demonstrations' starts, {rehearsal.EXECUTE} actions of a chunk, at most {limit} steps"
+    if not done:
+        return Check("own rollouts", FAIL, what, "do not score it yet: see knows data, reads, looks; train longer, or on more data")
+    if len(done) < len(ended):
+        return Check("own rollouts", WARN, what, "so few say little: score it, repro evaluate --suite")
+    return Check("own rollouts", OK, f"{what}: after {_listed(done)} steps")
+
+
+def _listed(numbers) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def overfits(policy, store: Store, starts: list[rehearsal.Start], where: Launch, minutes: float, log: Callable) -> Iterator[Check]:
+    """A fresh model of the same config, trained on the shortest demonstration and pushed plays of it, then in the simulator from its start;
+    and another one that was trained on the demonstration alone."""
+    start = min(starts, key=lambda start: store.episodes[start.index].length)
     found = rehearsal.learn(policy, store, start, where, minutes, log)
-    what = f"episode {start.index}, {found.steps} steps in {found.minutes:.1f} min: error {found.error:.3f}, mean action {found.floor:.3f}"
+    trained = lambda one: f"{one.steps} steps in {one.minutes:.1f} min: error {one.error:.3f}, mean action {one.floor:.3f}"
+    what = f"episode {start.index} (the shortest of {len(starts)}) and {found.plays} pushed plays of it, {trained(found)}"
     more = "give it more --minutes; if the error stays, look at the learning rate and at what the model is shown"
     yield Check("overfits", *((OK, what) if found.error < LEARNED * found.floor else (FAIL, what, more)))
     if found.done is None:
@@ -246,3 +294,8 @@ def overfits(policy, store: Store, start: rehearsal.Start, where: Launch, minute
                     "do not train on more data before this succeeds: give it more --minutes, execute fewer actions of a chunk")
     else:
         yield Check("closed loop", OK, f"done after {found.done} steps (the demonstration: {found.length})")
+    alone = rehearsal.learn(policy, store, start, where, minutes, log, pushed=0)
+    what = f"without the pushed plays, {trained(alone)}; " + (
+        f"not done after {alone.limit} steps" if alone.done is None else f"done after {alone.done} steps")
+    yield Check("alone", *((OK, what) if alone.done is not None else (
+        WARN, what, "one demonstration shows no way back onto its path: what counts is closed loop, the line above")))

@@ -1,11 +1,12 @@
 """`repro evaluate ...`: closed-loop success of a checkpoint, its health, or its answer to two pictures.
 
     repro evaluate --model RUN --store STORE --suite grocery
-    repro evaluate --model RUN --store STORE --check
+    repro evaluate --model RUN --store STORE --check --out check.txt
     repro evaluate change-agent --run RUN --before a.png --after b.png
 """
 
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -15,7 +16,7 @@ from repro.machine import UserError
 SUITES = ("grocery", "libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")  # names only: nothing heavy is imported
 PROTOCOLS = ("openvla", "openvla-oft", "openpi", "lerobot")
 WIDE = ("grocery", "libero_object")  # suites that have that layout
-CHECK = ("simulator", "no_overfit", "minutes")  # options of --check; all the others but model and store are of a score
+CHECK, BOTH = ("simulator", "no_overfit", "minutes"), ("out", "language")  # options of --check, and of both; all others are of a score
 
 @click.group(invoke_without_command=True)
 @click.option("--model", type=click.Path(path_type=Path), help="A run's folder or one checkpoint.")
@@ -24,7 +25,8 @@ CHECK = ("simulator", "no_overfit", "minutes")  # options of --check; all the ot
 @click.option("--simulator", type=click.Choice(["tabletop", "grocery", "calvin", "libero", "none"]),
               help="With --check (default: the data's own).")
 @click.option("--no-overfit", is_flag=True, help="With --check: do not train on one demonstration.")
-@click.option("--minutes", default=3.0, show_default=True, help="With --check: of that training.")
+@click.option("--minutes", default=3.0, show_default=True, help="With --check: of that training, which is done twice.")
+@click.option("--language", metavar="FOLDER", help="Another place of a VGGT-VLA's frozen language model, for sentences new to it.")
 @click.option("--suite", type=click.Choice(SUITES), default="grocery", show_default=True)
 @click.option("--layout", type=click.Choice(["official", "wide"]), default="official", show_default=True,
               help="wide: grocery, libero_object.")
@@ -35,7 +37,8 @@ CHECK = ("simulator", "no_overfit", "minutes")  # options of --check; all the ot
 @click.option("--videos", type=click.IntRange(min=0), default=0, show_default=True, help="Films of so many successes and as many failures.")
 @click.option("--floors/--no-floors", default=True, show_default=True, help="Blanked, shuffled, replay, random, constant, and the expert.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default="work/evaluation", show_default=True, help="Outcomes, films, records.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of outcomes, films, records (default: work/evaluation); with --check "
+              "a file for the lines, their record beside it as .json.")
 @click.option("--fresh", is_flag=True, help="Throw away outcomes of another policy under the same name.")
 @click.pass_context
 def evaluate(context, model: Path | None, store: Path | None, check: bool, **options) -> None:
@@ -47,7 +50,7 @@ def evaluate(context, model: Path | None, store: Path | None, check: bool, **opt
     if model is None or store is None:
         raise UserError("which checkpoint, and which data?", "--model FOLDER --store STORE", f"--model {model} --store {store}")
     given = [name for name in options if context.get_parameter_source(name).name == "COMMANDLINE"]
-    if unread := [f"--{name.replace('_', '-')}" for name in given if (name in CHECK) != check]:
+    if unread := [f"--{name.replace('_', '-')}" for name in given if name not in BOTH and (name in CHECK) != check]:
         raise UserError(f"{', '.join(unread)} {'does' if len(unread) == 1 else 'do'} nothing {'with' if check else 'without'} --check",
                         "--check examines a checkpoint, a suite scores it: one of them at a time",
                         next_step="leave it out, or run two commands")
@@ -61,12 +64,17 @@ def evaluate(context, model: Path | None, store: Path | None, check: bool, **opt
 
 def _check(model: Path, store: Path, options: dict) -> None:
     from repro import doctor
-    from repro.evaluation import check
+    from repro.evaluation import check, check_record
 
-    found = []
-    for line in check.checks(model, store, options["simulator"], not options["no_overfit"], options["minutes"]):
+    found, begun = [], time.monotonic()
+    if options["out"]:
+        check_record.place(options["out"])
+    for line in check.checks(model, store, options["simulator"], not options["no_overfit"], options["minutes"], options["language"]):
         doctor.show([line], click.echo)
         found.append(line)
+    if options["out"]:
+        asked = {name: options[name] for name in ("simulator", "no_overfit", "minutes")}
+        check_record.save(options["out"], found, model, store, asked, (time.monotonic() - begun) / 60)
     sys.exit(any(line.status == doctor.FAIL for line in found))
 
 
@@ -77,15 +85,15 @@ def _suite(model: Path, store: Path, options: dict) -> None:
     from repro.evaluation.policies import load_policy
 
     data, seed = Store(store), options["seed"]
-    policy = load_policy(model, data)
+    policy, out = load_policy(model, data, language=options["language"]), options["out"] or Path("work/evaluation")
     tasks = options["tasks"].split(",") if options["tasks"] else None
     plan = suites.plan_of(options["suite"], options["layout"], options["episodes"], tasks, options["protocol"], seed, options["execute"],
                           orientation=getattr(policy.config, "orientation", "upright"), **suites.sizes_of(data))
     floors = suites.beside(policy, suites.recorded(data, plan.suite), plan, seed) if options["floors"] else {}
-    records = suites.score({type(policy).__name__: policy, **floors}, plan, options["out"], data, seed=seed, videos=options["videos"],
+    records = suites.score({type(policy).__name__: policy, **floors}, plan, out, data, seed=seed, videos=options["videos"],
                            fresh=options["fresh"], log=click.echo)
     click.echo(results.markdown(*suites.table(records)))
-    click.echo(f"records: {options['out'] / 'runs'}")
+    click.echo(f"records: {out / 'runs'}")
 
 
 @evaluate.command("change-agent")

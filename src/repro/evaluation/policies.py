@@ -37,15 +37,18 @@ def class_of(folder: Path | str) -> type:
     return getattr(importlib.import_module(MODELS[name]), name)
 
 
-def load_policy(folder: Path | str, store=None, run: Path | str | None = None):
+def load_policy(folder: Path | str, store=None, run: Path | str | None = None, language: str | None = None):
     """The policy of a checkpoint or a run, on the GPU where there is one.
 
     store: data it is to be used with, whose conventions a VGGT-VLA compares with its own. run: the folder with metrics.jsonl, if not
-    around the checkpoint. Where it was trained by this library, `trained` on it says how far and on what, `minutes` how long that took.
+    around the checkpoint. language: another place of the same language model, of a VGGT-VLA. Where it was trained by this library,
+    `trained` on it says how far and on what, `minutes` how long that took.
     """
     path = find(folder)
     kind = class_of(path)
-    policy = kind.load(path, store=store) if kind.__name__ == "VGGTVLA" else kind.load(path)
+    if language and kind.__name__ != "VGGTVLA":
+        raise UserError(f"{path} takes no language model from elsewhere", "a checkpoint of VGGTVLA", kind.__name__, "leave out --language")
+    policy = kind.load(path, language, store) if kind.__name__ == "VGGTVLA" else kind.load(path)
     if (path / "about.json").is_file():
         made = checkpoint.about(path)
         policy.trained = {key: made[key] for key in ("step", "train", "clockwork", "data", "commit", "peak_memory_gib") if key in made}

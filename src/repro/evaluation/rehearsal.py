@@ -1,7 +1,8 @@
-"""One demonstration: played again in the simulator, and learned by heart by a fresh model that then has to do it. For `check`.
+"""Demonstrations in the simulator: played again, begun again by the policy, and one learned by heart by a fresh model. For `check`.
 
 A single demonstration shows no way back onto its path: what learns it alone drifts off by a little, sees what it was never shown, and is
-lost, however low its loss. So it is also played with pushes of the hand, each state labelled with the way back (`around`).
+lost, however low its loss. So the simulator also plays it with pushes of the hand, each state labelled with the way back (`around`), and
+`learn` says how many such plays a model was trained on; `pushed=0` leaves the demonstration alone.
 """
 
 import copy
@@ -21,6 +22,7 @@ from repro.data.episodes import Episode, Store, StoreWriter
 from repro.evaluation import chains, suites
 from repro.evaluation.offline import recorded_chunks
 from repro.machine import UserError
+from repro.models.sentences import build as words_of
 from repro.sims import environments
 from repro.sims.base import Launch
 from repro.sims.worker import opened
@@ -57,21 +59,26 @@ class Learned:
     done: int | None   # simulator steps until the task was done; None: not within `limit`
     limit: int
     length: int        # of the demonstration
+    plays: int         # with pushes, that it was trained on besides
 
 
 def starts(store: Store) -> list[Start]:
-    """Episodes whose start is known and whose actions are those executed: scripted ones without a disturbance, or the play table's."""
-    found = []
-    for info in store.episodes:
-        if "state" in info.info and not info.info.get("disturbed"):
-            found.append(Start(info.index, info.task_id, info.scene, dict(info.info["state"])))
-        elif "observation.environment_state" in store.columns and store.meta.get("simulator") in ("tabletop", "calvin_env"):
-            columns = store.read(info.index, ["observation.state", "observation.environment_state"]).columns
-            robot, scene = columns["observation.state"][0], columns["observation.environment_state"][0]
-            found.append(Start(info.index, info.task_id, info.scene, {"robot_obs": robot, "scene_obs": _in_scene_order(scene, info.scene)}))
-        if len(found) == TRIED:
-            break
-    return found
+    """TRIED episodes of one scene, of different tasks where there are, whose start is known and whose actions are those executed:
+    scripted ones without a disturbance, recorded ones whose file holds the simulator's states, or the play table's."""
+    table = "observation.environment_state" in store.columns and store.meta.get("simulator") in ("tabletop", "calvin_env")
+    told = lambda info: info.info.get("state") or info.info.get("start")
+    able = [info for info in store.episodes if not info.info.get("disturbed") and (told(info) or table)]
+    able = [info for info in able if info.scene == able[0].scene]
+    first = {info.task_id: info for info in reversed(able)}
+    chosen = sorted(able, key=lambda info: (first[info.task_id] is not info, info.index))[:TRIED]
+    return [Start(info.index, info.task_id, info.scene, dict(told(info) or _on_the_table(store, info))) for info in chosen]
+
+
+def _on_the_table(store: Store, info) -> dict:
+    """The first state of an episode of the play table or CALVIN."""
+    columns = store.read(info.index, ["observation.state", "observation.environment_state"]).columns
+    robot, scene = columns["observation.state"][0], columns["observation.environment_state"][0]
+    return {"robot_obs": robot, "scene_obs": _in_scene_order(scene, info.scene)}
 
 
 def _in_scene_order(scene_obs: np.ndarray, scene: str) -> np.ndarray:
@@ -160,7 +167,8 @@ def fresh(policy, store: Store) -> torch.nn.Module:
     config, kind = policy.config, type(policy).__name__
     sentences = sorted({episode.task for episode in store.episodes})
     if kind == "VGGTVLA":
-        return type(policy).build(config, store.stats, sentences)
+        words = words_of(config, sentences) if config.language == "tiny" else policy.words
+        return type(policy)(config, store.stats, words, policy.tower, policy.blocks if config.backbone_weights else None)
     if kind == "ReconVLA":
         frozen = {"vision": copy.deepcopy(policy.vision_tower), "vae": policy.vae, "tokenizer": policy.text.tokenizer}
         return type(policy).build(config, store.stats, instructions=sentences, **frozen)
@@ -168,24 +176,33 @@ def fresh(policy, store: Store) -> torch.nn.Module:
 
 
 def learn(policy, store: Store, start: Start, where: Launch, minutes: float, log: Callable[[str], None] = lambda line: None,
-          seed: int = 0) -> Learned:
-    """Train a fresh model on one demonstration, and the same with pushes, for about `minutes`; then let it act from its start. Nothing is
-    kept."""
+          seed: int = 0, pushed: int = AROUND) -> Learned:
+    """Train a fresh model on one demonstration for about `minutes`, together with those of `pushed` plays with pushes that succeed (0: on
+    the demonstration alone); then let it act from its start. Nothing is kept."""
     torch.manual_seed(seed)
     begun, model, episode = time.monotonic(), fresh(policy, store).to(policy.device), store.read(start.index)
+    plays = around(store, where, start, seed, pushed) if pushed else []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         with StoreWriter(place / "store", store.fps, {**store.meta, "name": "one demonstration"}) as writer:
-            for one in [Episode(episode.task, episode.columns, episode.info), *around(store, where, start, seed)]:
+            for one in [Episode(episode.task, episode.columns, episode.info), *plays]:
                 writer.add(one)
         config = _training(policy, model, batches := _batches(place / "store", model, policy, seed), minutes, seed)
         summary = train(model, batches, place / "run", config, log=log)
         error, floor = _errors(model, episode)
-        limit = 2 * len(episode.columns["action"]) + 20
-        outcome, = chains.evaluate(model, where, [(start.state, (start.task,))], place / "outcomes", limit, 1, {start.task: episode.task},
-                                   execute=EXECUTE, workers=int(where.python is not None), log=log)
-    return Learned(summary.step, (time.monotonic() - begun) / 60, error, floor, outcome.steps[0] if outcome.length else None, limit,
-                   len(episode.columns["action"]))
+    (done,), limit = perform(model, store, where, [start], log)
+    return Learned(summary.step, (time.monotonic() - begun) / 60, error, floor, done, limit, len(episode.columns["action"]), len(plays))
+
+
+def perform(policy, store: Store, where: Launch, begun: list[Start], log: Callable[[str], None] = lambda line: None
+            ) -> tuple[list[int | None], int]:
+    """(for each start the steps after which the policy has done its task, None where it has not; the steps that it was given)."""
+    limit = 2 * max(store.episodes[start.index].length for start in begun) + 20
+    sentences = {start.task: store.episodes[start.index].task for start in begun}
+    with tempfile.TemporaryDirectory() as folder:
+        ended = chains.evaluate(policy, where, [(start.state, (start.task,)) for start in begun], folder, limit, 1, sentences,
+                                execute=EXECUTE, workers=int(where.python is not None), log=log)
+    return [outcome.steps[0] if outcome.length else None for outcome in ended], limit
 
 
 def _batches(folder: Path, model, policy, seed: int) -> Batches:

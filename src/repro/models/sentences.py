@@ -171,7 +171,8 @@ class FrozenWords(nn.Module):
     def _learn(self, new: list[str]) -> None:
         if self.open_reader is None:
             raise UserError(f"{len(new)} instructions were not encoded before", "sentences of the training data, or a language model here",
-                            new[:3], f"give load() the language model: {self.table.about.get('name')}")
+                            new[:3], f"give it the language model ({self.table.about.get('name')}): load(language=...), "
+                            "or --language FOLDER of repro evaluate")
         reader = self.open_reader()  # compared with the checkpoint's before it is built
         self.table.states |= {sentence: states.to(torch.float16).cpu() for sentence, states in zip(new, reader(new), strict=True)}
 

@@ -81,7 +81,8 @@ def init_states(suite: str, task: str) -> np.ndarray:
 class Libero:
     """One environment at a time, built anew at each reset (0.2-0.5 s with small assets): the same state then gives the same bits.
 
-    State: {"task": name or index, "init": 0..49, "layout": "official" | "wide", "seed": int, "suite": optional, default the constructor's}.
+    State: {"task": name or index, "init": 0..49, "layout": "official" | "wide", "seed": int, "suite": optional, default the constructor's};
+    or "flat" instead of "init": a recording's flattened MuJoCo state [time, qpos, qvel], with "settle" False where it had settled already.
     """
 
     def __init__(self, suite: str = "libero_object", assets: str | None = None, image_size: int = 128, wrist_size: int = 128,
@@ -131,7 +132,10 @@ class Libero:
     # --- the simulator contract -------------------------------------------------------------------------------------
 
     def reset(self, state: dict, render: bool = True) -> dict | None:
-        """A hard reset under the state's seed, its init state, the layout, then 10 dummy actions to settle, as all conventions do."""
+        """A hard reset under the state's seed, its init state, the layout, then 10 dummy actions to settle, as all conventions do.
+
+        A "flat" state holds no fixtures (cabinet, stove): these stand where the seed puts them, not where they stood in the recording.
+        """
         suite, layout, seed = state.get("suite", self.suite), state.get("layout", "official"), int(state.get("seed", 0))
         task = self.task_name(state["task"], suite)
         inits = init_states(suite, task)
@@ -139,18 +143,28 @@ class Libero:
             raise UserError(f"no init state {state['init']} of {task}", f"0 ... {len(inits) - 1}", state["init"])
         if layout not in ("official", "wide"):
             raise UserError(f"no layout {layout!r}", "official | wide", layout)
+        if "flat" in state and layout == "wide":
+            raise UserError("a recorded state is not moved", "layout 'official' with \"flat\"", layout)
         self._build(suite, task)  # anew: a reset moves the fixtures from where the last one left them. It draws too
         np.random.seed(seed % 2**32)  # fixtures are drawn from the global generator
         self._hard_reset()
-        self._set(inits[state.get("init", 0)])
+        self._set(self._recorded(state["flat"], task) if "flat" in state else inits[state.get("init", 0)])
         self.placed = {"suite": suite, "task": task, "init": int(state.get("init", 0)), "layout": layout, "seed": seed}
         if layout == "wide":
             self._spread(np.random.default_rng(seed))
         before = {name: self.where(name) for name in self.world.objects_dict}
-        for _ in range(SETTLE):
+        for _ in range(SETTLE if state.get("settle", True) else 0):
             self.seen = self.world.step(DUMMY)[0]
         self.settled = {name: float(np.linalg.norm(self.where(name) - at)) for name, at in before.items()}
         return self.observe() if render else None
+
+    def _recorded(self, flat, task: str) -> np.ndarray:
+        """A state from outside, if it is one of the scene that is built."""
+        flat, size = np.asarray(flat, np.float64), len(self.flat())
+        if flat.shape != (size,) or not np.isfinite(flat).all():
+            raise UserError(f"this is no state of {task}", f"{size} finite numbers [time, qpos, qvel]", flat.shape,
+                            "a recording of the same task, suite and LIBERO version")
+        return flat
 
     def task_list(self) -> list[str]:
         """The tasks of this simulator's suite, in the official order."""

@@ -1,0 +1,69 @@
+"""What `repro evaluate --check --out` writes, and --language. Run: pytest tests/test_check_record.py"""
+
+import hashlib
+import json
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+from test_libero_data import original
+
+from repro.data.episodes import Store
+from repro.data.libero import import_libero
+from repro.evaluation.commands import evaluate
+from repro.evaluation.policies import load_policy
+from repro.machine import UserError
+from repro.models.vggt_vla import PRESETS, VGGTVLA
+
+SMALL = replace(PRESETS["vggt_tiny"], state_dim=8, image_size=32, width=64, backbone="none", query_layers=1, queries=4, head_width=32,
+                channels=8, keypoints=8, language_width=16)  # fmt: skip
+
+
+@pytest.fixture
+def made(tmp_path):
+    """(checkpoint, store) of a model that has learned nothing."""
+    import_libero(original(tmp_path / "libero_object" / "milk_demo.hdf5"), tmp_path / "store")
+    (folder := tmp_path / "model").mkdir()
+    store = Store(tmp_path / "store")
+    VGGTVLA.build(SMALL, store.stats, [info.task for info in store.episodes]).save(folder)
+    return folder, tmp_path / "store"
+
+
+def called(made, *more):
+    folder, store = made
+    return CliRunner().invoke(evaluate, ["--model", str(folder), "--store", str(store), "--check", *map(str, more)])
+
+
+def test_the_lines_and_their_record_are_written(made, tmp_path):
+    out = tmp_path / "results" / "check.txt"
+    answer = called(made, "--simulator", "none", "--out", out)
+    assert answer.exit_code == 1, "it has learned nothing"
+    record = json.loads(out.with_suffix(".json").read_text())
+    assert out.read_text() == record["text"] == answer.output and "[FAIL] knows data" in record["text"]
+    names = [line["name"] for line in record["lines"]]
+    assert names[:3] == ["loads", "forward", "same twice"] and names[-3:] == ["overfits", "closed loop", "alone"]
+    assert record["checkpoint"]["model"] == "VGGTVLA"
+    weights = hashlib.sha256((made[0] / "model.safetensors").read_bytes()).hexdigest()
+    assert record["checkpoint"]["files"]["model.safetensors"] == weights
+    assert record["data_hash"] == Store(made[1]).hash and record["commit"] and record["hardware"] and record["packages"]["torch"]
+    assert record["asked"] == {"simulator": "none", "no_overfit": False, "minutes": 3.0} and record["seed"] == 0
+    assert str(tmp_path) not in json.dumps(record), "no path of this machine"
+    assert sorted(path.name for path in out.parent.iterdir()) == ["check.json", "check.txt"]
+
+
+def test_a_place_where_nothing_can_be_written_is_refused_first(made, tmp_path):
+    for wrong in (tmp_path, tmp_path / "check.json"):
+        answer = called(made, "--simulator", "none", "--out", wrong)
+        assert isinstance(answer.exception, UserError) and "no place for the lines" in str(answer.exception) and not answer.output
+
+
+def test_another_place_of_the_language_model_reaches_the_checkpoint(made, monkeypatch):
+    given = []
+    load = VGGTVLA.load.__func__
+    monkeypatch.setattr(VGGTVLA, "load", classmethod(lambda cls, folder, language=None, store=None: (
+        given.append(language), load(cls, folder, None, store))[1]))  # fmt: skip
+    assert "[OK]   loads" in called(made, "--simulator", "none", "--no-overfit", "--language", "elsewhere").output
+    assert given == ["elsewhere"]
+    (made[0] / "model.json").write_text(json.dumps({"model": "KeypointPolicy"}))
+    with pytest.raises(UserError, match="takes no language model from elsewhere"):
+        load_policy(made[0], language="elsewhere")

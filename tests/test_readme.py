@@ -25,7 +25,7 @@ def test_the_results_are_the_records():
 def test_vggt_vlas_block_and_the_check_are_the_records():
     section = README.split(readme.VLA_START)[1].split(readme.VLA_END)[0].strip()
     assert section == vla_ablation.readme_section(ROOT / "results" / "cpu").strip()
-    measured = ("Not comparable with LIBERO", "wide layout", "| none |", "| graph |", "| vggt |", "| blind |",
+    measured = ("Not comparable with LIBERO", "wide: success %", "| none |", "| graph |", "| vggt |", "| blind |",
                 "| replay of one demonstration |")
     for word in measured if (ROOT / "results" / "cpu" / "runs" / "vggt_vla").is_dir() else ("Not measured yet",):
         assert word in section, word

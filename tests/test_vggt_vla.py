@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Dinov2Config, Dinov2Model, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from repro.machine import UserError
-from repro.models import fingerprint, sentences, vggt, vggt_vla_checkpoint
+from repro.models import fingerprint, sentences, towers, vggt, vggt_file, vggt_vla_checkpoint
+from repro.models import pretrained as files
 from repro.models.graph import GraphConvolution, chain_edges, grid_edges, normalised
 from repro.models.prompt import small_tokenizer
 from repro.models.vggt_vla import PRESETS, VGGTVLA
@@ -66,7 +67,7 @@ def shelf(tmp_path_factory):
                 ).save_pretrained(top / "dinov2")  # fmt: skip
     net = vggt.Aggregator(vggt.VGGTConfig(28, 14, 32, 1, 4, 64, 2, 1))
     (top / "vggt").mkdir()
-    save_file({vggt.PREFIX + name: tensor for name, tensor in net.state_dict().items()}, top / "vggt" / "model.safetensors")
+    save_file({vggt_file.PREFIX + name: tensor for name, tensor in net.state_dict().items()}, top / "vggt" / "model.safetensors")
     return top
 
 
@@ -317,7 +318,7 @@ def test_a_transformers_without_the_model_is_told_which_version_has_it(saved, mo
     assert "transformers>=4.51" in str(error.value) and "qwen3" in str(error.value)
 
 
-def test_another_tokenizer_or_other_weights_under_the_same_name_are_refused(saved, shelf, tmp_path):
+def test_another_tokenizer_or_other_weights_under_the_same_name_are_refused(saved, shelf, tmp_path, monkeypatch):
     import shutil
 
     model, folder = saved
@@ -331,8 +332,10 @@ def test_another_tokenizer_or_other_weights_under_the_same_name_are_refused(save
     weights = load_file(other / "model.safetensors")
     save_file({name: 2 * tensor for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
     loaded = VGGTVLA.load(folder, language=str(other))  # shapes and tokenizer agree; it is not needed yet
-    with pytest.raises(UserError, match="sha256"):
-        loaded.act(OBSERVATIONS[:1], ["open the blue block"])
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "load", lambda *_, **__: pytest.fail("the language model was built"))
+        with pytest.raises(UserError, match="sha256"):
+            loaded.act(OBSERVATIONS[:1], ["open the blue block"])
 
 
 def edited(folder, change):
@@ -341,13 +344,33 @@ def edited(folder, change):
     (folder / "model.json").write_text(json.dumps(about))
 
 
-def test_other_frozen_weights_and_damaged_files_are_refused(saved, shelf):
+@pytest.mark.parametrize("change, row", [
+    (lambda about: about["belongs"]["vggt"].update(sha256="0" * 64), "vggt.sha256"),
+    (lambda about: about["belongs"]["vggt"].update(heads=8), "vggt.heads|8|4"),
+    (lambda about: about["belongs"]["vision"].update(sha256="0" * 64), "vision.sha256"),
+    (lambda about: about["belongs"]["vision"].update(num_hidden_layers=2), "vision.num_hidden_layers|2|1")])  # fmt: skip
+def test_other_frozen_parts_are_refused_before_any_part_is_built(saved, monkeypatch, change, row):
+    model, folder = saved
+    edited(folder, change)
+    for place, name in ((vggt_file, "Alternating"), (files, "load"), (towers, "PatchTower"), (sentences, "FrozenWords")):
+        monkeypatch.setattr(place, name, lambda *_, **__: pytest.fail("a part was built"))
+    with pytest.raises(UserError, match="nothing was built") as error:
+        VGGTVLA.load(folder)
+    assert row in str(error.value).replace(" ", "")
+
+
+def test_a_pinned_part_with_other_weights_is_refused_without_the_net(saved, monkeypatch):
+    """The checkpoint names a hub id, whose published sha256 is known: nothing is fetched to see that it is another."""
+    model, folder = saved
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    edited(folder, lambda about: about["config"].update(backbone_weights="facebook/VGGT-1B"))
+    with pytest.raises(UserError, match=r"vggt.sha256.*f164acf6"):
+        VGGTVLA.load(folder)
+
+
+def test_damaged_files_are_refused(saved, shelf):
     model, folder = saved
     whole = (folder / "model.json").read_text()
-    edited(folder, lambda about: about["belongs"]["vggt"].update(sha256="0" * 64))
-    with pytest.raises(UserError, match=r"vggt.sha256"):
-        VGGTVLA.load(folder)
-    (folder / "model.json").write_text(whole)
     edited(folder, lambda about: about["config"].update(new=1))
     with pytest.raises(UserError, match="another model or version"):
         VGGTVLA.load(folder)

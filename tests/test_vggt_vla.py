@@ -384,8 +384,8 @@ def test_damaged_files_are_refused(saved, shelf):
 
 
 class FakeStore:
-    def __init__(self, views=("static", "wrist"), state=15, action=7, **meta):
-        self.columns, self.meta = [f"observation.images.{view}" for view in views], meta
+    def __init__(self, views=("static", "wrist"), state=15, action=7, units=None, **meta):
+        self.columns, self.meta = [f"observation.images.{view}" for view in views], meta | {"action": units or {}}
         self.stats = {"observation.state": {"mean": [0] * state}, "action": {"mean": [0] * action}}
 
 
@@ -398,6 +398,35 @@ def test_data_of_another_convention_is_refused(tmp_path, store, row):
     with pytest.raises(UserError) as error:
         VGGTVLA.load(tmp_path, store=store)
     assert row.replace(" ", "") in str(error.value).replace(" ", "")
+
+
+LIBERO = {"metres": 0.05, "radians": 0.5, "rate_hz": 20, "gripper": "-1 close, +1 open (LIBERO's own sign is the reverse)"}
+CALVIN = {"metres_per_unit": 0.02, "radians_per_unit": 0.05, "control_hz": 30, "gripper": "-1 close, +1 open"}
+
+
+@pytest.mark.parametrize("action, row", [
+    (CALVIN, "action.metres|0.05|0.02"), (LIBERO | {"radians": 1.0}, "action.radians|0.5|1.0"),
+    (LIBERO | {"rate_hz": 10}, "action.rate_hz|20|10"),
+    (LIBERO | {"gripper": "-1 open, +1 close"}, "action.gripper|-1close,+1open|-1open,+1close")])  # fmt: skip
+def test_what_an_action_is_comes_from_the_training_data_and_other_data_are_refused(tmp_path, capsys, action, row):
+    torch.manual_seed(0)
+    made = VGGTVLA.build(SMALL, STATS, WORDS, conventions=vggt_vla_checkpoint.conventions(FakeStore(units=LIBERO)))
+    made.save(tmp_path)
+    same = VGGTVLA.load(tmp_path, store=FakeStore(units=LIBERO | {"gripper": "-1 close, +1 open"}))
+    assert same.conventions == made.conventions and same.conventions["metres"] == 0.05 and capsys.readouterr().out == ""
+    with pytest.raises(UserError) as error:
+        VGGTVLA.load(tmp_path, store=FakeStore(units=action))
+    assert row in str(error.value).replace(" ", "")
+
+
+def test_conventions_that_nobody_recorded_are_said_to_be_unknown(tmp_path, capsys):
+    build().save(tmp_path)
+    edited(tmp_path, lambda about: about["belongs"]["action"].update(chunk=3, convention="relative"))  # as older checkpoints say it
+    VGGTVLA.load(tmp_path, store=FakeStore(units=LIBERO))
+    out = capsys.readouterr().out
+    assert "metres, radians, rate_hz, gripper of an action: not recorded in the checkpoint" in out and "the data" not in out
+    VGGTVLA.load(tmp_path, store=FakeStore())
+    assert "not recorded in the data" in capsys.readouterr().out
 
 
 def test_missing_cameras_wrong_actions_and_random_frozen_parts_are_errors(shelf):
@@ -431,7 +460,7 @@ def store_of(folder, episodes=2, length=6):
     from repro.data.episodes import Episode, StoreWriter
 
     rng = np.random.default_rng(0)
-    with StoreWriter(folder, 20, {"source": "test"}) as writer:
+    with StoreWriter(folder, 20, {"source": "test", "action": LIBERO}) as writer:
         for i in range(episodes):
             action = np.sign(rng.standard_normal((length, 7))).astype(np.float32)
             writer.add(Episode(WORDS[i], {
@@ -475,7 +504,7 @@ def test_a_job_trains_is_cut_and_goes_on_bit_by_bit(tmp_path, shelf, monkeypatch
         assert again.resumed_from == 2 and whole.step == again.step == 4
         one, two = (load_file(summary.checkpoint / "model.safetensors") for summary in (whole, again))
         assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
-        VGGTVLA.load(whole.checkpoint)
+        assert VGGTVLA.load(whole.checkpoint).conventions == LIBERO | {"gripper": "-1 close, +1 open"}
         assert any("trainable of" in line for line in lines)
     assert json.loads((whole.checkpoint / "about.json").read_text())["train"]["learning_rate"] == 1e-3  # the preset's own
     assert list(tmp_path.glob("store.prepared/sentences-qwen3.safetensors"))

@@ -1,6 +1,6 @@
 """What a checkpoint says about the parts and data it belongs to, compared before anything is built.
 
-    saved = {"language": of_language("Qwen/Qwen3-0.6B-Base"), "action": {"dim": 7, "chunk": 10}}      # into the checkpoint
+    saved = {"language": of_language("Qwen/Qwen3-0.6B-Base"), "action": {"dim": 7, "metres": 0.05}}   # into the checkpoint
     refuse_other(saved, here, "runs/vggt/step_00002000")                  # a table of all that differs, and the fix; or nothing
 
 The failure that this ends: a checkpoint trained on Qwen3-0.6B (hidden 1024) was evaluated where transformers did not know qwen3; the code

@@ -23,7 +23,8 @@ from repro.models import fingerprint, sentences, towers, vggt, vggt_file
 from repro.models import pretrained as files
 from repro.models.vggt_vla_config import OWN, VGGTVLAConfig
 
-ACTION = "relative, in [-1, 1], gripper -1 close, +1 open"
+CONVENTIONS = {"metres": ("metres", "metres_per_unit"), "radians": ("radians", "radians_per_unit"), "rate_hz": ("rate_hz", "control_hz"),
+               "gripper": ("gripper",)}  # of actions: our name, and how stores' metadata calls it
 
 
 def places(config: VGGTVLAConfig) -> dict[str, files.Place | vggt_file.Found]:
@@ -56,15 +57,35 @@ def belongs(model: nn.Module) -> dict[str, dict]:
     if model.blocks is not None and c.backbone_weights:
         found["vggt"] = {**model.blocks.identity, **asdict(model.blocks.config)}
     found["cameras"] = {"views": list(c.views), "orientation": c.orientation}
-    return found | {"state": {"dim": c.state_dim}, "action": {"dim": c.action_dim, "chunk": c.chunk, "convention": ACTION}}
+    return found | {"state": {"dim": c.state_dim}, "action": {"dim": c.action_dim, **model.conventions}}
+
+
+def conventions(store) -> dict:
+    """What a store's metadata says an action of 1 is: {"metres": 0.05, "radians": 0.5, "rate_hz": 20, "gripper": "-1 close, +1 open"}.
+
+    What it does not say is not there.
+    """
+    said = store.meta.get("action") or {}
+    found = {name: said[key] for name, keys in CONVENTIONS.items() for key in keys if key in said}
+    return {name: value.split(" (")[0] if isinstance(value, str) else value for name, value in found.items()}  # without remarks
 
 
 def of_store(saved: dict[str, dict], store) -> dict[str, dict]:
-    """What a store says of the same conventions; "orientation" of its metadata ("upright, true ..."), upright where it says none."""
+    """What a store says of the same; "orientation" of its metadata ("upright, true ..."), upright where it says none."""
     views = [view for view in saved["cameras"]["views"] if f"observation.images.{view}" in store.columns]
-    sizes = {name: {**saved[name], "dim": len(store.stats[column]["mean"])}
-             for name, column in (("state", "observation.state"), ("action", "action"))}
-    return {"cameras": {"views": views, "orientation": store.meta.get("orientation", "upright").split(",")[0]}, **sizes}
+    dim = {name: len(store.stats[column]["mean"]) for name, column in (("state", "observation.state"), ("action", "action"))}
+    return {"cameras": {"views": views, "orientation": store.meta.get("orientation", "upright").split(",")[0]},
+            "state": {"dim": dim["state"]}, "action": {"dim": dim["action"], **conventions(store)}}
+
+
+def compare_store(saved: dict[str, dict], store, source: object) -> None:
+    """UserError where data are of another kind than a checkpoint's; a line for conventions that one side does not record."""
+    here = of_store(saved, store)
+    both = {name: {field: saved[name][field] for field in fields if field in saved[name]} for name, fields in here.items()}
+    fingerprint.refuse_other(both, here, source)
+    for where, one in (("the checkpoint", saved["action"]), ("the data", here["action"])):
+        if lacking := [name for name in CONVENTIONS if name not in one]:
+            print(f"{source}: {', '.join(lacking)} of an action: not recorded in {where}, so not compared")
 
 
 def saved_names(model: nn.Module) -> list[str]:
@@ -109,7 +130,7 @@ def compare(about: dict, source: object, language: str | None = None, store=None
         if pinned and name in saved:
             refuse_weights(name, saved[name], {"sha256": pinned}, source)
     if store is not None:
-        fingerprint.refuse_other({name: saved[name] for name in ("cameras", "state", "action")}, of_store(saved, store), source)
+        compare_store(saved, store, source)
 
 
 def refuse_weights(name: str, saved: dict, here: dict, source: object) -> None:
@@ -136,7 +157,8 @@ def load(kind: type, folder: Path, language: str | None = None, store=None) -> n
         opening = lambda: sentences.Reader.open(language or config.language, config.language_revision, config.text_length, dtype,
                                                 {key: value for key, value in saved["language"].items() if key not in PLACE})
         words = sentences.FrozenWords(table, config.text_length, None if config.cache_language else opening(), opening)
-    model = kind(config, about["stats"], words, *frozen_parts(config, found))
+    told = {name: saved["action"][name] for name in CONVENTIONS if name in saved["action"]}
+    model = kind(config, about["stats"], words, *frozen_parts(config, found), told)
     fingerprint.take(model, saved_names(model), load_file(folder / "model.safetensors"), folder / "model.safetensors")
     return model
 

@@ -35,6 +35,42 @@ def weights():
     return {name: weight(name, shape) for name, shape in json.loads((VECTORS / "names.json").read_text())["small"].items()}
 
 
+CASES = {  # name: (sizes, shape of the pictures, numbers of a layer that the vectors hold: every so many)
+    "square": (SMALL, (1, 1, 3, 42, 42), 1), "wide": (SMALL, (2, 2, 3, 42, 56), 1),
+    "deep": (VGGTConfig(image=42, patch=14, dim=64, depth=24, heads=4, hidden=256, registers=4, tower_depth=2), (1, 2, 3, 42, 56), 8),
+    "full": (VGGTConfig(), (1, 2, 3, 224, 224), 1009)}  # fmt: skip
+
+
+def case(name):
+    """(sizes, shape of the pictures, official numbers of each layer)."""
+    config, shape, _ = CASES[name]
+    official = np.load(VECTORS / f"{name if name in ('deep', 'full') else 'aggregator'}.npz")
+    return config, shape, [official[f"{name}.{i}"] for i in range(config.depth)]
+
+
+def sample(name, layer):
+    every = CASES[name][2]
+    return layer if every == 1 else layer.reshape(-1)[::every]
+
+
+def images(shape):
+    random = np.random.RandomState(3)
+    if shape == CASES["wide"][1]:
+        random.rand(*CASES["square"][1])  # they were drawn one after the other
+    return torch.from_numpy(random.rand(*shape).astype(np.float32))
+
+
+def made(config):
+    """The aggregator with `weight`s."""
+    with torch.device("meta"):
+        net = Aggregator(config)
+    net = net.to_empty(device="cpu").eval()
+    with torch.no_grad():
+        for name, tensor in net.state_dict().items():
+            tensor.copy_(weight(name, tensor.shape))
+    return net
+
+
 @pytest.fixture(scope="module")
 def model():
     net = Aggregator(SMALL).eval()
@@ -42,16 +78,15 @@ def model():
     return net
 
 
-@pytest.mark.parametrize("name", ["square", "wide"])
-def test_every_layer_gives_the_official_numbers(model, name):
-    official, random = np.load(VECTORS / "aggregator.npz"), np.random.RandomState(3)
-    images = {"square": random.rand(1, 1, 3, 42, 42), "wide": random.rand(2, 2, 3, 42, 56)}[name]
+@pytest.mark.parametrize("name", ["square", "wide", "deep"])  # "full": benchmarks/vggt_exactness.py
+def test_every_layer_gives_the_official_numbers(name):
+    config, shape, official = case(name)
     with torch.no_grad():
-        found = model(torch.from_numpy(images.astype(np.float32)))
-    assert len(found) == 3
-    for i, layer in enumerate(found):
-        assert layer.shape == official[f"{name}.{i}"].shape
-        assert np.abs(layer.numpy() - official[f"{name}.{i}"]).max() < 1e-4
+        found = made(config)(images(shape))
+    assert len(found) == config.depth == len(official)
+    for layer, numbers in zip(found, official, strict=True):
+        assert sample(name, layer.numpy()).shape == numbers.shape
+        assert np.abs(sample(name, layer.numpy()) - numbers).max() < 1e-4
 
 
 def test_names_and_shapes_are_those_of_the_official_model_small_and_full():

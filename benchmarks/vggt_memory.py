@@ -4,8 +4,9 @@
 
 On an NVIDIA GPU the steps are run and *measured*, the process held to 15 GiB. Elsewhere they are *computed*: the same step on fake tensors,
 every storage counted from the operation that makes it until it is freed (benchmarks/memory.py says how far that is to be trusted). Frozen
-parts are float16 with random numbers of the published sizes; what trains is float32, with AdamW. Cached against uncached language is also
-timed, at full width and a sixth of VGGT's depth, in CPU seconds of one thread (or GPU seconds). The guide says 20 and 28 GB.
+parts are float16 with random numbers of the published sizes; what trains is float32, with AdamW. Cached against uncached language, both by
+models/sentences.py, is also timed, in turns, at full width and a sixth of VGGT's depth, in CPU seconds of one thread (or GPU seconds). The
+sentences are LIBERO's, cut by a small tokenizer. The guide says 20 and 28 GB.
 """
 
 import statistics
@@ -16,6 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from change_memory import faked
 from memory import CONTEXT, GIB, LIMIT, SLACK, Live, gib
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -23,11 +25,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from repro import benchmark
 from repro.machine import describe
-from repro.models import towers, vggt
-from repro.models.vggt_vla import PRESETS, TRAIN, VGGTVLA
+from repro.models import fingerprint, pretrained, sentences, towers, vggt
+from repro.models.prompt import small_tokenizer
+from repro.models.vggt_vla import PRESETS, TRAIN, VGGTVLA, VGGTVLAConfig
+from repro.training.checkpoint import provenance
 
 STATS = {"observation.state": {"mean": [0.0] * 8, "std": [1.0] * 8}}
 RANDOM = {"name": "random numbers", "revision": None, "sha256": "none: memory only"}
+THINGS = ("alphabet soup", "cream cheese", "salad dressing", "bbq sauce", "ketchup", "tomato sauce", "butter", "milk", "chocolate pudding",
+          "orange juice")  # fmt: skip
+SENTENCES = [f"pick up the {thing} and place it in the basket" for thing in THINGS]  # libero_object's
 CASES = {  # name: (preset, config changes); "kernel": of attention, which by default holds no scores
     "vggt_qwen3": ("vggt_qwen3", {}),
     "vggt_qwen3, scores in full": ("vggt_qwen3", {"kernel": SDPBackend.MATH}),
@@ -41,29 +48,23 @@ CASES = {  # name: (preset, config changes); "kernel": of attention, which by de
 }
 
 
-class Words(nn.Module):
-    """Stands for models/sentences.py without values: states of the language model's width, from a table or from the model itself."""
-
-    def __init__(self, name: str, length: int, in_step: bool, dtype: torch.dtype):
-        super().__init__()
-        family = "qwen3" if "Qwen3" in name else "qwen2"
-        model, _ = towers.language(name, pretrained=False, dtype=dtype, expect={"model_type": family})
-        self.length, self.width, self.model = length, model.config.hidden_size, model.requires_grad_(False).eval() if in_step else None
-
-    def forward(self, sentences: list[str], device: torch.device):
-        real = torch.ones(len(sentences), self.length, dtype=torch.bool, device=device)
-        if self.model is None:
-            return torch.zeros(len(sentences), self.length, self.width, device=device), real
-        with torch.no_grad():
-            ids = torch.zeros(len(sentences), self.length, dtype=torch.long, device=device)
-            return self.model.model(input_ids=ids, use_cache=False).last_hidden_state.float(), real
+def words_of(c: VGGTVLAConfig, dtype: torch.dtype) -> sentences.FrozenWords:
+    """The library's own: a table of states (random numbers, as many as the sentences have tokens), or the language model in each step."""
+    tokenizer = small_tokenizer(SENTENCES)
+    if c.cache_language:
+        about = fingerprint.of_config(pretrained.PUBLISHED[c.language][2])
+        tokens = {one: len(tokenizer(one)["input_ids"]) for one in SENTENCES}
+        states = {one: torch.randn(n, about["hidden_size"], device="cpu").half() for one, n in tokens.items()}
+        return sentences.FrozenWords(sentences.Table(about, states), c.text_length)
+    model, _ = towers.language(c.language, pretrained=False, dtype=dtype, expect={"model_type": None})
+    reader = sentences.Reader(model, tokenizer, c.text_length)
+    return sentences.FrozenWords(sentences.Table(reader.about), c.text_length, reader)
 
 
 def model_of(preset: str, changes: dict, dtype: torch.dtype, depth: int | None = None) -> VGGTVLA:
     """A preset with random numbers in its frozen parts, on the device of the context."""
     c = replace(PRESETS[preset], **changes)
-    words = Words(c.language, c.text_length, not c.cache_language, dtype)
-    tower = blocks = None
+    tower, blocks, words = None, None, words_of(c, dtype)
     if c.vision != "patch":
         tower = towers.frozen_vision(c.vision, pretrained=False, dtype=dtype, size=c.image_size)
         tower.identity = RANDOM
@@ -78,8 +79,13 @@ def batch_of(model: VGGTVLA, size: int) -> dict:
     c = model.config
     views = {"features": np.zeros((size, len(c.views), c.grid[0] * c.grid[1], model.tower.dim), np.float16)} if model._sees_once else {
         "views": np.zeros((size, len(c.views), c.image_size, c.image_size, 3), np.uint8)}  # fmt: skip
-    return views | {"state": np.zeros((size, c.state_dim), np.float32), "instruction": ["x"] * size,
+    return views | {"state": np.zeros((size, c.state_dim), np.float32), "instruction": [SENTENCES[i % len(SENTENCES)] for i in range(size)],
                     "action": np.zeros((size, c.chunk, c.action_dim), np.float32)}  # fmt: skip
+
+
+def whole(model: VGGTVLA) -> list[nn.Module]:
+    """The policy, and the language model where it is in memory: FrozenWords keeps it out of the policy's state."""
+    return [model] if model.words.reader is None else [model, model.words.reader.model]
 
 
 class Stepper:
@@ -99,19 +105,8 @@ class Stepper:
         """GiB that stay."""
         states = [value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
         train = [p for p in self.model.parameters() if p.requires_grad]
-        frozen = [t for t in [*self.model.parameters(), *self.model.buffers()] if not t.requires_grad]
+        frozen = [t for part in whole(self.model) for t in [*part.parameters(), *part.buffers()] if not t.requires_grad]
         return {"frozen weights": gib(frozen), "trainable weights": gib(train), "AdamW": gib(states)}
-
-
-def faked(model: nn.Module) -> nn.Module:
-    """Meta tensors -> fake ones of the mode that is on."""
-    for part in model.modules():
-        for group in (part._parameters, part._buffers):
-            for name, old in group.items():
-                if old is not None:
-                    new = torch.empty(old.shape, dtype=old.dtype)
-                    group[name] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
-    return model
 
 
 def kernel(changes: dict):
@@ -125,7 +120,9 @@ def computed(preset: str, changes: dict) -> dict:
     with torch.device("meta"):
         model = model_of(preset, changes, torch.float16)
     with chosen, FakeTensorMode(allow_non_fake_inputs=True), Live() as live:
-        stepper = Stepper(faked(model), TRAIN[preset]["batch_size"], "cpu")
+        for part in whole(model):
+            faked(part)
+        stepper = Stepper(model, TRAIN[preset]["batch_size"], "cpu")
         stepper.step()
         live.peak = live.now
         stepper.step()
@@ -150,7 +147,7 @@ def measured(preset: str, changes: dict) -> dict:
 
 
 def report(stepper: Stepper, peak: float, how: str, preset: str, reserved: float | None = None) -> dict:
-    stay, every = stepper.account(), list(stepper.model.parameters())
+    stay, every = stepper.account(), [p for part in whole(stepper.model) for p in part.parameters()]
     above = peak - sum(stay.values())
     total = (reserved or peak + SLACK * above) + CONTEXT
     return {"how": how, "batch": TRAIN[preset]["batch_size"], "trainable_millions": sum(p.numel() for p in every if p.requires_grad) / 1e6,
@@ -158,22 +155,26 @@ def report(stepper: Stepper, peak: float, how: str, preset: str, reserved: float
             "with context and slack": total, "fits": total <= LIMIT}  # fmt: skip
 
 
-def timed(cached: bool, size: int = 2, depth: int = 4, repeats: int = 3) -> dict:
-    """Median seconds of a step at full width, VGGT `depth` deep, and the frozen weights that stay in memory (GiB, in the dtype here)."""
+def timed(size: int = 2, depth: int = 4, repeats: int = 5) -> dict[str, dict]:
+    """Of cached language and of the language model in each step, in turns: median seconds of a step at full width, VGGT `depth` deep, and
+    the frozen weights that stay in memory (GiB, in the dtype here)."""
     kind = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.float16 if kind == "cuda" else torch.float32
-    changes = {"cache_language": cached, "checkpointing": False}
-    with torch.device(kind):
-        stepper = Stepper(model_of("vggt_qwen3", changes, dtype, depth), size, kind, kind == "cuda")
-    stepper.step()
-    clock, found = time.perf_counter if kind == "cuda" else time.process_time, []
+    dtype, clock = (torch.float16, time.perf_counter) if kind == "cuda" else (torch.float32, time.process_time)
+    steppers, found = {}, {"cached": [], "in each step": []}
+    for name in found:
+        with torch.device(kind):
+            made = model_of("vggt_qwen3", {"cache_language": name == "cached", "checkpointing": False}, dtype, depth)
+            steppers[name] = Stepper(made, size, kind, kind == "cuda")
+        steppers[name].step()
     for _ in range(repeats):
-        began = clock()
-        stepper.step()
-        if kind == "cuda":
-            torch.cuda.synchronize()
-        found.append(clock() - began)
-    return {"seconds": statistics.median(found), "of": found, "frozen weights": stepper.account()["frozen weights"], "device": kind}
+        for name, stepper in steppers.items():
+            began = clock()
+            stepper.step()
+            if kind == "cuda":
+                torch.cuda.synchronize()
+            found[name].append(clock() - began)
+    return {name: {"seconds": statistics.median(took), "of": took, "frozen weights": steppers[name].account()["frozen weights"],
+                   "device": kind} for name, took in found.items()}  # fmt: skip
 
 
 def main() -> None:
@@ -191,7 +192,7 @@ def main() -> None:
         numbers = "  ".join(f"{row.get(c, float('nan')):{len(c)}.2f}" for c in columns)
         millions, fits = row.get("trainable_millions", 0), "yes" if row["fits"] else "no"
         print(f"{name:40} {row['batch']:5}  {millions:7.1f}  {numbers}  {fits}", flush=True)
-    times = {} if given.no_time else {name: timed(cached) for name, cached in (("cached", True), ("in each step", False))}
+    times = {} if given.no_time else timed()
     for name, row in times.items():
         print(f"language {name}: {row['seconds']:.2f} s a step ({row['device']}, 4 of 24 layers), frozen {row['frozen weights']:.2f} GiB")
     if given.json:
@@ -199,7 +200,7 @@ def main() -> None:
         out = {"command": "python " + " ".join(["benchmarks/vggt_memory.py", *sys.argv[1:]]), "how": run.__name__, "unit": "GiB",
                "limit": LIMIT, "assumed": {"context": CONTEXT, "slack_of_the_step": SLACK}, "machine": describe(),
                "cases": {name: rounded(row) for name, row in cases.items()}, "language": times}  # fmt: skip
-        benchmark.record(out, given.json, show=False)
+        benchmark.record(out | provenance(), given.json, show=False)
 
 
 if __name__ == "__main__":

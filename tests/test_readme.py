@@ -70,6 +70,34 @@ def test_the_differences_to_the_official_code_and_the_speeds_of_the_tiny_model_a
     assert f"{target} {cache['ratio']:.1f} times as fast, not 1.5" in README
 
 
+def test_the_speeds_and_differences_of_vggt_vla_are_the_records():
+    exact, memory = (json.loads((ROOT / "results" / "benchmarks" / f"vggt_{name}.json").read_text()) for name in ("exactness", "memory"))
+    row = lambda beginning: next(line for line in READING.splitlines() if line.startswith(f"| {beginning}"))
+    notes, full = (ROOT / "papers" / "vggt_vla" / "notes.md").read_text(), exact["cases"]["full"]
+    others = max(one["largest difference"] for name, one in exact["cases"].items() if name != "full")
+    assert exact["met"] and (full["layers"], full["width"]) == (24, 1024)
+    assert max(full["largest difference"], others) < exact["target"] == 1e-4
+    for said in (f"{full['largest difference']:.1e} at VGGT-1B's sizes", f"{full['numbers compared']:,} numbers", f"{others:.1e} at most"):
+        assert said in row("VGGT's aggregator"), said
+    for one in exact["cases"].values():
+        assert f"| {one['largest difference']:.1e} |" in notes
+    assert memory["how"] == "computed" and exact["commit"] and memory["commit"]
+    cases, times = memory["cases"], memory["language"]
+    one, other, each = (cases[name] for name in ("vggt_qwen3", "vggt_qwen3_dinov2", "vggt_qwen3, language in each step"))
+    gib = lambda case: f"{case['with context and slack']:.1f} GiB"
+    assert one["fits"] and other["fits"] and (one["batch"], other["batch"]) == (16, 12)
+    said = row("memory of a training step in 15 GiB, fp16: `vggt_qwen3`")
+    assert f"{gib(one)}; {gib(other)}, **computed**" in said
+    assert f"{one['trainable_millions']:.1f} M and {other['trainable_millions']:.1f} M parameters train" in said
+    said = row("`vggt_qwen3`, sentences encoded once")
+    cached, slow = times["cached"]["seconds"], times["in each step"]["seconds"]
+    assert f"memory {gib(one)} against {gib(each)}" in said and f"{cached:.2f} s against {slow:.2f} s ({slow / cached:.2f}x;" in said
+    assert f"frozen weights {one['frozen weights']:.2f} GiB against {each['frozen weights']:.2f} GiB" in said
+    language = each["all_millions"] - one["all_millions"]  # a tied matrix is counted once
+    assert language == pytest.approx(596.0, abs=0.1)
+    assert each["frozen weights"] - one["frozen weights"] == pytest.approx(2 * language * 1e6 / 2**30, abs=0.002)  # float16
+
+
 @pytest.mark.parametrize("folder", [ROOT, ROOT / "results"])
 def test_every_link_picture_and_file_that_is_named_exists(folder):
     text = (folder / "README.md").read_text()

@@ -7,7 +7,7 @@ import pytest
 from test_vggt_vla import OBSERVATIONS, STATS, WORDS, guide, shelf  # noqa: F401 (a fixture)
 
 from repro.evaluation import rehearsal
-from repro.models import sentences, towers, vggt, vggt_vla_checkpoint
+from repro.models import sentences, towers, vggt_file, vggt_vla_checkpoint
 from repro.models.vggt_vla import VGGTVLA
 
 
@@ -19,7 +19,7 @@ def test_frozen_parts_of_a_fresh_model_are_the_policys_own(shelf, tmp_path, monk
     def again(*_, **__):
         raise AssertionError("loaded a second time")
 
-    for module, name in ((vggt, "load"), (towers, "frozen_vision"), (towers, "language"), (vggt_vla_checkpoint, "frozen_parts"),
+    for module, name in ((vggt_file, "load"), (towers, "frozen_vision"), (towers, "language"), (vggt_vla_checkpoint, "frozen_parts"),
                          (sentences.Reader, "open"), (sentences, "cached")):  # fmt: skip
         monkeypatch.setattr(module, name, again)
     model = rehearsal.fresh(policy, SimpleNamespace(stats=STATS, episodes=[SimpleNamespace(task=task) for task in WORDS]))

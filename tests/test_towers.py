@@ -212,6 +212,8 @@ def test_code_in_a_folder_is_not_run(qwen, tmp_path):
 
 
 def test_without_a_network_the_message_says_where_it_looked(monkeypatch, tmp_path):
+    monkeypatch.setattr(pretrained, "KAGGLE_INPUT", tmp_path / "kaggle" / "input")
+    (tmp_path / "kaggle" / "input").mkdir(parents=True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError) as error:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from repro.machine import UserError
-from repro.models import vggt
+from repro.models import pretrained, vggt_file
 from repro.models.vggt import Aggregator, Alternating, VGGTConfig
 
 VECTORS = Path(__file__).parent / "vectors" / "vggt"
@@ -35,6 +35,42 @@ def weights():
     return {name: weight(name, shape) for name, shape in json.loads((VECTORS / "names.json").read_text())["small"].items()}
 
 
+CASES = {  # name: (sizes, shape of the pictures, numbers of a layer that the vectors hold: every so many)
+    "square": (SMALL, (1, 1, 3, 42, 42), 1), "wide": (SMALL, (2, 2, 3, 42, 56), 1),
+    "deep": (VGGTConfig(image=42, patch=14, dim=64, depth=24, heads=4, hidden=256, registers=4, tower_depth=2), (1, 2, 3, 42, 56), 8),
+    "full": (VGGTConfig(), (1, 2, 3, 224, 224), 1009)}  # fmt: skip
+
+
+def case(name):
+    """(sizes, shape of the pictures, official numbers of each layer)."""
+    config, shape, _ = CASES[name]
+    official = np.load(VECTORS / f"{name if name in ('deep', 'full') else 'aggregator'}.npz")
+    return config, shape, [official[f"{name}.{i}"] for i in range(config.depth)]
+
+
+def sample(name, layer):
+    every = CASES[name][2]
+    return layer if every == 1 else layer.reshape(-1)[::every]
+
+
+def images(shape):
+    random = np.random.RandomState(3)
+    if shape == CASES["wide"][1]:
+        random.rand(*CASES["square"][1])  # they were drawn one after the other
+    return torch.from_numpy(random.rand(*shape).astype(np.float32))
+
+
+def made(config):
+    """The aggregator with `weight`s."""
+    with torch.device("meta"):
+        net = Aggregator(config)
+    net = net.to_empty(device="cpu").eval()
+    with torch.no_grad():
+        for name, tensor in net.state_dict().items():
+            tensor.copy_(weight(name, tensor.shape))
+    return net
+
+
 @pytest.fixture(scope="module")
 def model():
     net = Aggregator(SMALL).eval()
@@ -42,16 +78,15 @@ def model():
     return net
 
 
-@pytest.mark.parametrize("name", ["square", "wide"])
-def test_every_layer_gives_the_official_numbers(model, name):
-    official, random = np.load(VECTORS / "aggregator.npz"), np.random.RandomState(3)
-    images = {"square": random.rand(1, 1, 3, 42, 42), "wide": random.rand(2, 2, 3, 42, 56)}[name]
+@pytest.mark.parametrize("name", ["square", "wide", "deep"])  # "full": benchmarks/vggt_exactness.py
+def test_every_layer_gives_the_official_numbers(name):
+    config, shape, official = case(name)
     with torch.no_grad():
-        found = model(torch.from_numpy(images.astype(np.float32)))
-    assert len(found) == 3
-    for i, layer in enumerate(found):
-        assert layer.shape == official[f"{name}.{i}"].shape
-        assert np.abs(layer.numpy() - official[f"{name}.{i}"]).max() < 1e-4
+        found = made(config)(images(shape))
+    assert len(found) == config.depth == len(official)
+    for layer, numbers in zip(found, official, strict=True):
+        assert sample(name, layer.numpy()).shape == numbers.shape
+        assert np.abs(sample(name, layer.numpy()) - numbers).max() < 1e-4
 
 
 def test_names_and_shapes_are_those_of_the_official_model_small_and_full():
@@ -62,12 +97,12 @@ def test_names_and_shapes_are_those_of_the_official_model_small_and_full():
         full = shapes(Aggregator())
     assert len(full) == about["full"]["tensors"] and sum(int(np.prod(shape)) for shape in full.values()) == about["full"]["numbers"]
     assert hashlib.sha256(json.dumps(sorted(full.items())).encode()).hexdigest() == about["full"]["sha256"]
-    assert vggt.config_of({name: tuple(shape) for name, shape in full.items()}, "test") == VGGTConfig()
+    assert vggt_file.config_of({name: tuple(shape) for name, shape in full.items()}, "test") == VGGTConfig()
 
 
 def written(folder, **changes):
     """A file of VGGT-1B's layout, heads included."""
-    tensors = {vggt.PREFIX + name: tensor for name, tensor in weights().items()}
+    tensors = {vggt_file.PREFIX + name: tensor for name, tensor in weights().items()}
     tensors |= {"camera_head.token_norm.weight": torch.ones(64), "depth_head.norm.weight": torch.ones(64)}
     tensors |= {name: tensor for name, tensor in changes.items() if tensor is not None}
     for name, tensor in changes.items():
@@ -79,15 +114,15 @@ def written(folder, **changes):
 
 
 def test_a_file_of_the_published_layout_loads_strictly_and_frozen(tmp_path, model):
-    loaded = vggt.load(written(tmp_path / "vggt"))
+    loaded = vggt_file.load(written(tmp_path / "vggt"))
     assert loaded.config == SMALL and len(loaded.identity["sha256"]) == 64
     assert not any(p.requires_grad for p in loaded.parameters()) and not loaded.training
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
-    blocks = vggt.load(tmp_path / "vggt" / "model.safetensors", blocks_only=True)
+    blocks = vggt_file.load(tmp_path / "vggt" / "model.safetensors", blocks_only=True)
     assert type(blocks) is Alternating and len(blocks.state_dict()) == 2 * 3 * 18
     assert torch.equal(blocks.global_blocks[2].mlp.fc2.weight, model.global_blocks[2].mlp.fc2.weight)
-    half = vggt.load(tmp_path / "vggt", dtype=torch.float16, blocks_only=True)
+    half = vggt_file.load(tmp_path / "vggt", dtype=torch.float16, blocks_only=True)
     assert half.frame_blocks[0].attn.qkv.weight.dtype == torch.float16
 
 
@@ -99,13 +134,55 @@ def test_a_file_of_the_published_layout_loads_strictly_and_frozen(tmp_path, mode
 @pytest.mark.parametrize("blocks_only", [False, True])
 def test_a_file_that_does_not_fit_is_refused(tmp_path, changes, words, blocks_only):
     with pytest.raises(UserError) as error:
-        vggt.load(written(tmp_path / "vggt", **changes), blocks_only=blocks_only)
-    assert words in str(error.value) and vggt.NAME in str(error.value)
+        vggt_file.load(written(tmp_path / "vggt", **changes), blocks_only=blocks_only)
+    assert words in str(error.value) and vggt_file.NAME in str(error.value)
+
+
+def test_a_pinned_name_is_found_among_the_kaggle_inputs_by_content(tmp_path, monkeypatch):
+    """In any safetensors with the aggregator's names and the published sha256; else the hub is asked, for the pinned commit."""
+    inputs = tmp_path / "input"
+    monkeypatch.setattr(pretrained, "KAGGLE_INPUT", inputs)
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, revision, **_: asked.append((name, revision)) or str(inputs))
+    written(tmp_path / "a")
+    file = inputs / "vggt" / "pytorch" / "1b" / "1" / "weights.safetensors"
+    file.parent.mkdir(parents=True)
+    (tmp_path / "a" / "model.safetensors").rename(file)
+    save_file({"blocks.0.weight": torch.ones(2)}, inputs / "other.safetensors")
+    (inputs / "broken.safetensors").write_bytes(b"x")
+    sha = hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setitem(pretrained.PUBLISHED, vggt_file.NAME, ("0" * 40, sha, {}))
+    found = vggt_file.find()
+    assert found.file == file and found.identity == {"name": vggt_file.NAME, "revision": None, "sha256": sha} and found.config == SMALL
+    assert vggt_file.load(blocks_only=True).identity["sha256"] == sha and asked == []
+    monkeypatch.setitem(pretrained.PUBLISHED, vggt_file.NAME, ("0" * 40, "a" * 64, {}))
+    with pytest.raises(UserError, match="hold a VGGT aggregator, but not") as error:
+        vggt_file.find()
+    assert str(file) in str(error.value) and sha in str(error.value) and asked == []
+    file.unlink()
+    with pytest.raises(UserError, match="not read"):
+        vggt_file.find()
+    assert asked == [(vggt_file.NAME, "0" * 40)]
+
+
+def test_an_error_says_only_where_it_looked(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(pretrained, "KAGGLE_INPUT", tmp_path / "input")
+    looked = []
+    for there, revision in ((False, None), (True, None), (True, "1" * 40)):
+        if there:
+            (tmp_path / "input").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match="looked in") as error:
+            vggt_file.find(revision=revision)
+        looked.append(str(tmp_path / "input") in str(error.value))
+        assert (revision or pretrained.PUBLISHED[vggt_file.NAME][0]) in str(error.value)
+    assert looked == [False, True, False]
 
 
 def test_a_folder_without_weights_is_named(tmp_path):
-    with pytest.raises(UserError, match="not in"):
-        vggt.load(tmp_path)
+    with pytest.raises(UserError, match="no VGGT weights in"):
+        vggt_file.load(tmp_path)
 
 
 def tokens(net, n=9, batch=2):

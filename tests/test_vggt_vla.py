@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Dinov2Config, Dinov2Model, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from repro.machine import UserError
-from repro.models import fingerprint, sentences, vggt, vggt_vla_checkpoint
+from repro.models import fingerprint, sentences, towers, vggt, vggt_file, vggt_vla_checkpoint
+from repro.models import pretrained as files
 from repro.models.graph import GraphConvolution, chain_edges, grid_edges, normalised
 from repro.models.prompt import small_tokenizer
 from repro.models.vggt_vla import PRESETS, VGGTVLA
@@ -66,7 +67,7 @@ def shelf(tmp_path_factory):
                 ).save_pretrained(top / "dinov2")  # fmt: skip
     net = vggt.Aggregator(vggt.VGGTConfig(28, 14, 32, 1, 4, 64, 2, 1))
     (top / "vggt").mkdir()
-    save_file({vggt.PREFIX + name: tensor for name, tensor in net.state_dict().items()}, top / "vggt" / "model.safetensors")
+    save_file({vggt_file.PREFIX + name: tensor for name, tensor in net.state_dict().items()}, top / "vggt" / "model.safetensors")
     return top
 
 
@@ -317,7 +318,7 @@ def test_a_transformers_without_the_model_is_told_which_version_has_it(saved, mo
     assert "transformers>=4.51" in str(error.value) and "qwen3" in str(error.value)
 
 
-def test_another_tokenizer_or_other_weights_under_the_same_name_are_refused(saved, shelf, tmp_path):
+def test_another_tokenizer_or_other_weights_under_the_same_name_are_refused(saved, shelf, tmp_path, monkeypatch):
     import shutil
 
     model, folder = saved
@@ -331,8 +332,10 @@ def test_another_tokenizer_or_other_weights_under_the_same_name_are_refused(save
     weights = load_file(other / "model.safetensors")
     save_file({name: 2 * tensor for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
     loaded = VGGTVLA.load(folder, language=str(other))  # shapes and tokenizer agree; it is not needed yet
-    with pytest.raises(UserError, match="sha256"):
-        loaded.act(OBSERVATIONS[:1], ["open the blue block"])
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "load", lambda *_, **__: pytest.fail("the language model was built"))
+        with pytest.raises(UserError, match="sha256"):
+            loaded.act(OBSERVATIONS[:1], ["open the blue block"])
 
 
 def edited(folder, change):
@@ -341,13 +344,33 @@ def edited(folder, change):
     (folder / "model.json").write_text(json.dumps(about))
 
 
-def test_other_frozen_weights_and_damaged_files_are_refused(saved, shelf):
+@pytest.mark.parametrize("change, row", [
+    (lambda about: about["belongs"]["vggt"].update(sha256="0" * 64), "vggt.sha256"),
+    (lambda about: about["belongs"]["vggt"].update(heads=8), "vggt.heads|8|4"),
+    (lambda about: about["belongs"]["vision"].update(sha256="0" * 64), "vision.sha256"),
+    (lambda about: about["belongs"]["vision"].update(num_hidden_layers=2), "vision.num_hidden_layers|2|1")])  # fmt: skip
+def test_other_frozen_parts_are_refused_before_any_part_is_built(saved, monkeypatch, change, row):
+    model, folder = saved
+    edited(folder, change)
+    for place, name in ((vggt_file, "Alternating"), (files, "load"), (towers, "PatchTower"), (sentences, "FrozenWords")):
+        monkeypatch.setattr(place, name, lambda *_, **__: pytest.fail("a part was built"))
+    with pytest.raises(UserError, match="nothing was built") as error:
+        VGGTVLA.load(folder)
+    assert row in str(error.value).replace(" ", "")
+
+
+def test_a_pinned_part_with_other_weights_is_refused_without_the_net(saved, monkeypatch):
+    """The checkpoint names a hub id, whose published sha256 is known: nothing is fetched to see that it is another."""
+    model, folder = saved
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    edited(folder, lambda about: about["config"].update(backbone_weights="facebook/VGGT-1B"))
+    with pytest.raises(UserError, match=r"vggt.sha256.*f164acf6"):
+        VGGTVLA.load(folder)
+
+
+def test_damaged_files_are_refused(saved, shelf):
     model, folder = saved
     whole = (folder / "model.json").read_text()
-    edited(folder, lambda about: about["belongs"]["vggt"].update(sha256="0" * 64))
-    with pytest.raises(UserError, match=r"vggt.sha256"):
-        VGGTVLA.load(folder)
-    (folder / "model.json").write_text(whole)
     edited(folder, lambda about: about["config"].update(new=1))
     with pytest.raises(UserError, match="another model or version"):
         VGGTVLA.load(folder)
@@ -361,8 +384,8 @@ def test_other_frozen_weights_and_damaged_files_are_refused(saved, shelf):
 
 
 class FakeStore:
-    def __init__(self, views=("static", "wrist"), state=15, action=7, **meta):
-        self.columns, self.meta = [f"observation.images.{view}" for view in views], meta
+    def __init__(self, views=("static", "wrist"), state=15, action=7, units=None, **meta):
+        self.columns, self.meta = [f"observation.images.{view}" for view in views], meta | {"action": units or {}}
         self.stats = {"observation.state": {"mean": [0] * state}, "action": {"mean": [0] * action}}
 
 
@@ -375,6 +398,35 @@ def test_data_of_another_convention_is_refused(tmp_path, store, row):
     with pytest.raises(UserError) as error:
         VGGTVLA.load(tmp_path, store=store)
     assert row.replace(" ", "") in str(error.value).replace(" ", "")
+
+
+LIBERO = {"metres": 0.05, "radians": 0.5, "rate_hz": 20, "gripper": "-1 close, +1 open (LIBERO's own sign is the reverse)"}
+CALVIN = {"metres_per_unit": 0.02, "radians_per_unit": 0.05, "control_hz": 30, "gripper": "-1 close, +1 open"}
+
+
+@pytest.mark.parametrize("action, row", [
+    (CALVIN, "action.metres|0.05|0.02"), (LIBERO | {"radians": 1.0}, "action.radians|0.5|1.0"),
+    (LIBERO | {"rate_hz": 10}, "action.rate_hz|20|10"),
+    (LIBERO | {"gripper": "-1 open, +1 close"}, "action.gripper|-1close,+1open|-1open,+1close")])  # fmt: skip
+def test_what_an_action_is_comes_from_the_training_data_and_other_data_are_refused(tmp_path, capsys, action, row):
+    torch.manual_seed(0)
+    made = VGGTVLA.build(SMALL, STATS, WORDS, conventions=vggt_vla_checkpoint.conventions(FakeStore(units=LIBERO)))
+    made.save(tmp_path)
+    same = VGGTVLA.load(tmp_path, store=FakeStore(units=LIBERO | {"gripper": "-1 close, +1 open"}))
+    assert same.conventions == made.conventions and same.conventions["metres"] == 0.05 and capsys.readouterr().out == ""
+    with pytest.raises(UserError) as error:
+        VGGTVLA.load(tmp_path, store=FakeStore(units=action))
+    assert row in str(error.value).replace(" ", "")
+
+
+def test_conventions_that_nobody_recorded_are_said_to_be_unknown(tmp_path, capsys):
+    build().save(tmp_path)
+    edited(tmp_path, lambda about: about["belongs"]["action"].update(chunk=3, convention="relative"))  # as older checkpoints say it
+    VGGTVLA.load(tmp_path, store=FakeStore(units=LIBERO))
+    out = capsys.readouterr().out
+    assert "metres, radians, rate_hz, gripper of an action: not recorded in the checkpoint" in out and "the data" not in out
+    VGGTVLA.load(tmp_path, store=FakeStore())
+    assert "not recorded in the data" in capsys.readouterr().out
 
 
 def test_missing_cameras_wrong_actions_and_random_frozen_parts_are_errors(shelf):
@@ -408,7 +460,7 @@ def store_of(folder, episodes=2, length=6):
     from repro.data.episodes import Episode, StoreWriter
 
     rng = np.random.default_rng(0)
-    with StoreWriter(folder, 20, {"source": "test"}) as writer:
+    with StoreWriter(folder, 20, {"source": "test", "action": LIBERO}) as writer:
         for i in range(episodes):
             action = np.sign(rng.standard_normal((length, 7))).astype(np.float32)
             writer.add(Episode(WORDS[i], {
@@ -452,7 +504,7 @@ def test_a_job_trains_is_cut_and_goes_on_bit_by_bit(tmp_path, shelf, monkeypatch
         assert again.resumed_from == 2 and whole.step == again.step == 4
         one, two = (load_file(summary.checkpoint / "model.safetensors") for summary in (whole, again))
         assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
-        VGGTVLA.load(whole.checkpoint)
+        assert VGGTVLA.load(whole.checkpoint).conventions == LIBERO | {"gripper": "-1 close, +1 open"}
         assert any("trainable of" in line for line in lines)
     assert json.loads((whole.checkpoint / "about.json").read_text())["train"]["learning_rate"] == 1e-3  # the preset's own
     assert list(tmp_path.glob("store.prepared/sentences-qwen3.safetensors"))

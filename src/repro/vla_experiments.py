@@ -35,7 +35,7 @@ ROWS = {  # name -> what it changes in the preset
 HELD_OUT = 0.1  # share of the episodes that is not trained on
 MAX_STEPS = 280  # of a rollout, as in libero_object
 FEW = 20  # rollouts for which starting processes of their own is not worth it
-EXECUTE = 4  # actions of each chunk of 8: looking again sooner helps every row (papers/vggt_vla/notes.md)
+EXECUTE = 4  # actions of each chunk of 8, for every row; chosen without a record (papers/vggt_vla/notes.md)
 
 
 def data(work: Path) -> Store:

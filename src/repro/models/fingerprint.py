@@ -1,11 +1,11 @@
 """What a checkpoint says about the parts and data it belongs to, compared before anything is built.
 
-    saved = {"language": of_language("Qwen/Qwen3-0.6B-Base"), "action": {"dim": 7, "chunk": 10}}      # into the checkpoint
+    saved = {"language": of_language("Qwen/Qwen3-0.6B-Base"), "action": {"dim": 7, "metres": 0.05}}   # into the checkpoint
     refuse_other(saved, here, "runs/vggt/step_00002000")                  # a table of all that differs, and the fix; or nothing
 
 The failure that this ends: a checkpoint trained on Qwen3-0.6B (hidden 1024) was evaluated where transformers did not know qwen3; the code
 built Qwen2-0.5B (hidden 896) instead, said so in a warning, and every episode failed. Here the shapes are read from config.json and the
-tokenizer from its file: no weights are opened, nothing is downloaded but these, and another model is never taken.
+tokenizer from its file; frozen weights are hashed before a module is made of them; and another model is never taken.
 """
 
 import hashlib

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +61,8 @@ PUBLISHED = {  # name: (revision, sha256, config)
         "c237dc49a33fc61debc9276459120b7eac67e7ef", None, {
             "model_type": "clip_vision_model", "hidden_size": 768, "image_size": 224, "patch_size": 32, "num_hidden_layers": 12,
             "num_attention_heads": 12, "intermediate_size": 3072}),
+    "facebook/VGGT-1B": (  # aggregator 909.1 M; its sizes are read off its file (models/vggt_file.py)
+        "860abec7937da0a4c03c41d3c269c366e82abdf9", "f164acf60724910d8fe1578bb499d800850c7bb0948db7555c413f9fbe60467e", {}),
     "black-forest-labs/FLUX.1-dev": ("3de623fc3c33e44ffbe2bad470d0f45bccf2eb21", _FLUX_SHA, _FLUX_VAE),  # VAE: 83.8 M
     "black-forest-labs/FLUX.1-schnell": ("741f7c3ce8b383c54771c7003378a50191e9efe9", _FLUX_SHA, _FLUX_VAE),  # VAE: the same file
 }  # fmt: skip
@@ -139,7 +141,7 @@ def _folder(what: str, name: str, revision: str | None, token: str | None, subfo
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise UserError(f"the {what} {name} is missing", expected="a folder, or a hub id such as Qwen/Qwen2.5-0.5B",
                         found="nothing at that path", next_step="correct the path")  # fmt: skip
-    if name in PUBLISHED and revision == PUBLISHED[name][0] and KAGGLE_INPUT.is_dir():  # an input does not say its commit
+    if told_by_content(name, revision):
         same = [folder for folder in _configs(KAGGLE_INPUT) if not _differences(read(read_json(folder / "config.json")), want)]
         if PUBLISHED[name][1] is None:  # no hash to tell fine-tuned copies by: then the path must say the name
             parts = set(name.split("/")[1].lower().split("-"))
@@ -156,6 +158,11 @@ def _folder(what: str, name: str, revision: str | None, token: str | None, subfo
     return folder, False
 
 
+def told_by_content(name: str, revision: str | None) -> bool:
+    """Are the Kaggle inputs looked through for this hub id? An input does not say its commit: only for the pinned one."""
+    return name in PUBLISHED and revision == PUBLISHED[name][0] and KAGGLE_INPUT.is_dir()
+
+
 def download(what: str, name: str, revision: str | None, token: str | None = None, subfolder: str = "") -> Path:
     """The snapshot of a hub id: config, tokenizer and safetensors, from the hub's cache or the net. Pickled weights are not fetched."""
     from huggingface_hub import snapshot_download
@@ -164,8 +171,11 @@ def download(what: str, name: str, revision: str | None, token: str | None = Non
     names = ("*.safetensors", "*.safetensors.index.json", "*config.json", "tokenizer*", "vocab.*", "merges.txt")
     patterns = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in names]
     fetch = lambda token: Path(snapshot_download(name, revision=revision, allow_patterns=patterns, token=token))
-    looked = f"{KAGGLE_INPUT} (by content), the hub's cache, the hub at revision {revision or 'main'}"
-    attach = f"or attach it as a Kaggle model or dataset, or pass a folder. Licence: {licence(name)}"
+    looked = f"the hub's cache, the hub at revision {revision or 'main'}"
+    looked = f"{KAGGLE_INPUT} (by content), {looked}" if told_by_content(name, revision) else looked  # by the caller, before
+    known = name in PUBLISHED and revision == PUBLISHED[name][0]
+    attach = "or attach it as a Kaggle model or dataset" + ("" if known else " and pass its folder")
+    attach += f", or pass a folder. Licence: {licence(name)}"
     try:
         try:
             return fetch(token)  # None: HF_TOKEN of the environment, if it is set
@@ -268,13 +278,16 @@ def _differences(config: dict | None, want: dict) -> list[str]:
     return [f"{key} {have.get(key)} instead of {value}" for key, value in want.items() if have.get(key) != value]
 
 
+def below(top: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Folders below `top`, at most seven deep (Kaggle's models lie six deep), each with the names of its files."""
+    for folder, inside, names in os.walk(top):
+        inside[:] = sorted(inside) if len(Path(folder).relative_to(top).parts) < 7 else []
+        yield Path(folder), names
+
+
 def _configs(top: Path) -> list[Path]:
-    """Folders below `top`, at most seven deep (Kaggle's models lie six deep), that hold a config.json."""
-    found = []
-    for folder, below, names in os.walk(top):
-        below[:] = sorted(below) if len(Path(folder).relative_to(top).parts) < 7 else []
-        found += [Path(folder)] if "config.json" in names else []
-    return found
+    """Those of them that hold a config.json."""
+    return [folder for folder, names in below(top) if "config.json" in names]
 
 
 def read_json(file: Path) -> dict:

@@ -70,7 +70,8 @@ class Reader:
     @classmethod
     def open(cls, name: str, revision: str | None, length: int, dtype: torch.dtype | None = torch.float32, expected: dict | None = None
              ) -> "Reader":
-        """The named model. expected: what a checkpoint says of it, compared before and after it is built."""
+        """The named model. expected: what a checkpoint says of it, weights' sha256 included; compared before it is built (what its files do
+        not say, after)."""
         from repro.models import towers
 
         if expected is not None:
@@ -80,7 +81,14 @@ class Reader:
         kind = about.get("model_type") or (expected or {}).get("model_type")
         if kind and not fingerprint.knows(kind):
             fingerprint.refuse_unknown({"language": {"name": name, "model_type": kind}}, name)
-        model, tokenizer = towers.language(name, revision, dtype=dtype, expect={"model_type": kind} if kind else None)
+
+        def agree(place: files.Place) -> None:
+            if expected is not None:
+                here = {**fingerprint.of_folder(place.folder), **fingerprint.of_config(place.config), **place.identity}
+                fingerprint.refuse_other({"language": {key: value for key, value in expected.items() if key in here}}, {"language": here},
+                                         "the checkpoint")
+
+        model, tokenizer = towers.language(name, revision, dtype=dtype, expect={"model_type": kind} if kind else None, agree=agree)
         reader = cls(model, tokenizer, length)
         if expected is not None:
             fingerprint.refuse_other({"language": expected}, {"language": reader.about}, "the checkpoint")

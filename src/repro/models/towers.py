@@ -11,6 +11,7 @@ the reconstruction target lies on the same grid. `compose` is the only place tha
 alike (upstream stitches 173/161 rows in training and 167/167 when acting, defect D2).
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -79,14 +80,15 @@ class VisionTower(nn.Module):
 
 
 def vision(name: str | Path, revision: str | None = None, pretrained: bool = True, token: str | None = None,
-           dtype: torch.dtype | None = torch.float32, expect: dict | None = None) -> VisionTower:
+           dtype: torch.dtype | None = torch.float32, expect: dict | None = None, place: files.Place | None = None) -> VisionTower:
     """SigLIP's vision part, from a vision-only or a full checkpoint.
 
     dtype: of weights and arithmetic; None: `machine.compute_dtype()`. expect: config values it must have, beside those published.
+    place: where it was found, if it was looked for before.
     """
     from transformers import AutoModel, SiglipVisionConfig, SiglipVisionModel
 
-    place = files.find("vision tower", name, revision, pretrained, token, "", files.siglip, expect)
+    place = place or files.find("vision tower", name, revision, pretrained, token, "", files.siglip, expect)
     dtype, mean, std = dtype or compute_dtype()[0], [0.5] * 3, [0.5] * 3  # every published SigLIP's
     if pretrained:
         model = files.load(place, SiglipVisionModel, dtype=dtype)
@@ -131,16 +133,25 @@ class PatchTower(nn.Module):
         return self.model.post_layernorm(hidden) if self.model.config.model_type == "clip_vision_model" else hidden
 
 
-def frozen_vision(name: str | Path, revision: str | None = None, pretrained: bool = True, dtype: torch.dtype | None = torch.float32,
-                  size: int | None = None, token: str | None = None) -> VisionTower | PatchTower:
-    """A frozen tower of any kind that is known here: SigLIP (`vision`), DINOv2, CLIP, ViT. size: px of the pictures, for DINOv2."""
-    import transformers as t
-
+def find_frozen(name: str | Path, revision: str | None = None, pretrained: bool = True, token: str | None = None) -> files.Place:
+    """Where the tower of `frozen_vision` is, with its config and sha256; nothing is built."""
     folder = Path(name).expanduser()
     about = files.read_json(folder / "config.json") if folder.is_dir() else files.PUBLISHED.get(str(name), (None, None, {}))[2]
-    if "siglip" in about.get("model_type", "siglip" if "siglip" in str(name) else ""):
-        return vision(name, revision, pretrained, token, dtype)
-    place = files.find("vision tower", name, revision, pretrained, token, "", files.patch_tower, None)
+    siglip = "siglip" in about.get("model_type", "siglip" if "siglip" in str(name) else "")
+    return files.find("vision tower", name, revision, pretrained, token, "", files.siglip if siglip else files.patch_tower, None)
+
+
+def frozen_vision(name: str | Path, revision: str | None = None, pretrained: bool = True, dtype: torch.dtype | None = torch.float32,
+                  size: int | None = None, token: str | None = None, place: files.Place | None = None) -> VisionTower | PatchTower:
+    """A frozen tower of any kind that is known here: SigLIP (`vision`), DINOv2, CLIP, ViT. size: px of the pictures, for DINOv2.
+
+    place: of `find_frozen`, where it was called before.
+    """
+    import transformers as t
+
+    place = place or find_frozen(name, revision, pretrained, token)
+    if place.config["model_type"] == "siglip_vision_model":
+        return vision(name, revision, pretrained, token, dtype, place=place)
     kind, dtype = place.config["model_type"], dtype or compute_dtype()[0]
     mean, std = {"dinov2": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), "vit": _normalisation(place),
                  "clip_vision_model": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
@@ -165,9 +176,10 @@ def _normalisation(place: files.Place) -> tuple[list[float], list[float]]:
 
 
 def language(name: str | Path, revision: str | None = None, pretrained: bool = True, dtype: torch.dtype | None = None,
-             quantise: str | None = None, token: str | None = None, expect: dict | None = None):
+             quantise: str | None = None, token: str | None = None, expect: dict | None = None,
+             agree: Callable[[files.Place], None] | None = None):  # fmt: skip
     """(causal language model, tokenizer); the model has `identity`. Another family than Qwen2 is asked for by expect={"model_type": ...},
-    any by None.
+    any by None. agree: called with the place that was found, config and sha256, before anything is built; raises where it is not wanted.
 
     dtype: of weights, and of arithmetic under "nf4"; by default `machine.compute_dtype()`. quantise="nf4": 4-bit linear layers
     (repro.models.adapters). The tokenizer is None where only the config of a published model is used, which has no vocabulary.
@@ -181,6 +193,8 @@ def language(name: str | Path, revision: str | None = None, pretrained: bool = T
     dtype = dtype or compute_dtype()[0]
     want = {key: value for key, value in ({"model_type": "qwen2"} | (expect or {})).items() if value is not None}
     place = files.find("language model", name, revision, pretrained, token, "", files.causal, want)
+    if agree is not None:
+        agree(place)
     if pretrained:
         options = {"quantization_config": adapters.nf4(dtype), "device_map": {"": adapters.here()}} if quantise else {}
         model = files.load(place, AutoModelForCausalLM, dtype=dtype, trust_remote_code=False, **options)

@@ -1,6 +1,6 @@
 """VGGT's aggregator (arXiv 2503.11651): frame and global attention in turns, under the parameter names of facebook/VGGT-1B.
 
-    aggregator = load("facebook/VGGT-1B")                    # hub id, folder or file; every tensor must be there and fit
+    aggregator = vggt_file.load("facebook/VGGT-1B")          # hub id, folder or file; every tensor must be there and fit
     outputs = aggregator(images)                             # images (B, S, 3, H, W) in [0, 1] -> one (B, S, 5 + P, 2 C) per layer
 
 A frame's tokens are a camera token, registers, and the patch tokens of a DINOv2 tower. Layer i runs `frame_blocks[i]`, in which a token
@@ -9,30 +9,23 @@ normalised per head and turned by their patch's row and column (2-D rotary posit
 `Alternating` is the blocks alone, for tokens of any origin (models/vggt_vla.py). The heads (cameras, depth, points, tracks) are not here.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from repro.machine import UserError
-from repro.models import pretrained as files
 
-NAME = "facebook/VGGT-1B"
-HEADS = ("camera_head.", "point_head.", "depth_head.", "track_head.")  # of the file, not read
-PREFIX = "aggregator."
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of what DINOv2 was trained on
 
 
 @dataclass(frozen=True)
 class VGGTConfig:
-    """Sizes; the defaults are VGGT-1B's. `config_of` reads them off a file."""
+    """Sizes; the defaults are VGGT-1B's. vggt_file.config_of reads them off a file."""
 
     image: int = 518         # px; side for which the tower's positions are stored, others are interpolated
     patch: int = 14          # px
@@ -245,64 +238,3 @@ class Aggregator(Alternating):
         at = F.pad(patch_positions(H // c.patch, W // c.patch, images.device), (0, 0, P - patches.shape[2], 0)).repeat(S, 1)
         frames = torch.arange(S, device=images.device).repeat_interleave(P) if S > 1 else None
         return [torch.cat(pair, dim=-1).unflatten(1, (S, P)) for pair in self.layers(tokens.flatten(1, 2), at[None], frames)]
-
-
-# ---------------------------------------------------------------------------------------------------- from file
-
-
-def config_of(shapes: dict[str, tuple[int, ...]], source: object) -> VGGTConfig:
-    """Sizes of an aggregator, read off names (without "aggregator.") and shapes of its tensors; nothing is assumed."""
-    count = lambda name: 1 + max((int(m[1]) for key in shapes if (m := re.match(rf"{name}\.(\d+)\.", key))), default=-1)
-    try:
-        dim, patch = shapes["camera_token"][-1], shapes["patch_embed.patch_embed.proj.weight"][-1]
-        side = round((shapes["patch_embed.pos_embed"][1] - 1) ** 0.5)
-        return VGGTConfig(side * patch, patch, dim, count("frame_blocks"), dim // shapes["frame_blocks.0.attn.q_norm.weight"][0],
-                          shapes["frame_blocks.0.mlp.fc1.weight"][0], shapes["register_token"][2], count(r"patch_embed\.blocks"))
-    except KeyError as error:
-        raise UserError(f"{source} holds no VGGT aggregator", f"{NAME}'s names: {PREFIX}{error.args[0]}, ...", sorted(shapes)[:4] or "none",
-                        f"pass the folder or file of {NAME}") from error
-
-
-def load(name: str | Path = NAME, revision: str | None = None, dtype: torch.dtype = torch.float32, blocks_only: bool = False,
-         token: str | None = None) -> Alternating:
-    """The pretrained aggregator, frozen, in evaluation mode; with blocks_only its frame and global blocks (`Alternating`).
-
-    name: a hub id, a folder with *.safetensors, or one such file. All tensors of the aggregator must be there and fit, whichever part is
-    taken; the file's heads are passed over; any other tensor is refused. It has `identity` (name, revision, sha256) and `config`.
-    """
-    path = Path(name).expanduser()
-    folder = path if path.is_dir() else path.parent if path.is_file() else files.download("VGGT weights", str(name), revision, token)
-    file = path if path.is_file() else folder / "model.safetensors"
-    if not file.is_file():
-        raise UserError(f"the VGGT weights are not in {folder}", "model.safetensors", files._listed(folder), f"pass the folder of {NAME}")
-    with safe_open(file, "pt") as opened:
-        whole = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}
-        shapes = {key.removeprefix(PREFIX): shape for key, shape in whole.items() if key.startswith(PREFIX)}
-        config = config_of(shapes, file)
-        with torch.device("meta"):
-            model = Aggregator(config)
-        expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-        wrong = [f"{PREFIX}{key}: expected {expected.get(key, 'absent')}, found {shapes.get(key, 'absent')}"
-                 for key in sorted(expected.keys() | shapes.keys()) if expected.get(key) != shapes.get(key)]
-        wrong += [f"unexpected: {key}" for key in sorted(whole) if not key.startswith((PREFIX, *HEADS))]
-        if wrong:
-            raise UserError(f"{file} does not fit VGGT", f"{len(expected)} tensors of the aggregator", "; ".join(wrong[:12]),
-                            f"take the file of {NAME} as it is")
-        if blocks_only:
-            with torch.device("meta"):
-                model = Alternating(config.dim, config.depth, config.heads, config.hidden, config.rope_base)
-        model = model.to_empty(device="cpu").to(dtype)
-        with torch.no_grad():
-            for key, tensor in model.state_dict().items():
-                tensor.copy_(opened.get_tensor(PREFIX + key))
-    commit = next((part for part in file.parts if re.fullmatch(r"[0-9a-f]{40}", part)), None)
-    model.identity, model.config = {"name": str(name), "revision": commit, "sha256": sha256(file)}, config
-    return model.requires_grad_(False).eval()
-
-
-def sha256(file: Path) -> str:
-    """Of a file, as its hub page shows it."""
-    import hashlib
-
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

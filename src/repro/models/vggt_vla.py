@@ -33,12 +33,16 @@ LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}
 
 
 class VGGTVLA(nn.Module):
-    """The policy. `stats`: {"observation.state": {"mean": [...], "std": [...]}} of the training data; words, tower, blocks: ready parts."""
+    """The policy. `stats`: {"observation.state": {"mean": [...], "std": [...]}} of the training data; words, tower, blocks: ready parts.
+
+    conventions: what an action of 1 is in that data (vggt_vla_checkpoint.conventions), kept for data that it is used with later.
+    """
 
     def __init__(self, config: VGGTVLAConfig, stats: dict, words: nn.Module, tower: nn.Module | None = None,
-                 blocks: vggt.Alternating | None = None):
+                 blocks: vggt.Alternating | None = None, conventions: dict | None = None):
         super().__init__()
-        self.config = c = config
+        self.config, self.conventions = config, conventions or {}
+        c = config
         self.stats = {"observation.state": {k: [float(x) for x in stats["observation.state"][k]] for k in ("mean", "std")}}
         self.mean, self.std = (np.asarray(self.stats["observation.state"][k], np.float32) for k in ("mean", "std"))
         if self.mean.shape != (c.state_dim,):
@@ -96,13 +100,14 @@ class VGGTVLA(nn.Module):
             self.register_buffer("frames", F.pad(frames, (0, length)) if len(c.views) > 1 else None, persistent=False)
 
     @classmethod
-    def build(cls, config: VGGTVLAConfig, stats: dict, instructions: list[str] = (), cache: Path | str | None = None) -> "VGGTVLA":
+    def build(cls, config: VGGTVLAConfig, stats: dict, instructions: list[str] = (), cache: Path | str | None = None,
+              conventions: dict | None = None) -> "VGGTVLA":
         """With the parts that the config names. instructions: of the training data; a frozen language model encodes them once.
 
         cache: file for the encoded sentences (models/sentences.py); found again by a run on the same language model.
         """
         words = sentences.build(config, instructions, cache)
-        return cls(config, stats, words, *vggt_vla_checkpoint.frozen_parts(config))
+        return cls(config, stats, words, *vggt_vla_checkpoint.frozen_parts(config), conventions)
 
     def train(self, mode: bool = True) -> "VGGTVLA":
         super().train(mode)

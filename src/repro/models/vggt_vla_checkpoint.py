@@ -1,5 +1,8 @@
 """VGGT-VLA on disk: weights that train, and everything they belong to, compared before anything is built.
 
+Compared are, in this order: settings, shapes and tokenizers that are known without the net; then the frozen parts' files, which are found
+(or fetched), read for their sizes and hashed. Only then is a module made.
+
     model.safetensors       all tensors but those of frozen parts, which are found by name and told apart by sha256
     model.json              config, statistics, and "belongs": language, vision, vggt, cameras, state, action
     sentences.safetensors   states of the training sentences (frozen language), so that known instructions need no language model
@@ -16,19 +19,30 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from repro.machine import UserError, compute_dtype
-from repro.models import fingerprint, sentences, towers, vggt
+from repro.models import fingerprint, sentences, towers, vggt, vggt_file
+from repro.models import pretrained as files
 from repro.models.vggt_vla_config import OWN, VGGTVLAConfig
 
-ACTION = "relative, in [-1, 1], gripper -1 close, +1 open"
+CONVENTIONS = {"metres": ("metres", "metres_per_unit"), "radians": ("radians", "radians_per_unit"), "rate_hz": ("rate_hz", "control_hz"),
+               "gripper": ("gripper",)}  # of actions: our name, and how stores' metadata calls it
 
 
-def frozen_parts(config: VGGTVLAConfig) -> tuple[nn.Module | None, vggt.Alternating | None]:
-    """(vision tower, VGGT's blocks) with their pretrained weights; None for what trains along."""
+def places(config: VGGTVLAConfig) -> dict[str, files.Place | vggt_file.Found]:
+    """"vision", "vggt": where the frozen parts that a config names are and what they are. Fetched if need be; nothing is built."""
+    found = {}
+    if config.vision not in OWN:
+        found["vision"] = towers.find_frozen(config.vision, config.vision_revision)
+    if config.backbone == "vggt" and config.backbone_weights:
+        found["vggt"] = vggt_file.find(config.backbone_weights, config.backbone_revision)
+    return found
+
+
+def frozen_parts(config: VGGTVLAConfig, found: dict | None = None) -> tuple[nn.Module | None, vggt.Alternating | None]:
+    """(vision tower, VGGT's blocks) with their pretrained weights; None for what trains along. found: of `places`, if it was called."""
     dtype = torch.float32 if config.dtype == "float32" else compute_dtype()[0]
-    tower = None if config.vision in OWN else towers.frozen_vision(config.vision, config.vision_revision, dtype=dtype,
-                                                                   size=config.image_size)
-    named = config.backbone == "vggt" and config.backbone_weights
-    return tower, vggt.load(config.backbone_weights, config.backbone_revision, dtype, blocks_only=True) if named else None
+    found = places(config) if found is None else found
+    tower = towers.frozen_vision(config.vision, dtype=dtype, size=config.image_size, place=found["vision"]) if "vision" in found else None
+    return tower, vggt_file.load(dtype=dtype, blocks_only=True, found=found["vggt"]) if "vggt" in found else None
 
 
 def belongs(model: nn.Module) -> dict[str, dict]:
@@ -43,15 +57,35 @@ def belongs(model: nn.Module) -> dict[str, dict]:
     if model.blocks is not None and c.backbone_weights:
         found["vggt"] = {**model.blocks.identity, **asdict(model.blocks.config)}
     found["cameras"] = {"views": list(c.views), "orientation": c.orientation}
-    return found | {"state": {"dim": c.state_dim}, "action": {"dim": c.action_dim, "chunk": c.chunk, "convention": ACTION}}
+    return found | {"state": {"dim": c.state_dim}, "action": {"dim": c.action_dim, **model.conventions}}
+
+
+def conventions(store) -> dict:
+    """What a store's metadata says an action of 1 is: {"metres": 0.05, "radians": 0.5, "rate_hz": 20, "gripper": "-1 close, +1 open"}.
+
+    What it does not say is not there.
+    """
+    said = store.meta.get("action") or {}
+    found = {name: said[key] for name, keys in CONVENTIONS.items() for key in keys if key in said}
+    return {name: value.split(" (")[0] if isinstance(value, str) else value for name, value in found.items()}  # without remarks
 
 
 def of_store(saved: dict[str, dict], store) -> dict[str, dict]:
-    """What a store says of the same conventions; "orientation" of its metadata ("upright, true ..."), upright where it says none."""
+    """What a store says of the same; "orientation" of its metadata ("upright, true ..."), upright where it says none."""
     views = [view for view in saved["cameras"]["views"] if f"observation.images.{view}" in store.columns]
-    sizes = {name: {**saved[name], "dim": len(store.stats[column]["mean"])}
-             for name, column in (("state", "observation.state"), ("action", "action"))}
-    return {"cameras": {"views": views, "orientation": store.meta.get("orientation", "upright").split(",")[0]}, **sizes}
+    dim = {name: len(store.stats[column]["mean"]) for name, column in (("state", "observation.state"), ("action", "action"))}
+    return {"cameras": {"views": views, "orientation": store.meta.get("orientation", "upright").split(",")[0]},
+            "state": {"dim": dim["state"]}, "action": {"dim": dim["action"], **conventions(store)}}
+
+
+def compare_store(saved: dict[str, dict], store, source: object) -> None:
+    """UserError where data are of another kind than a checkpoint's; a line for conventions that one side does not record."""
+    here = of_store(saved, store)
+    both = {name: {field: saved[name][field] for field in fields if field in saved[name]} for name, fields in here.items()}
+    fingerprint.refuse_other(both, here, source)
+    for where, one in (("the checkpoint", saved["action"]), ("the data", here["action"])):
+        if lacking := [name for name in CONVENTIONS if name not in one]:
+            print(f"{source}: {', '.join(lacking)} of an action: not recorded in {where}, so not compared")
 
 
 def saved_names(model: nn.Module) -> list[str]:
@@ -84,21 +118,34 @@ def read(folder: Path) -> dict:
 
 
 def compare(about: dict, source: object, language: str | None = None, store=None) -> None:
-    """Refuse what is known not to fit, by config and tokenizer files alone; nothing is built or downloaded."""
+    """Refuse what is known not to fit, by config and tokenizer files and pinned hashes alone; nothing is built or downloaded."""
     saved, c = about["belongs"], VGGTVLAConfig(**about["config"])
     fingerprint.refuse_unknown({name: saved[name] for name in ("language", "vision") if name in saved}, source)
     if "language" in saved:
         sentences.check(language or c.language, saved["language"], source)
     if "vision" in saved and (here := fingerprint.of_name(c.vision)) is not None:
         fingerprint.refuse_other({"vision": {key: saved["vision"].get(key) for key in here}}, {"vision": here}, source)
+    for name, part, revision in (("vision", c.vision, c.vision_revision), ("vggt", c.backbone_weights, c.backbone_revision)):
+        pinned = None if revision or Path(part).expanduser().exists() else files.PUBLISHED.get(part, (None, None))[1]
+        if pinned and name in saved:
+            refuse_weights(name, saved[name], {"sha256": pinned}, source)
     if store is not None:
-        fingerprint.refuse_other({name: saved[name] for name in ("cameras", "state", "action")}, of_store(saved, store), source)
+        compare_store(saved, store, source)
+
+
+def refuse_weights(name: str, saved: dict, here: dict, source: object) -> None:
+    """UserError where a frozen part's file is another one: its sha256, and the sizes that both sides state."""
+    asked = {key: saved[key] for key in saved if key in here and key not in PLACE}
+    fingerprint.refuse_other({name: asked}, {name: here}, source, f"load {saved['name']} at revision {saved['revision'] or 'main'}")
 
 
 def load(kind: type, folder: Path, language: str | None = None, store=None) -> nn.Module:
     about = read(folder)
     compare(about, folder, language, store)
     config, saved = VGGTVLAConfig(**about["config"]), about["belongs"]
+    found = places(config)
+    for name, part in found.items():
+        refuse_weights(name, saved[name], part.about if name == "vggt" else part.identity, folder)
     if config.language == "tiny":
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         fingerprint.refuse_other({"words": saved["words"]}, {"words": fingerprint.of_tokenizer(tokenizer)}, folder)
@@ -110,14 +157,10 @@ def load(kind: type, folder: Path, language: str | None = None, store=None) -> n
         opening = lambda: sentences.Reader.open(language or config.language, config.language_revision, config.text_length, dtype,
                                                 {key: value for key, value in saved["language"].items() if key not in PLACE})
         words = sentences.FrozenWords(table, config.text_length, None if config.cache_language else opening(), opening)
-    tower, blocks = frozen_parts(config)
-    for name, part in (("vision", tower), ("vggt", blocks)):
-        if part is not None:
-            fingerprint.refuse_other({name: {"sha256": saved[name]["sha256"]}}, {name: {"sha256": part.identity["sha256"]}}, folder,
-                                     f"load {saved[name]['name']} at revision {saved[name]['revision'] or 'main'}")
-    model = kind(config, about["stats"], words, tower, blocks)
+    told = {name: saved["action"][name] for name in CONVENTIONS if name in saved["action"]}
+    model = kind(config, about["stats"], words, *frozen_parts(config, found), told)
     fingerprint.take(model, saved_names(model), load_file(folder / "model.safetensors"), folder / "model.safetensors")
     return model
 
 
-PLACE = ("name", "revision", "text_length")  # of a language model: where it was found, how it was used; not what it is
+PLACE = ("name", "revision", "text_length")  # of a part: where it was found, how it was used; not what it is

@@ -28,7 +28,7 @@ from repro import clock, machine
 from repro.data.batches import Batches, held_out_episodes
 from repro.data.episodes import EpisodeInfo, Store
 from repro.machine import UserError
-from repro.models import change_agent_config, keypoint_policy, reconvla, vggt_vla
+from repro.models import change_agent_config, keypoint_policy, reconvla, vggt_vla, vggt_vla_checkpoint
 from repro.models import parts as part
 from repro.models.change_agent_config import ChangeConfig
 from repro.models.keypoint_policy import KeypointConfig, KeypointPolicy
@@ -199,7 +199,7 @@ def _build(job: Job, config: ReconVLAConfig | KeypointConfig | VGGTVLAConfig, st
         stores = {like, store, *([Store(job.validation)] if job.validation else [])}  # a frozen language model reads them all once
         known = [like] if config.language == "tiny" else stores
         return VGGTVLA.build(config, like.stats, sorted({episode.task for one in known for episode in one.episodes}),
-                             sentences_file(store, config))
+                             sentences_file(store, config), vggt_vla_checkpoint.conventions(store))
     if job.parts:
         from repro.models import tiny
 

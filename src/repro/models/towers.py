@@ -62,7 +62,8 @@ class VisionTower(nn.Module):
 
     def __init__(self, model: nn.Module, image_mean: list[float], image_std: list[float], identity: dict):
         super().__init__()
-        self.embeddings, self.encoder = model.embeddings, model.encoder
+        inner = getattr(model, "vision_model", model)  # transformers 5.0, Kaggle's, has one level more than later ones
+        self.embeddings, self.encoder = inner.embeddings, inner.encoder
         del self.encoder.layers[-1]
         self.dim, self.image_size = model.config.hidden_size, model.config.image_size
         self.grid = (self.image_size // model.config.patch_size,) * 2
@@ -201,6 +202,7 @@ def language(name: str | Path, revision: str | None = None, pretrained: bool = T
     else:
         config = AutoConfig.for_model(**place.config)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        model.tie_weights()  # transformers 5.0, Kaggle's, leaves that out on the meta device
         model = adapters.quantise(model, dtype) if quantise else model
     model = adapters.guard(model)
     model.identity, tokenizer = place.identity, None

@@ -265,7 +265,7 @@ def calvin(arguments: tuple[str, ...]) -> None:
     """Prepare CALVIN data: `repro calvin --help` lists the commands."""
     from repro.data.calvin_commands import calvin as commands
 
-    commands.main(args=list(arguments), prog_name="repro calvin", **HELP)
+    commands.main(args=list(arguments), prog_name="repro calvin")
 
 
 @cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)
@@ -274,7 +274,7 @@ def libero(arguments: tuple[str, ...]) -> None:
     """Read LIBERO data: `repro libero --help` lists the commands."""
     from repro.data.libero import libero as commands
 
-    commands.main(args=list(arguments), prog_name="repro libero", **HELP)
+    commands.main(args=list(arguments), prog_name="repro libero")
 
 
 @cli.command("kaggle", context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)
@@ -283,7 +283,7 @@ def on_kaggle(arguments: tuple[str, ...]) -> None:
     """Build, upload and fetch the Kaggle notebooks: `repro kaggle --help` lists the commands."""
     from repro.kaggle.commands import kaggle as commands
 
-    commands.main(args=list(arguments), prog_name="repro kaggle", **HELP)
+    commands.main(args=list(arguments), prog_name="repro kaggle")
 
 
 @cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)
@@ -292,7 +292,7 @@ def store(arguments: tuple[str, ...]) -> None:
     """Fetch stores out of remote zips, push them to Kaggle: `repro store --help` lists the commands."""
     from repro.kaggle.commands import store as commands
 
-    commands.main(args=list(arguments), prog_name="repro store", **HELP)
+    commands.main(args=list(arguments), prog_name="repro store")
 
 
 cli.add_command(evaluate)

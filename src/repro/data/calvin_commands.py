@@ -15,7 +15,8 @@ from repro.data.calvin_import import import_calvin
 from repro.machine import UserError
 
 
-@click.group("calvin", help="Read CALVIN data: import it into a store, or make the ReconVLA guide's folders and JSON.")
+@click.group("calvin", help="Read CALVIN data: import it into a store, or make the ReconVLA guide's folders and JSON.",
+             context_settings={"help_option_names": ["-h", "--help"]})
 def calvin() -> None:
     pass
 

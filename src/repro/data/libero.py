@@ -430,7 +430,8 @@ def ensure_store(sources: Sequence[str | Path] | str | Path, out: Path | str, on
 # --- commands -----------------------------------------------------------------------------------------------------------------------
 
 
-@click.group("libero", help="Read LIBERO data: original or regenerated HDF5, LeRobot v2.0, v2.1, v3.0.")
+@click.group("libero", help="Read LIBERO data: original or regenerated HDF5, LeRobot v2.0, v2.1, v3.0.",
+             context_settings={"help_option_names": ["-h", "--help"]})
 def libero() -> None:
     pass
 

@@ -23,7 +23,7 @@ def _sources(context, option: click.Option, given: tuple[str, ...]) -> tuple[str
 
 
 
-@click.group("kaggle")
+@click.group("kaggle", context_settings={"help_option_names": ["-h", "--help"]})
 def kaggle() -> None:
     """Notebooks to upload, with the library inside; kaggle/README.md says what to do with them."""
 
@@ -97,7 +97,7 @@ def pull_command(name: str, owner: str | None, out: Path) -> None:
     click.echo(push.pull(machine.root(), name, owner, out))
 
 
-@click.group("store")
+@click.group("store", context_settings={"help_option_names": ["-h", "--help"]})
 def store() -> None:
     """Stores out of CALVIN's remote zips, and stores as Kaggle data sets."""
 

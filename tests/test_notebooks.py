@@ -221,7 +221,9 @@ def test_the_kernel_is_this_interpreter_whatever_is_installed_as_python3(project
 
 def test_ctrl_c_keeps_the_partial_notebook_and_says_how_to_go_on(project):
     (project / "notebooks" / "00_first.py").write_text(FIRST + "\n# %%\nimport time\n(work / 'here').touch()\ntime.sleep(60)\n")
-    process = subprocess.Popen([sys.executable, "-m", "repro", "run"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    as_in_a_terminal = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background has it ignored
+    process = subprocess.Popen([sys.executable, "-m", "repro", "run"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               preexec_fn=as_in_a_terminal)  # noqa: PLW1509
     here = project / "work" / "smoke" / "here"
     end = time.monotonic() + 180
     while not here.exists() and time.monotonic() < end:

@@ -97,6 +97,32 @@ def test_a_killed_ablation_goes_on_where_it_was_and_repeats_nothing(work):
     seeds.run(ablation, SETTINGS, work, slots=0, log=again.append)
     assert "6 of 6" in again[-1] and not any("step" in line for line in again)
     check_tables(work)
+    check_another_machine(work)
+
+
+def check_another_machine(work):
+    """What the records of one machine hold is not done again on another, whose policies are not there; other data are another table."""
+    other = work / "another machine"
+    shutil.copytree(work / "store", other / "store")
+    published, said = work / "published", []
+    shutil.copytree(work / "runs" / "ablation", published)
+    for path in published.glob("*.json"):
+        record = json.loads(path.read_text())
+        if record["config"]["row"] == seeds.FLOORS and record["seed"] == 1:
+            path.unlink()
+    more = replace(SETTINGS, seeds=(0, 1, 2), rows=("baseline", "gaze"))
+    shutil.copytree(work / "parts", other / "parts") if (work / "parts").is_dir() else None
+    with pytest.raises(UserError, match="floors of seed 1 need its row gaze, which was trained elsewhere"):
+        seeds.run(ablation, more, other, slots=0, log=said.append, joined=published)
+    assert any("5 runs are taken over: " in line for line in said) and not (other / "train").exists()
+    assert ablation_tables.load(other / "runs" / "ablation"), "and they stand in its tables"
+    assert ablation.draw(SETTINGS, other) == [], "figures need the policies"
+    for path in published.glob("*.json"):
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({**record, "config": {**record["config"], "asked": "other"}}))
+    shutil.rmtree(other / "ablation")
+    said.clear()
+    assert seeds.join(ablation, SETTINGS, other, published, said.append) == [] and "are of other settings, data or tiny parts" in said[0]
 
 
 def check_tables(work):

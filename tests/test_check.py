@@ -3,6 +3,7 @@
 import shutil
 import sys
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import cv2
 import h5py
@@ -166,6 +167,26 @@ def test_what_one_task_cannot_show_is_said(store, tmp_path, monkeypatch):
 
 def test_demonstrations_are_begun_of_several_tasks(store):
     assert [(start.index, start.task) for start in rehearsal.starts(store)] == [(0, BUTTER), (3, MILK), (1, BUTTER)]
+
+
+def told_of(*episodes, simulator="libero"):
+    """A store that says so much: (scene, task_id, sentence) of each episode, all with a start."""
+    infos = [SimpleNamespace(index=i, scene=scene, task_id=task, task=sentence, info={"start": {"flat": [i]}})
+             for i, (scene, task, sentence) in enumerate(episodes)]
+    features = {f"observation.images.{camera}": {"shape": (64, 64, 3)} for camera in ("static", "wrist")}
+    return SimpleNamespace(folder="stored", episodes=infos, columns=(), meta={"simulator": simulator}, info={"features": features})
+
+
+def test_libero_is_started_by_the_benchmarks_names_not_by_those_of_a_folder(monkeypatch):
+    monkeypatch.setattr(rehearsal.environments, "launch", lambda name, **options: (name, options["suite"]))
+    said = MILK.replace("_", " ")
+    of_a_maker = told_of(("libero_object_no_noops", "task_7", said), ("libero_object_no_noops", MILK, said))
+    assert [(start.scene, start.task) for start in rehearsal.starts(of_a_maker)] == [("libero_object", MILK)] * 2
+    assert rehearsal.simulator_of(of_a_maker) == ("libero", "libero_object")
+    mixed = told_of(("data", "a", "turn on the stove and put the moka pot on it"), ("data", "b", said), ("data", "c", "sing a song"))
+    assert [start.scene for start in rehearsal.starts(mixed)] == ["libero_10"], "of one suite alone, and never of what nobody knows"
+    with pytest.raises(UserError, match="which suite is it(.|\n)*libero_10, libero_object"):
+        rehearsal.simulator_of(mixed)
 
 
 def test_wrong_statistics(store, monkeypatch):

@@ -229,6 +229,9 @@ def _samples(store: Store) -> int:
 def _floors(settings: Profile, work: Path, run: Run, clock: Clock, log) -> list[dict]:
     place = experiments.folder(work, "gaze", run.seed)
     last = checkpoint.latest(place, log) if place.is_dir() else None
+    if last is None and is_done(sys.modules[__name__], settings, work, Run("gaze", run.seed)):
+        raise UserError(f"the floors of seed {run.seed} need its row gaze, which was trained elsewhere", str(place), "its records alone",
+                        f"do them there, or leave this seed out (--seeds), or remove {work / 'ablation' / place.name}")
     if last is None or checkpoint.about(last)["step"] < settings.train_steps:
         raise OutOfTime("gaze with this seed is not trained yet")
     scored = experiments.policies({"gaze": experiments.load_run(place)}, work, language.VALIDATION, run.seed)
@@ -273,14 +276,16 @@ def _slug(name: str) -> str:
 
 
 def draw(settings: Profile, work: Path) -> list[str]:
-    """attention.png (baseline | whole | gaze, those that are done) and reconstruction.png of the first seed, as notebooks 08 and 05 draw
-    them; their names. Nothing without "gaze"."""
+    """attention.png (baseline | whole | gaze, those that are done) and reconstruction.png of the first seed that was trained here, as
+    notebooks 08 and 05 draw them; their names. Nothing without "gaze"."""
     from repro import attention_figures, experiment_figures, pictures
 
-    seed = settings.seeds[0]
-    done = [row for row in ("baseline", "whole", "gaze") if is_done(sys.modules[__name__], settings, work, Run(row, seed))]
-    if "gaze" not in done:
+    here = lambda row, seed: (is_done(sys.modules[__name__], settings, work, Run(row, seed))
+                              and experiments.folder(work, row, seed).is_dir())
+    seed = next((seed for seed in settings.seeds if here("gaze", seed)), None)
+    if seed is None:
         return []
+    done = [row for row in ("baseline", "whole", "gaze") if here(row, seed)]
     models, store = experiments.load(work, seed, tuple(done)), Store(work / "store" / "validation")
     frames = experiments.attention_frames(store, settings.attention_frames)
     maps = {row: experiments.attention_of(model, frames) for row, model in models.items()}

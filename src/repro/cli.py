@@ -97,11 +97,13 @@ def train(config: Path) -> None:
 @click.option("--corrupt", help="Shares of wrong gaze boxes, comma-separated, e.g. 0.08,0.33,1; none: without.")
 @click.option("--minutes", default=0.0, help="Stop before so much wall clock is over, ready to go on; 0: no limit.")
 @click.option("--slots", type=click.IntRange(min=1), help="Runs at a time (default: one a core or GPU).")
+@click.option("--join", type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="Records of another machine or session (results/cpu/runs/ablation): their runs are not done again.")
 @click.option("--tables", is_flag=True, help="Only tables and figures of what is done.")
 @click.option("--publish", is_flag=True, help="Only these, with the records, into results/<profile>.")
 @click.option("--one", hidden=True)
 def ablation(system: str, profile: str, rows: str | None, seeds: str | None, corrupt: str | None, minutes: float, slots: int | None,
-             tables: bool, publish: bool, one: str | None) -> None:
+             join: Path | None, tables: bool, publish: bool, one: str | None) -> None:
     """Every row over seeds: train, evaluate, look, record. Call it again until all is done; what is done is kept."""
     from dataclasses import replace
     from importlib import import_module
@@ -126,7 +128,7 @@ def ablation(system: str, profile: str, rows: str | None, seeds: str | None, cor
         of.publish(work, machine.root() / "results" / profile, of.draw(settings, work), click.echo)
         return
     if not tables:
-        over.run(of, settings, work, minutes, slots, click.echo)
+        over.run(of, settings, work, minutes, slots, click.echo, join)
     records = of.write(work, click.echo)
     if not records:
         raise UserError("no run of the ablation is done", next_step=f"repro ablation --system {system} --profile {profile}")

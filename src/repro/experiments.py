@@ -156,10 +156,10 @@ def where(simulator: str, settings: Profile, work: Path, seed: int) -> tuple[Lau
         named = {f"CALVIN {settings.evaluation_scene}, official sequences, chains of 5": found}
         return (environments.launch("calvin", scene=settings.evaluation_scene), named,
                 protocols.calvin_validation_sentences(environments.calvin_home()))
-    sentences = {info.task_id: info.task for info in training.episodes}
-    suite = training.episodes[0].scene
-    found = protocols.libero_chains(protocols.libero_protocol("openpi"), suite, sorted(sentences), settings.evaluate_single, seed=seed)
-    return environments.launch("libero", suite=suite), {f"{suite}, official init states, single tasks": found}, sentences
+    suite = suites.suite_of(training)
+    plan = suites.plan_of(suite, "official", settings.evaluate_single, suites.tasks_of(training)[0][suite], "openpi", seed=seed,
+                          **suites.sizes_of(training))
+    return plan.launch, {plan.name: plan.chains}, plan.sentences
 
 
 def start_states(settings: Profile, seed: int) -> dict[str, list]:
@@ -172,8 +172,10 @@ def start_states(settings: Profile, seed: int) -> dict[str, list]:
 
 
 def demonstrations(work: Path) -> dict[str, np.ndarray]:
-    """The first recorded training episode of each task: (T, 7) actions."""
+    """The first recorded training episode of each task, as its simulator calls it: (T, 7) actions."""
     store = Store(work / "store" / "training")
+    if store.meta.get("simulator") in ("libero", suites.TABLE):
+        return suites.recorded(store)
     first = {info.task_id: info.index for info in reversed(store.episodes)}
     return {task: store.read(index, columns=["action"]).columns["action"] for task, index in first.items()}
 

@@ -116,10 +116,36 @@ def one(system, settings: Profile, work: Path, key: str, minutes: float, log=pri
     return do(system, settings, work, Run(row, int(seed), float(corrupt)), minutes, log)
 
 
-def run(system, settings: Profile, work: Path, minutes: float = 0.0, slots: int | None = None, log=print) -> list[Run]:
-    """Do all runs of the profile, `slots` at a time in processes of a core each (0: one after another in this one); those left over."""
+def join(system, settings: Profile, work: Path, folder: Path, log=print) -> list[Run]:
+    """Take over the runs whose records lie in `folder`, another machine's or an earlier session's: they are not done again. Those taken.
+
+    Only those that were asked for the very same, down to the data and the tiny parts: of others no table is made beside these.
+    """
+    asked, found = system.digest(settings, work), {}
+    told = run_records.load_all(folder)
+    for record in told:
+        if record["config"].get("asked") == asked:
+            found.setdefault(Run(record["config"]["row"], record["seed"], record["config"]["corrupt"]), []).append(record)
+    taken = [one for one in found if not is_done(system, settings, work, one)]
+    for one in taken:
+        names = [run_records.save(record, system.kept(work, one)).name for record in found[one]]
+        system.place(work, one).mkdir(parents=True, exist_ok=True)
+        freshness.write(system.place(work, one) / "done.json", {"asked": asked, "records": names})
+    if others := len(told) - sum(map(len, found.values())):
+        log(f"{folder}: {others} of {len(told)} records are of other settings, data or tiny parts (not {asked}) and are left")
+    log(f"{folder}: {len(taken)} runs are taken over" + (f": {', '.join(one.key for one in taken)}" if taken else ""))
+    return taken
+
+
+def run(system, settings: Profile, work: Path, minutes: float = 0.0, slots: int | None = None, log=print, joined: Path | None = None
+        ) -> list[Run]:
+    """Do all runs of the profile, `slots` at a time in processes of a core each (0: one after another in this one); those left over.
+
+    joined: a folder of records, whose runs count (`join`)."""
     limit, wanted = Clock(minutes), system.runs(settings)
     system.prepare(settings, work, log)
+    if joined:
+        join(system, settings, work, joined, log)
 
     def left(run: Run) -> list[str] | None:
         try:

@@ -43,8 +43,8 @@ class Start:
     """Where a demonstration of a store begins."""
 
     index: int  # of the episode
-    task: str
-    scene: str
+    task: str  # as its simulator calls it
+    scene: str  # or LIBERO's suite
     state: dict  # for the simulator's reset
 
 
@@ -65,13 +65,16 @@ class Learned:
 def starts(store: Store) -> list[Start]:
     """TRIED episodes of one scene, of different tasks where there are, whose start is known and whose actions are those executed:
     scripted ones without a disturbance, recorded ones whose file holds the simulator's states, or the play table's."""
-    table = "observation.environment_state" in store.columns and store.meta.get("simulator") in ("tabletop", "calvin_env")
-    told = lambda info: info.info.get("state") or info.info.get("start")
-    able = [info for info in store.episodes if not info.info.get("disturbed") and (told(info) or table)]
-    able = [info for info in able if info.scene == able[0].scene]
-    first = {info.task_id: info for info in reversed(able)}
-    chosen = sorted(able, key=lambda info: (first[info.task_id] is not info, info.index))[:TRIED]
-    return [Start(info.index, info.task_id, info.scene, dict(told(info) or _on_the_table(store, info))) for info in chosen]
+    table = store.meta.get("simulator", "calvin_env") in ("tabletop", "calvin_env")
+    known = {(info.scene, info.task_id): (info.scene, info.task_id) for info in store.episodes} if table else suites.placed(store)[0]
+    at = lambda info: known.get((info.scene, info.task_id))
+    told = lambda info: info.info.get("state") or info.info.get("start") or (table and "observation.environment_state" in store.columns)
+    able = [info for info in store.episodes if not info.info.get("disturbed") and at(info) and told(info)]
+    able = [info for info in able if at(info)[0] == at(able[0])[0]]
+    first = {at(info): info for info in reversed(able)}
+    chosen = sorted(able, key=lambda info: (first[at(info)] is not info, info.index))[:TRIED]
+    state = lambda info: dict(info.info.get("state") or info.info.get("start") or _on_the_table(store, info))
+    return [Start(info.index, at(info)[1], at(info)[0], state(info)) for info in chosen]
 
 
 def _on_the_table(store: Store, info) -> dict:
@@ -93,10 +96,10 @@ def simulator_of(store: Store, name: str | None = None, scene: str | None = None
     name = name or {"grocery table": "grocery", "calvin_env": "calvin"}.get(made_in, made_in)
     if name not in ("tabletop", "grocery", "calvin", "libero"):
         raise UserError(f"no simulator {name!r}", "tabletop | grocery | calvin | libero | none", name)
-    scene = scene or store.episodes[0].scene
     if name in ("tabletop", "calvin"):
-        return environments.launch(name, scene=scene)
-    return environments.launch(name, suite=scene if name == "libero" else "grocery", **suites.sizes_of(store))
+        return environments.launch(name, scene=scene or store.episodes[0].scene)
+    suite = (scene or suites.suite_of(store)) if name == "libero" else suites.GROCERY
+    return environments.launch(name, suite=suite, **suites.sizes_of(store))
 
 
 def distance(store: Store, where: Launch, start: Start, camera: str) -> dict[str, float]:

@@ -123,6 +123,15 @@ def tasks_of(store: Store) -> tuple[dict[str, list[str]], list[str]]:
     return {suite: sorted(names[suite]) for suite in sorted(names)}, unclear
 
 
+def suite_of(store: Store) -> str:
+    """The one suite that the store's tasks are of; a UserError where they are of several, or of none."""
+    found, unclear = tasks_of(store)
+    if len(found) != 1:
+        raise UserError(f"{store.folder}: which suite is it?", "tasks of one of LIBERO's suites", ", ".join(found) or "; ".join(unclear[:3]),
+                        "import one suite's tasks alone (repro libero import .. --task_names), or name the suite: repro evaluate --suite")
+    return next(iter(found))
+
+
 def recorded(store: Store, hint: str = "") -> dict[str, np.ndarray]:
     """{task, as the benchmark calls it: (T, 7) actions} of one demonstration each, the first that nothing disturbed: only there were just
     these actions executed. hint: see `placed`."""

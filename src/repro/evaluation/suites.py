@@ -127,7 +127,8 @@ def suite_of(store: Store) -> str:
     """The one suite that the store's tasks are of; a UserError where they are of several, or of none."""
     found, unclear = tasks_of(store)
     if len(found) != 1:
-        raise UserError(f"{store.folder}: which suite is it?", "tasks of one of LIBERO's suites", ", ".join(found) or "; ".join(unclear[:3]),
+        raise UserError(f"{store.folder}: which suite is it?", "tasks of one of LIBERO's suites",
+                        ", ".join(found) or "; ".join(unclear[:3]),
                         "import one suite's tasks alone (repro libero import .. --task_names), or name the suite: repro evaluate --suite")
     return next(iter(found))
 

@@ -130,6 +130,10 @@ def test_crop_edges():
     assert pixels([0.25, 0.2, 0.5, 0.6], 10, 20, margin=0.2) == (4, 1, 11, 7)
     assert pixels([0.0, 0.4, 0.05, 0.5], 10, 20, minimum=6) == (0, 2, 6, 8), "grows, moved inwards at the border"
     assert pixels([0.95, 0.9, 1.0, 1.0], 10, 20, minimum=50) == (0, 0, 20, 10), "never more than the image"
+    touched = [40.6 / 200, 60.4 / 200, 80.2 / 200, 101.7 / 200]
+    assert pixels(touched, 200, 200) == (40, 60, 81, 102), "every pixel that the box touches"
+    assert pixels(touched, 200, 200, truncate=True) == (40, 60, 80, 101), "upstream: box.astype(int)"
+    assert pixels([0.201, 0.2, 0.204, 0.6], 200, 200, truncate=True) == (40, 40, 41, 120), "never empty"
     assert crop(image, [0.25, 0.2, 0.5, 0.6], size=(7, 9)).shape == (7, 9, 3)
     assert (crop(np.full((10, 20, 3), 77, np.uint8), [0.1, 0.1, 0.2, 0.9], size=(30, 4)) == 77).all()
 

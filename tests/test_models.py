@@ -207,7 +207,9 @@ def test_gaze_target_is_the_crop_above_the_unchanged_wrist_and_whole_is_the_canv
     whole = prepared["target_whole"]
     assert whole[:12].min() == 10 and (whole[12:] == target[12:]).all()
     assert torch.equal(net.pixels(net.latents(torch.from_numpy(target[None])))[0], torch.from_numpy(target))
-    assert model(recon=False).key == net.key == model(target="whole").key != model(gaze_margin=0.5).key
+    assert model(recon=False).key == net.key == model(target="whole").key != model(gaze_margin=0.5).key != model(gaze_truncate=True).key
+    part = observation() | {"gaze.box": np.float32([0.2, 0.3, 0.4015, 0.5])}  # of 200 px: 80.3
+    assert not np.array_equal(*(model(gaze_truncate=way).prepare(part)["target_gaze"] for way in (False, True)))
     del one["gaze.box"]
     with pytest.raises(UserError, match="gaze.box"):
         net.prepare(one)

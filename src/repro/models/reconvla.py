@@ -128,6 +128,7 @@ class ReconVLA(nn.Module):
         """Names what `prepare` depends on, frozen weights included: baseline, whole and gaze models of one geometry share a cache."""
         c = self.config
         about = {name: getattr(c, name) for name in ("grid", "height", "width", "static_tokens", "resample", "latent_patch", "gaze_margin")}
+        about |= {"gaze_truncate": True} if c.gaze_truncate else {}  # the key of data prepared before stays
         about |= {"image": self.image_size, "vae": part.fingerprint(self.vae) if self._encodes else "none"}
         return "reconvla " + json.dumps(about | ({"tower": part.fingerprint(self.vision_tower)} if self._sees_once else {}))
 
@@ -184,7 +185,8 @@ class ReconVLA(nn.Module):
         """Both targets at the tower's size; the whole one is the canvas."""
         c, targets = self.config, {"target_whole": self.canvas(observation)}
         if "gaze.box" in observation:
-            gaze = crop(observation["observation.images.static"], observation["gaze.box"], margin=c.gaze_margin)
+            gaze = crop(observation["observation.images.static"], observation["gaze.box"], margin=c.gaze_margin,
+                        truncate=c.gaze_truncate)
             targets["target_gaze"] = self.canvas(observation, gaze)
         elif c.recon and c.target == "gaze":
             raise UserError("the gaze target needs gaze boxes in the data", expected="column gaze.box", found=sorted(observation),

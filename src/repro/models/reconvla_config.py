@@ -59,6 +59,7 @@ class ReconVLAConfig:
     target_wrist: bool = True       # the wrist image below is rebuilt too, as published; False: its tokens are left out of the loss
     mask_fallback: bool = True      # samples without a gaze box are left out; False: upstream, trained on their full-frame box
     gaze_margin: float = 0.0        # of the box's size, added on each side; 0 as upstream
+    gaze_truncate: bool = False     # True: the box's corners rounded down, as upstream; False: every pixel that the box touches
     posterior: str = "sample"       # of the VAE, drawn anew at each use; or its "mean"
     latent_patch: int = 4           # pixels of the target per token and axis, where there is no VAE
     denoiser_width: int = 96
@@ -100,7 +101,7 @@ class ReconVLAConfig:
 
 
 AS_PUBLISHED = dict(resample="lanczos", template="official", proprio="tokens", word_dropout=0.0, ordered_bins=False, soft_bins=0.0,
-                    draws=4, constrained=False, parallel=False, cache_features=False)  # fmt: skip
+                    draws=4, constrained=False, parallel=False, cache_features=False, gaze_truncate=True)  # fmt: skip
 ADAPTED = dict(lora_rank=16, train_slots=True, checkpointing=True)  # the language model is frozen: LoRA, and the action slots beside it
 PRESETS = {
     "tiny": ReconVLAConfig(),

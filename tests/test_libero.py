@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from repro import clock
 from repro.data import libero_hdf5
 from repro.data.episodes import Store, encode_png
 from repro.data.libero import files_of, import_libero, kept, libero, sentence_of, sources_of
@@ -272,6 +273,46 @@ def test_bad_lerobot(tmp_path, played):
     shutil.rmtree(tmp_path / "made")
 
 
+def test_a_picture_that_cannot_be_decoded_costs_its_episode_alone(tmp_path, played):
+    few = {"before": {name: seen[[0] * 4] for name, seen in played["before"].items()}, "actions": played["actions"][[0] * 4]}
+
+    def tear(columns, damaged):
+        pictures = columns["observation.images.wrist_image"]
+        torn = [{**picture, "bytes": picture["bytes"][:9]} if row == 2 else picture for row, picture in enumerate(pictures)]
+        return columns | ({"observation.images.wrist_image": torn} if columns["episode_index"][0] in damaged else {})
+
+    for version in ("v2.1", "v3.0"):
+        one = lerobot(tmp_path / f"one {version}", few, version, episodes=100, change=lambda columns: tear(columns, {60}))
+        report, said = import_libero(one, tmp_path / f"store {version}", log=(lines := []).append), "\n".join(lines)
+        assert report["episodes"] == 99 and list(report["damaged"]) == [f"one {version}, episode 60"]
+        file = "file-000" if version == "v3.0" else "episode_000060"
+        assert f"left out: one {version}, episode 60: " in said and f"{file}.parquet, episode 60, observation.images.wrist_image" in said
+        assert 60 not in [info.info["episode"] for info in Store(tmp_path / f"store {version}").episodes]
+    two = lerobot(tmp_path / "two", few, episodes=100, change=lambda columns: tear(columns, {60, 61}))
+    told = refused(tmp_path, two, "too many damaged episodes, nothing was written")
+    assert "at most 1% of 100" in told and "episode 60" in told and "episode 61" in told
+
+
+def test_garbled_rows_cost_their_episodes_alone(tmp_path, played):
+    few = {"before": {name: seen[[0] * 4] for name, seen in played["before"].items()}, "actions": played["actions"][[0] * 4]}
+    folder = lerobot(tmp_path / "set", few, "v2.1", episodes=100)
+    file = folder / "data" / "chunk-000" / "episode_000033.parquet"
+    raw = bytearray(file.read_bytes())
+    raw[4:2000] = bytes(1996)
+    file.write_bytes(raw)
+    assert list(import_libero(folder, tmp_path / "store")["damaged"]) == ["set, episode 33"] and len(Store(tmp_path / "store")) == 99
+
+
+def test_a_download_that_is_not_whole_is_said_before_any_episode_is_read(tmp_path, played, monkeypatch):
+    folder = lerobot(tmp_path / "set", played, "v2.1", episodes=3)
+    monkeypatch.setattr("repro.data.lerobot._by_episode", lambda *given: pytest.fail("read"))
+    file = folder / "data" / "chunk-000" / "episode_000002.parquet"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert "download it again" in refused(tmp_path, folder, "episode_000002.parquet cannot be read")
+    file.unlink()
+    refused(tmp_path, folder, "episode_000002.parquet cannot be read")
+
+
 def test_commands(tmp_path, played):
     path, run = original(tmp_path, played), CliRunner().invoke
     looked = run(libero, ["look", str(path)])
@@ -385,6 +426,38 @@ def test_the_grocery_expert():
     for _ in range(20):
         table.step([0, 0, 0, 0, 0, 0, 1], render=False)
     assert table.held is None and table.support[3] is not None and not table.done(MILK)
+
+
+def test_demonstrations_go_on_after_the_tasks_that_are_there(tmp_path, monkeypatch):
+    """Out of time, and again; files of another request are refused, and those of the same are left as they are."""
+    launch, said = (lambda suite: base.grocery(suite, image_size=32, wrist_size=32, orientation="raw")), []
+    write = lambda tasks=(0, 3, 1), **how: libero_hdf5.write(
+        tmp_path, "grocery", tasks, **{"per_task": 1, "layout": "wide", "launch": launch, "every": 40, "log": said.append, **how})
+    true, written = libero_hdf5._write_task, []
+
+    def stopped(path, *given):
+        if len(written) == 1:
+            raise clock.OutOfTime("now")
+        written.append(path)
+        return true(path, *given)
+
+    monkeypatch.setattr(libero_hdf5, "_write_task", stopped)
+    with pytest.raises(clock.OutOfTime):
+        write()
+    assert list((tmp_path / "grocery").iterdir()) == written
+    first = written[0].stat().st_mtime_ns
+    monkeypatch.setattr(libero_hdf5, "_write_task", true)
+    other = lambda suite: base.grocery(suite, image_size=48, orientation="raw")
+    for change in ({"per_task": 2}, {"seed": 1}, {"every": 30}, {"launch": other}):
+        with pytest.raises(UserError, match="is there already"):
+            write(**change)
+    folder = write()
+    assert "1 of 3 tasks are here already" in said and len(list(folder.iterdir())) == 3 and written[0].stat().st_mtime_ns == first
+    assert import_libero(write((0,)), tmp_path / "store")["episodes"] == 3
+    with h5py.File(written[0], "a") as file:
+        del file["data"].attrs["repro_request"]
+    with pytest.raises(UserError, match="is there already"):
+        write()
 
 
 def test_grocery_demonstrations_are_genuine_hdf5(tmp_path):

@@ -1,25 +1,29 @@
 """LIBERO's HDF5 files into the store, from made-up files of both layouts. Run: pytest tests/test_libero_data.py"""
 
 import json
+import shutil
 
 import h5py
 import numpy as np
 import pytest
 
+from repro import clock
+from repro.data import libero
 from repro.data.batches import Batches, pictures
 from repro.data.episodes import Store
-from repro.data.libero import ensure_store, import_libero
+from repro.data.evidence import LOOKED
+from repro.data.libero import ensure_store, files_of, import_libero
 from repro.machine import UserError
 
 T, SIZE, WORDS = 9, 16, "pick up the milk"
 
 
-def original(path, demos=2, **wrong):
+def original(path, demos=2, words=WORDS, **wrong):
     """As LIBERO's create_dataset.py writes: obs[k] after action k; row 0 of a picture is its bottom; gripper +1 closes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
-        data.attrs["problem_info"] = json.dumps({"language_instruction": f'"{WORDS}"'})
+        data.attrs["problem_info"] = json.dumps({"language_instruction": f'"{words}"'})
         for i in range(demos):
             demo, rng = data.create_group(f"demo_{i}"), np.random.default_rng(i)
             actions = rng.uniform(-1, 1, (T, 7))
@@ -153,3 +157,136 @@ def test_wrong_files_are_named(tmp_path):
         with pytest.raises(UserError, match=said):
             import_libero(path, tmp_path / "store")
     assert not (tmp_path / "store").exists(), "nothing half-written"
+
+
+# --- a store is of the files, the episodes and the tasks that are asked for ---------------------------------------------------------
+
+
+def test_ensure_store_imports_once_and_again_when_what_is_asked_for_differs(tmp_path):
+    said, info, path = [], tmp_path / "store" / "meta" / "info.json", original(tmp_path / "a" / "libero_object" / "milk_demo.hdf5")
+    other = shutil.copytree(tmp_path / "a", tmp_path / "b") / "libero_object" / path.name
+    with h5py.File(other, "a") as file:  # of the same name and size
+        file["data/demo_1/actions"][:] *= 0.5
+
+    def again(source, **how):
+        """(whether it is imported again, its hash)."""
+        said.clear()
+        before = info.stat().st_mtime_ns
+        store = ensure_store(source, tmp_path / "store", log=said.append, **how)
+        assert (info.stat().st_mtime_ns != before) == any("importing again" in line for line in said), said
+        return bool(said), store.hash
+
+    first = ensure_store(path, tmp_path / "store", log=said.append).hash
+    assert not any("again" in line for line in said) and again(path) == (False, first)
+    assert path.stat().st_size == other.stat().st_size
+    made, changed = again(other)
+    assert made and changed != first and again(other) == (False, changed)
+    assert again(path, only=lambda number: number == 0)[0] and len(Store(tmp_path / "store")) == 1
+    assert again(path) == (True, first) and again(path, drop_noops=True)[0] and again(path) == (True, first)
+    moved = path.parents[1].rename(tmp_path / "moved") / "libero_object" / path.name
+    assert again(moved) == (False, first), "the same files elsewhere"
+    with h5py.File(moved, "a") as file:
+        file["data"].attrs["remark"] = "nothing that goes into the store"
+    assert again(moved) == (True, first), "what the store notes of its files is not in its hash"
+    meta = json.loads((tmp_path / "store" / "meta" / "repro.json").read_text())
+    del meta["source_fingerprint"]
+    (tmp_path / "store" / "meta" / "repro.json").write_text(json.dumps(meta))
+    assert again(moved) == (True, first), "one of an earlier version does not say what it was made of"
+
+
+def test_a_named_task_is_imported_without_others_of_the_same_sentence(tmp_path):
+    names = [f"KITCHEN_SCENE{number}_turn_on_the_stove" for number in (3, 9)]
+    for name in names:
+        original(tmp_path / "libero_90" / f"{name}_demo.hdf5", 1, words="turn on the stove")
+    tasks = lambda *named: sorted(
+        {info.task_id for info in ensure_store(tmp_path / "libero_90", tmp_path / "store", task_names=named, log=lambda _: None).episodes})
+    assert tasks(names[0]) == names[:1] and tasks(names[1]) == names[1:] and tasks(*names) == names
+    assert tasks("turn on the stove") == names == tasks()
+
+
+def test_files_of_one_name_are_told_apart(tmp_path):
+    for layout in ("wide", "official"):
+        original(tmp_path / layout / "libero_object" / "milk_demo.hdf5", 1)
+    report = import_libero([tmp_path / "wide", tmp_path / "official"], tmp_path / "store")
+    assert list(report["evidence"]) == [f"{layout}/libero_object/milk_demo.hdf5" for layout in ("wide", "official")]
+    one = import_libero(tmp_path / "wide", tmp_path / "one")
+    assert list(one["evidence"]) == ["milk_demo.hdf5"] == list(Store(tmp_path / "one").meta["evidence"])
+
+
+def test_nothing_chosen_is_said_before_anything_is_written(tmp_path):
+    path = original(tmp_path / "milk_demo.hdf5")
+    with pytest.raises(UserError, match="no episode is chosen") as caught:
+        import_libero(path, tmp_path / "store", only=lambda number: number > 9, task_names=[WORDS])
+    assert "some of 2 episodes" in str(caught.value) and "`only`" in str(caught.value) and WORDS in str(caught.value)
+    assert "next step" in str(caught.value) and files_of(tmp_path) == [path]
+
+
+@pytest.mark.parametrize("problem", ["{}", "[]", "pick up the milk", json.dumps({"language_instruction": 3})])
+def test_a_file_that_does_not_say_its_instruction_is_named(tmp_path, problem):
+    path = original(tmp_path / "milk_demo.hdf5")
+    with h5py.File(path, "a") as file:
+        file["data"].attrs["problem_info"] = problem
+    with pytest.raises(UserError, match="milk_demo.hdf5: the attribute problem_info") as caught:
+        import_libero(path, tmp_path / "store")
+    assert problem in str(caught.value)
+
+
+# --- damage, and contradictions -----------------------------------------------------------------------------------------------------
+
+
+def garble(path, demo):
+    """Other bytes in a demonstration's actions, which are stored with a checksum."""
+    with h5py.File(path, "a") as file:
+        values = file[f"{demo}/actions"][:]
+        del file[f"{demo}/actions"]
+        file[demo].create_dataset("actions", data=values, chunks=values.shape, fletcher32=True)
+        at = file[f"{demo}/actions"].id.get_chunk_info(0).byte_offset
+    with open(path, "r+b") as raw:
+        raw.seek(at)
+        raw.write(b"garbled")
+
+
+def test_a_damaged_demonstration_is_left_out_and_named(tmp_path):
+    said, path = [], original(tmp_path / "milk_demo.hdf5", 100)
+    garble(path, "data/demo_7")
+    report = import_libero(path, tmp_path / "store", log=said.append)
+    store = Store(tmp_path / "store")
+    assert report["episodes"] == len(store) == 99 and list(report["damaged"]) == ["milk_demo.hdf5, demo_7"]
+    assert store.meta["damaged"] == report["damaged"] and said[-1].startswith("left out: milk_demo.hdf5, demo_7: OSError")
+    assert "demo_7" not in [info.info["demo"] for info in store.episodes]
+    garble(path, "data/demo_80")
+    with pytest.raises(UserError, match=r"too many damaged episodes(.|\n)*at most 1% of 100(.|\n)*2 so far(.|\n)*demo_7(.|\n)*demo_80"):
+        import_libero(path, tmp_path / "none")
+    assert not list(tmp_path.glob("none*"))
+
+
+def test_a_contradiction_is_said_as_soon_as_enough_was_looked_at(tmp_path, monkeypatch):
+    path, read = original(tmp_path / "milk_demo.hdf5", 40), []
+    with h5py.File(path, "a") as file:
+        for i in range(40):  # fingers that open where the command closes
+            grip = file[f"data/demo_{i}/actions"][:, 6]
+            file[f"data/demo_{i}/obs/gripper_states"][:] = np.cumsum(grip)[:, None] * [0.01, -0.01]
+    true = libero._house
+    monkeypatch.setattr(libero, "_house", lambda *given: read.append(given[1]) or true(*given))
+    with pytest.raises(UserError, match="gripper's sign is the other way"):
+        import_libero(path, tmp_path / "store")
+    assert LOOKED <= len(read) <= LOOKED + 2 and not list(tmp_path.glob("store*"))
+
+
+def test_what_is_known_of_a_source_is_not_looked_at_again(tmp_path, monkeypatch):
+    """Stopped after enough was looked at, the import goes on with the next episode, and ends as if it had not been stopped."""
+    path, read, true = original(tmp_path / "milk_demo.hdf5", 40), [], libero._house
+    whole = import_libero(path, tmp_path / "whole")
+
+    def house(episode, where, *rest):
+        read.append(where)
+        if len(read) == 30:
+            raise clock.OutOfTime("now")
+        return true(episode, where, *rest)
+
+    monkeypatch.setattr(libero, "_house", house)
+    with pytest.raises(clock.OutOfTime):
+        import_libero(path, tmp_path / "store")
+    report = import_libero(path, tmp_path / "store")
+    assert len(read) <= 40 + 3 and str({**report, "out": whole["out"]}) == str(whole)
+    assert str(Store(tmp_path / "store").meta) == str(Store(tmp_path / "whole").meta)

@@ -1,6 +1,7 @@
 """VGGT-VLA: model, graph, cached language, checkpoints, attention. Run: pytest tests/test_vggt_vla.py"""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -259,12 +260,43 @@ def test_the_file_of_sentences_is_found_again_and_never_of_another_model(shelf, 
         get("qwen2", WORDS)
 
 
+def test_the_file_of_sentences_is_never_of_other_weights_or_another_revision(shelf, tmp_path):
+    file, folder, opened, said = tmp_path / "sentences.safetensors", tmp_path / "qwen3", [], []
+    shutil.copytree(shelf / "qwen3", folder)
+
+    def get(name, revision, place):
+        def make():
+            opened.append((name, revision))
+            reader = sentences.Reader.open(str(place), None, 12)
+            reader.about["name"] = name
+            return reader
+        return sentences.cached(WORDS[:1], name, revision, 12, file, make, log=said.append)
+
+    first = get(str(folder), None, folder)
+    assert "asked_revision" not in first.about, "what a checkpoint says of its language model is the model's"
+    assert torch.equal(get(str(folder), None, folder).states[WORDS[0]], first.states[WORDS[0]]) and len(opened) == 1 and not said
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: 1.5 * tensor for name, tensor in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    tuned = get(str(folder), None, folder)  # fine-tuned, in the same folder
+    assert len(opened) == 2 and not torch.equal(tuned.states[WORDS[0]], first.states[WORDS[0]]) and "made anew" in said[-1]
+    inside = get(str(tmp_path), None, folder)  # the folder above, which the loader takes too
+    assert len(opened) == 3 and inside.about["sha256"] == tuned.about["sha256"]
+    get(str(tmp_path), None, folder)
+    assert len(opened) == 3
+    for revision, count in ((None, 4), ("main", 4), ("v2", 5), ("v2", 5), (None, 6)):
+        get("someone/model", revision, folder)
+        assert len(opened) == count, revision
+    pinned = files.PUBLISHED["Qwen/Qwen3-0.6B-Base"][0]
+    assert {sentences.asked_revision("Qwen/Qwen3-0.6B-Base", one) for one in (None, pinned)} == {pinned}
+
+
 def test_instructions_that_cannot_be_read_are_errors(shelf):
-    with pytest.raises(UserError, match="tokens"):
-        guide(shelf).act(OBSERVATIONS[:1], ["open the drawer " * 9])
-    for text in ("", "open the drawer " * 9):
-        with pytest.raises(UserError, match="empty or too long"):
-            build().act(OBSERVATIONS[:1], [text])
+    long = "open the drawer " * 9
+    for text, step in (("", "give it words"), (long, "shorten it")):
+        for model in (build(), guide(shelf)):
+            with pytest.raises(UserError, match="empty or too long") as caught:
+                model.act(OBSERVATIONS[:2], [WORDS[0], text])
+            assert repr(text) in str(caught.value) and step in str(caught.value)
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------------------------------------------
@@ -319,8 +351,6 @@ def test_a_transformers_without_the_model_is_told_which_version_has_it(saved, mo
 
 
 def test_another_tokenizer_or_other_weights_under_the_same_name_are_refused(saved, shelf, tmp_path, monkeypatch):
-    import shutil
-
     model, folder = saved
     other = tmp_path / "qwen3"
     shutil.copytree(shelf / "qwen3", other)

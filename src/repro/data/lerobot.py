@@ -31,6 +31,10 @@ KEYS = {  # ours -> theirs, the first that is there
 ROWS = 64  # decoded at a time
 
 
+class Damaged(Exception):
+    """An episode with a picture that cannot be decoded; the others are as sound as without it."""
+
+
 class LeRobot:
     """A data set's folder. `version`, `info` (info.json), `keys` ours -> theirs, `episodes` [(index, sentence, length, file)]."""
 
@@ -102,13 +106,18 @@ class LeRobot:
         return self.folder / self.info["data_path"].format(**numbers)
 
     def read(self, wanted: Callable[[int, str], bool] = lambda index, sentence: True) -> Iterator[Episode]:
-        """Episodes whose (index, sentence) is `wanted`, in order, with the columns of KEYS; pictures (T, H, W, 3) uint8 RGB."""
+        """Episodes whose (index, sentence) is `wanted`, in order, with the columns of KEYS; pictures (T, H, W, 3) uint8 RGB.
+
+        One that is damaged, by a picture or by the bytes of its rows, has no columns, and info["damaged"] says why. A file that is missing
+        or cut off is refused before any is read."""
         files: dict[Path, dict] = {}
         for index, sentence, length, file in self.episodes:
             if wanted(index, sentence):
                 files.setdefault(file, {})[index] = (sentence, length)
+        columns = ["episode_index", *self.keys.values()]
+        for path in files:
+            _whole(path, columns)
         for path, here in files.items():
-            columns = ["episode_index", *self.keys.values()]
             rows: list[pa.RecordBatch] = []
             try:
                 for batch in _by_episode(path, columns):
@@ -118,9 +127,11 @@ class LeRobot:
                         rows = []
                     rows += [batch] if index in here else []
                 yield from self._episode(rows, here, path)
-            except (OSError, pa.ArrowException, KeyError) as error:
-                raise UserError(f"{path} cannot be read", "a whole parquet file with " + ", ".join(columns),
-                                f"{type(error).__name__}: {error}", "download it again") from error
+            except (OSError, pa.ArrowException) as error:
+                why = f"{path.name}: {type(error).__name__}: {error}"
+                yield from (Episode(sentence, {}, {"episode": index, "file": path.name, "damaged": why})
+                            for index, (sentence, _) in sorted(here.items()))
+                here.clear()
             if here:
                 raise UserError(f"{path} lacks episodes", f"the episodes {list(here)[:5]}", "none of their rows", "download it again")
 
@@ -132,9 +143,25 @@ class LeRobot:
         sentence, length = here.pop(index)
         if len(table) != length:
             raise UserError(f"{path}: episode {index} is not whole", f"{length} rows", len(table), "download it again")
-        columns = {ours: (_pictures if "images" in ours else _numbers)(table[theirs], f"{path}, episode {index}, {theirs}")
-                   for ours, theirs in self.keys.items()}  # fmt: skip
-        yield Episode(sentence, columns, {"episode": index, "file": path.name})
+        info = {"episode": index, "file": path.name}
+        try:
+            columns = {ours: (_pictures if "images" in ours else _numbers)(table[theirs], f"{path}, episode {index}, {theirs}")
+                       for ours, theirs in self.keys.items()}  # fmt: skip
+        except Damaged as error:
+            columns, info = {}, info | {"damaged": str(error)}
+        yield Episode(sentence, columns, info)
+
+
+def _whole(path: Path, columns: list[str]) -> None:
+    """UserError where a file is missing, lacks its end, where parquet keeps what it holds, or lacks a column."""
+    try:
+        with pq.ParquetFile(path) as file:
+            lacking = [name for name in columns if name not in file.schema_arrow.names]
+        found = f"no {', '.join(lacking)}"
+    except (OSError, pa.ArrowException) as error:
+        lacking, found = columns, f"{type(error).__name__}: {error}"
+    if lacking:
+        raise UserError(f"{path} cannot be read", "a whole parquet file with " + ", ".join(columns), found, "download it again")
 
 
 def _by_episode(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -159,7 +186,7 @@ def _pictures(column: pa.ChunkedArray, where: str) -> np.ndarray:
     try:
         return np.stack([decode_png(data) for data in found])
     except (cv2.error, ValueError) as error:
-        raise UserError(f"{where}: a picture cannot be decoded", "PNG or JPEG, all of one size", error, "download it again") from error
+        raise Damaged(f"{where}: a picture cannot be decoded (expected PNG or JPEG, all of one size): {error}".strip()) from error
 
 
 def _numbers(column: pa.ChunkedArray, where: str) -> np.ndarray:

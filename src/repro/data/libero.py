@@ -22,7 +22,9 @@ n-th step only: other rows carry the last picture and `info.drawn` False, and no
 
 import difflib
 import glob
+import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +36,7 @@ import click
 import numpy as np
 
 from repro import clock
+from repro.data.calvin_frames import DAMAGED_LIMIT
 from repro.data.episodes import Episode, Store, as_column
 from repro.data.evidence import LOOKED, Evidence, check
 from repro.data.lerobot import LeRobot
@@ -51,12 +54,14 @@ GRIPPER = {"closes": (-1.0, 0.0), "opens": (1.0, 0.0), "opens01": (2.0, -1.0)}  
 BEGUN = {"last": -1, "looked": -1}  # of a source: number of the last episode that is written, and of the last that Evidence looked at
 EXTRAS = ("expert_actions", "state", "environment_state", "steps", "boxes", "agentview_rgb", "eye_in_hand_rgb")  # of a scripted one
 AGAIN = "download it again, or make it again, or leave it out: give the other files as SOURCES"
+PIECES, PIECE = 64, 4096  # of a source, and bytes of each: what its mark is made from
 NOOP = 1e-4  # OpenVLA's rule: a movement below this, and the gripper as at the last action that was kept
 
 
 @dataclass(frozen=True)
 class Source:
-    """One file or folder. `tasks` task_id -> sentence; `read(wanted)` gives (number, Episode) as they are stored, rows already paired."""
+    """One file or folder. `tasks` task_id -> sentence; `read(wanted)` gives (number, Episode) as they are stored, rows already paired.
+    An episode that cannot be read has no columns; its info["damaged"] says why."""
 
     path: Path
     layout: str
@@ -136,7 +141,7 @@ def _hdf5(path: Path) -> Source:
             raise UserError(f"{path} holds 0 demonstrations", "data/demo_0, demo_1, ...", ", ".join(data) or "an empty group", AGAIN)
         attributes = dict(data.attrs)
         scripted = "extras" in data[names[0]]
-    own = json.loads(attributes["problem_info"])["language_instruction"].strip('"') if "problem_info" in attributes else None
+    own = _own_sentence(path, attributes["problem_info"]) if "problem_info" in attributes else None
     # the benchmark's name of the task: libero_object's own files say "pick the milk ..." where evaluations ask to "pick up the milk ..."
     official = Path(str(attributes.get("bddl_file_name", ""))).stem
     task = path.stem.removesuffix("_demo")
@@ -157,6 +162,14 @@ def _hdf5(path: Path) -> Source:
                   {task: sentence}, [(number, sentence) for number in sorted(int(name.split("_")[1]) for name in names)], read, unclear)
 
 
+def _own_sentence(path: Path, problem) -> str:
+    try:
+        return json.loads(problem)["language_instruction"].strip('"')
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: the attribute problem_info of data does not say the instruction", '{"language_instruction": "..", ..}',
+                        str(problem)[:200], AGAIN) from error
+
+
 def _opened(path: Path):
     import h5py
 
@@ -175,8 +188,8 @@ def _demos(path: Path, task: str, scene: str, sentence: str, own: str | None, ki
                 info |= {"own_sentence": own} if own not in (None, sentence) else {}
                 try:
                     yield number, Episode(sentence, *_demo(data[f"demo_{number}"], kind, f"{path}, demo_{number}", info))
-                except (OSError, RuntimeError) as error:
-                    raise UserError(f"{path} cannot be read", "a whole HDF5 file", error, AGAIN) from error
+                except (OSError, RuntimeError, KeyError) as error:  # of HDF5: garbled bytes inside
+                    yield number, Episode(sentence, {}, info | {"damaged": f"{type(error).__name__}: {error}"})
 
 
 # --- one demonstration, as stored ---------------------------------------------------------------------------------------------------
@@ -303,15 +316,21 @@ def kept(action: np.ndarray) -> np.ndarray:
 # --- import -------------------------------------------------------------------------------------------------------------------------
 
 
-def chosen(sources: list[Source], task_names: Sequence[str]) -> set[str]:
-    """The sentences of the tasks named (task_id or sentence); all where none is. A UserError with the nearest name for an unknown one."""
+def chosen(sources: list[Source], task_names: Sequence[str] = (), only: Callable[[int], bool] | None = None) -> list[dict[int, str]]:
+    """Of each source the episodes {number: sentence} of the tasks named (task_id or sentence; all where none is) whose number `only` takes.
+
+    A task_id takes its own episodes alone, though others have the same sentence. A UserError with the nearest name for an unknown one."""
     known = {name: sentence for source in sources for task, sentence in source.tasks.items() for name in (task, sentence)}
     for name in task_names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
             raise UserError(f"no task {name!r} in {', '.join(s.path.name for s in sources[:3])}", " | ".join(sorted(set(known.values()))),
                             name, f"did you mean {near[0]!r}?" if near else "repro libero look lists the tasks")
-    return {known[name] for name in task_names} if task_names else set(known.values())
+    asked, found = set(task_names), []
+    for source in sources:
+        said = {sentence for task, sentence in source.tasks.items() if not asked or {task, sentence} & asked}
+        found.append({number: sentence for number, sentence in source.episodes if sentence in said and (only is None or only(number))})
+    return found
 
 
 def import_libero(sources: Sequence[str | Path] | str | Path, out: Path | str, only: Callable[[int], bool] | None = None,
@@ -324,71 +343,126 @@ def import_libero(sources: Sequence[str | Path] | str | Path, out: Path | str, o
     only: which demonstrations of each file (LeRobot: episodes), by number. orientation: how the sources' pictures lie (raw | rotated |
     upright), where it is not as the table above says. gripper: what +1 does in the sources (closes | opens; opens01: 1 open, 0 closed).
     insist: orientation stands even where the content speaks strongly against it. workers: threads that encode pictures.
-    Returns {out, episodes, frames, noops, sources: [what each is], evidence, warnings, hash, files}.
-    Raises UserError naming the file where its structure is not LIBERO's; then nothing is left at `out`.
+    A damaged episode, one whose pictures cannot be decoded or rows not be read, is left out and reported.
+    Returns {out, episodes, frames, noops, sources: [what each is], evidence, warnings, damaged: {name: why}, hash, files}.
+    Raises UserError naming the file where its structure is not LIBERO's, or more than 1 % of the episodes are damaged; then nothing is
+    left at `out`.
     """
     for name, value, known in (("orientation", orientation, (None, *UPRIGHT)), ("gripper", gripper, GRIPPER)):
         if value not in known:
             raise UserError(f"no {name} {value!r}", " | ".join(filter(None, known)), value)
     clock.check()
     found, say = sources_of(sources), log or (lambda line: None)
-    sentences = chosen(found, task_names)
+    episodes = chosen(found, task_names, only)
+    total = sum(map(len, episodes))
+    if not total:
+        by = [f"task_names={list(task_names)}"] * bool(task_names) + ["`only`"] * (only is not None)
+        raise UserError("no episode is chosen, so nothing can be imported", f"some of {sum(len(one.episodes) for one in found)} episodes",
+                        f"none by {' and '.join(by) or 'no SOURCES'}", "choose others: repro libero look lists the tasks")
     meta = {"source": found[0].layout, "robot_type": "panda", "simulator": "libero", "action": ACTION_UNITS,
             "orientation": ORIENTATION, "state_names": STATE_NAMES,
             "observation": "before its action", "files": [source.path.name for source in found],
             "sources": [source.describe() for source in found], "noops_dropped": drop_noops,
-            "asked": _asked(task_names, drop_noops, orientation, gripper)}  # fmt: skip
-    wanted = lambda number, sentence: sentence in sentences and (only is None or only(number))
-    asked = [[source.path.name, *_sizes(source.path), [n for n, sentence in source.episodes if wanted(n, sentence)]] for source in found]
-    total = sum(len(one[-1]) for one in asked)
-    with ResumableWriter(out, FPS, meta, {**meta, "of": asked}, replace, UserError) as writer, ThreadPoolExecutor(workers) as pool:
-        note = writer.note = {"sources": 0, **BEGUN, "tried": 0, "noops": 0, "evidence": {}, "warnings": []} | writer.note
+            "asked": _asked(task_names, drop_noops, orientation, gripper), "source_fingerprint": fingerprint(found, episodes)}  # fmt: skip
+    with ResumableWriter(out, FPS, meta, meta, replace, UserError) as writer, ThreadPoolExecutor(workers) as pool:
+        fresh = {"sources": 0, **BEGUN, "tried": 0, "noops": 0, "evidence": {}, "warnings": {}, "damaged": {}}
+        note = writer.note = fresh | writer.note
         if note["tried"]:
             say(f"{note['tried']:,} of {total:,} episodes are here already")
         for kind, count in Counter(source.kind() for source in found[note["sources"] :]).items():
             say(f"{count} file{'s, each' * (count > 1)}: {kind}")
         progress = clock.Progress("import", total, "episodes", say, before=note["tried"])
-        for source in found[note["sources"] :]:
-            lie, seen = orientation or source.orientation, Evidence()
-            demo = f"{source.path}, {'episode ' if source.path.is_dir() else 'demo_'}"
-            house = lambda n, episode, demo=demo, lie=lie: _house(episode, f"{demo}{n}", lie, gripper, drop_noops)
-            for number, dropped, episode in _read(source, wanted, house, note, seen, pool, workers):
-                if len(episode.columns["action"].array):
+        for label, source, some in list(zip(_labels(found), found, episodes, strict=True))[note["sources"] :]:
+            lie, unit = orientation or source.orientation, "episode " if source.path.is_dir() else "demo_"
+            house = lambda n, episode, demo=f"{source.path}, {unit}", lie=lie: _house(episode, f"{demo}{n}", lie, gripper, drop_noops)
+            seen = None if label in note["evidence"] else Evidence()  # None: enough has been looked at
+            for number, dropped, episode in _read(source, some, house, note, seen, pool, workers):
+                if seen and seen.episodes >= LOOKED:  # said now, not hours later at the source's end: more would say nothing else
+                    _conclude(note, label, source, seen, lie, gripper, insist)
+                    seen = None
+                if "damaged" in episode.info:
+                    note["damaged"][f"{label}, {unit}{number}"] = episode.info["damaged"]
+                    _few(note["damaged"], total, source.path)
+                elif len(episode.columns["action"].array):
                     writer.add(episode)
                 note |= {"last": number, "tried": note["tried"] + 1, "noops": note["noops"] + dropped}
                 progress(note["tried"])
-            if seen.episodes:
-                note["evidence"][source.path.name] = seen.found()
-                note["warnings"] += check(note["evidence"][source.path.name], str(source.path), lie, gripper, insist)
+            if seen and seen.episodes:
+                _conclude(note, label, source, seen, lie, gripper, insist)
             note |= {"sources": note["sources"] + 1, **BEGUN}
-        noops, evidence, warnings = (note[name] for name in ("noops", "evidence", "warnings"))
+        noops, evidence, damaged = (note[name] for name in ("noops", "evidence", "damaged"))
+        warnings = [line for lines in note["warnings"].values() for line in lines]
         scripted, maker = _maker(found[0])
-        writer.meta |= {"made_by": maker, "evidence": evidence, "simulator": "grocery table" if "grocery" in maker else "libero"}
+        simulator = "grocery table" if "grocery" in maker else "libero"
+        writer.meta |= {"made_by": maker, "evidence": evidence, "damaged": damaged, "simulator": simulator}
         suites = sorted({source.path.parent.name if source.path.is_file() else source.path.name for source in found})
         writer.meta["name"] = f"{', '.join(suites)}, {len(found)} files" + (", scripted" if scripted else "")
-    for line in warnings:
+    for line in [*warnings, *(f"left out: {name}: {why}" for name, why in damaged.items())]:
         say(line)
     return {"out": str(out), "episodes": writer.episodes, "frames": writer.frames, "noops": noops, "sources": meta["sources"],
-            "evidence": evidence, "warnings": warnings, "hash": writer.hash.hexdigest(), "files": [str(s.path) for s in found]}  # fmt: skip
+            "evidence": evidence, "warnings": warnings, "damaged": damaged, "hash": writer.hash.hexdigest(),
+            "files": [str(source.path) for source in found]}  # fmt: skip
 
 
-def _sizes(path: Path) -> list[int]:
-    return [file.stat().st_size for file in (sorted(path.rglob("*.parquet")) if path.is_dir() else [path])]
+def _labels(sources: list[Source]) -> list[str]:
+    """What the sources are called apart from where they all lie: the file's name, with folders in front where these differ."""
+    paths = [source.path.absolute() for source in sources]
+    top = os.path.commonpath([path.parent for path in paths])
+    return [path.relative_to(top).as_posix() for path in paths]
 
 
-def _read(source: Source, wanted: Callable[[int, str], bool], house: Callable[[int, Episode], tuple[Episode, int]], note: dict,
-          seen: Evidence, pool: ThreadPoolExecutor, workers: int) -> Iterator[tuple[int, int, Episode]]:  # fmt: skip
-    """(number, rows left out, episode encoded by the pool's threads) of the source's episodes after note["last"].
+def _conclude(note: dict, label: str, source: Source, seen: Evidence, orientation: str, gripper: str, insist: bool) -> None:
+    """Keep what a source's content says; a UserError where it contradicts."""
+    note["evidence"][label] = seen.found()
+    note["warnings"][label] = check(note["evidence"][label], str(source.path), orientation, gripper, insist)
 
-    Of those before, written in an earlier session, the ones up to note["looked"] are read again for what they say of the source.
+
+def _few(damaged: dict[str, str], total: int, path: Path) -> None:
+    """UserError where more than 1 % of the episodes are damaged."""
+    if len(damaged) > DAMAGED_LIMIT * total:
+        shown = "; ".join(f"{name}: {why}" for name, why in list(damaged.items())[:5])
+        raise UserError(f"{path}: too many damaged episodes, nothing was written", f"at most {DAMAGED_LIMIT:.0%} of {total}",
+                        f"{len(damaged)} so far ({shown})", AGAIN)
+
+
+def fingerprint(sources: list[Source], episodes: list[dict[int, str]]) -> str:
+    """Changes when the files do, or which episodes are chosen of them; the same wherever the data lie."""
+    told = hashlib.sha256()
+    for source, some in zip(sources, episodes, strict=True):
+        named = source.path.parts[-2:] if source.path.is_file() else source.path.parts[-1:]  # a file's folder may name the scene
+        told.update(json.dumps([named, source.layout, source.observation, source.orientation, source.tasks, list(some.items())]).encode())
+        told.update(_mark(source.path).encode())
+    return told.hexdigest()
+
+
+def _mark(path: Path) -> str:
+    """Of the sizes of a source's files, and of PIECES pieces spread over them, at least one a file; cheap on any size."""
+    files, mark = sorted(path.rglob("*.parquet")) if path.is_dir() else [path], hashlib.sha256()
+    each = max(1, PIECES // len(files)) if files else 0
+    for file in files:
+        size = file.stat().st_size
+        mark.update(f"{file.name} {size}\n".encode())
+        with open(file, "rb") as opened:
+            for i in range(each):
+                opened.seek(size * i // each)
+                mark.update(opened.read(PIECE))
+    return mark.hexdigest()
+
+
+def _read(source: Source, some: dict[int, str], house: Callable[[int, Episode], tuple[Episode, int]], note: dict, seen: Evidence | None,
+          pool: ThreadPoolExecutor, workers: int) -> Iterator[tuple[int, int, Episode]]:  # fmt: skip
+    """(number, rows left out, episode encoded by the pool's threads) of the source's episodes `some` after note["last"].
+
+    Of those before, written in an earlier session, the ones up to note["looked"] are read again for what they say of the source, where
+    that is not known yet (seen).
     """
-    last, looked, waiting = note["last"], note["looked"], []
-    for number, episode in source.read(lambda n, s: wanted(n, s) and (n > last or n <= looked)):
+    last, looked, waiting = note["last"], note["looked"] if seen else -1, []
+    for number, episode in source.read(lambda n, s: n in some and (n > last or n <= looked)):
         clock.check()
-        episode, dropped = house(number, episode)
-        if seen.episodes < LOOKED:
+        episode, dropped = (episode, 0) if "damaged" in episode.info else house(number, episode)
+        if seen and seen.episodes < LOOKED:
             note["looked"] = max(number, note["looked"])
-        if len(episode.columns["action"]):
+        if seen and len(episode.columns.get("action", ())):
             seen.add(episode)
         if number > last:
             waiting.append((number, dropped, pool.submit(_encoded, episode)))
@@ -417,13 +491,18 @@ def _maker(source: Source) -> tuple[bool, str]:
     return "scripted" in said, said or "LIBERO (teleoperated)"
 
 
-def ensure_store(sources: Sequence[str | Path] | str | Path, out: Path | str, only: Callable[[int], bool] | None = None, **how) -> Store:
-    """The store at `out` where there is one of these files' names, imported the same way, else a fresh import; see `import_libero`."""
-    names = [path.name for one in (sources if isinstance(sources, list | tuple) else [sources]) for path in files_of(one)]
-    meta = Store(out).meta if (Path(out) / "meta" / "repro.json").is_file() else {}
-    asked = _asked(**{key: value for key, value in how.items() if key not in ("workers", "log", "insist")})
-    if meta.get("files") != names or meta.get("asked") != asked:
-        import_libero(sources, out, only, replace=True, **how)
+def ensure_store(sources: Sequence[str | Path] | str | Path, out: Path | str, only: Callable[[int], bool] | None = None,
+                 log: Callable[[str], None] = print, **how) -> Store:  # fmt: skip
+    """The store at `out` where it was made from the same episodes of the same files, the same way, else a fresh import; see
+    `import_libero`."""
+    if (Path(out) / "meta" / "repro.json").is_file():
+        found, store = sources_of(sources), Store(out)
+        asked = _asked(**{key: value for key, value in how.items() if key not in ("workers", "insist")})
+        made_of = fingerprint(found, chosen(found, asked["task_names"], only))
+        if (store.meta.get("asked"), store.meta.get("source_fingerprint")) == (asked, made_of):
+            return store
+        log(f"{out} was made from other files or episodes, in another way, or by a version that did not note them: importing again")
+    import_libero(sources, out, only, replace=True, log=log, **how)
     return Store(out)
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+import repro
 from repro import clock, freshness
 from repro.machine import UserError
 from repro.sims import demos, environments
@@ -51,7 +52,8 @@ def write(folder: Path | str, suite: str = "libero_object", tasks: Sequence[int 
           noise: Sequence[float] = (0.0,), pushes: float = 0.0, every: int = 1, first: int = 0, inits: int = INITS, image_size: int = 128,
           log: Callable[[str], None] = print) -> Path:
     """Play and write `per_task` episodes of each task; one file a task, whole or not at all. Returns the suite's folder. Out of time, the
-    task that is being written is dropped.
+    task that is being written is dropped; the same call goes on after those that are there. Each file notes what was asked for
+    (repro_request); where one of another request is there, nothing is written.
 
     The content depends on the arguments alone, not on `workers`. suite "grocery" is the embedded table;
     layout: "official" | "wide" (libero_object, grocery); first: number of the first start, so official init states `first` ... are used;
@@ -65,23 +67,33 @@ def write(folder: Path | str, suite: str = "libero_object", tasks: Sequence[int 
     _before_evaluations(seed, first, per_task, inits)
     launch = launch or (lambda name: environments.launch("grocery" if name == "grocery" else "libero", suite=name, orientation="raw",
                                                           image_size=image_size, wrist_size=image_size))
-    if (orientation := launch(suite).options.get("orientation")) != "raw":
-        raise UserError("LIBERO's files hold raw pictures", "a simulator launched with orientation='raw'", orientation)
+    options = launch(suite).options
+    if options.get("orientation") != "raw":
+        raise UserError("LIBERO's files hold raw pictures", "a simulator launched with orientation='raw'", options.get("orientation"))
     settings = {"noise": list(noise), "pushes": pushes, "every": every}
+    request = json.dumps({"per_task": per_task, "layout": layout, "seed": seed, "first": first, "inits": inits, **settings,
+                          "simulator": options, "repro": repro.__version__}, sort_keys=True)  # fmt: skip
     folder = Path(folder).expanduser() / suite
     with demos.Crew(launch, workers, log) as crew:
         paths = [folder / f"{name}_demo.hdf5" for name in
                  crew.map(lambda task: crew.run(suite, "repro.sims.libero_expert:task_name", task, suite), tasks)]
-        if there := [path for path in paths if path.exists()]:
-            raise UserError(f"{there[0]} is there already", "a new folder", ", ".join(path.name for path in there),
-                            "remove it, or give another folder")
-        progress = clock.Progress("demonstrations", per_task * len(paths), "episodes", log)
+        there = {path: _request(path) for path in paths if path.exists()}
+        if others := [path for path, asked in there.items() if asked != request]:
+            raise UserError(f"{others[0]} is there already", "a new folder, or files of the same request",
+                            ", ".join(path.name for path in others), "remove it, or give another folder")
+        if there:
+            log(f"{len(there)} of {len(paths)} tasks are here already")
+        done = per_task * len(there)
+        progress = clock.Progress("demonstrations", per_task * len(paths), "episodes", log, before=done)
         for task, path in zip(tasks, paths, strict=True):
+            if path in there:
+                continue
             jobs = [(task, number) for number in range(first, first + per_task)]
             found = crew.map(lambda job: _episode(crew, suite, layout, seed, settings, per_task, inits, *job), jobs)
-            failed = _write_task(path, found, per_task, settings, layout, seed)
+            failed = _write_task(path, found, per_task, settings, layout, seed, request)
             log(f"{path}: {per_task} episodes" + (f", {failed} other attempts failed" if failed else ""))
-            progress(per_task * (paths.index(path) + 1))
+            done += per_task
+            progress(done)
     return folder
 
 
@@ -123,7 +135,18 @@ def _episode(crew: demos.Crew, suite: str, layout: str, seed: int, settings: dic
     raise UserError(f"the expert fails at task {task} of {suite}", found=f"{failed} failures in a row", next_step="another task or seed")
 
 
-def _write_task(path: Path, episodes, per_task: int, settings: dict, layout: str, seed: int) -> int:
+def _request(path: Path) -> str | None:
+    """What a file notes of what was asked for; None where it does not."""
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            return file["data"].attrs.get("repro_request")
+    except (OSError, KeyError):  # not one of these files
+        return None
+
+
+def _write_task(path: Path, episodes, per_task: int, settings: dict, layout: str, seed: int, request: str) -> int:
     """One file of a task, written aside and renamed. Returns how many attempts failed."""
     import h5py
 
@@ -139,7 +162,7 @@ def _write_task(path: Path, episodes, per_task: int, settings: dict, layout: str
                 _demo(data.create_group(f"demo_{i}"), played, settings["every"])
                 total += len(played["actions"])
                 failed += played["failed"]
-            data.attrs.update({"num_demos": per_task, "total": total, "repro_failed_attempts": failed})
+            data.attrs.update({"num_demos": per_task, "total": total, "repro_failed_attempts": failed, "repro_request": request})
         os.replace(part, path)
         return failed
     finally:

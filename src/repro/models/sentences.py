@@ -4,8 +4,8 @@
     words = FrozenWords(table)                           # words(["open the drawer"]) -> (1, 77, hidden), mask (1, 77)
 
 The file holds each sentence's last hidden states (its real tokens alone, float16), the sentences, and what the language model was: name,
-revision, sha256, shapes, tokenizer. A file of another model is not read but made anew. `TinyWords` trains along instead: no random language
-model is ever frozen.
+revision, sha256, shapes, tokenizer. A file of another model is not read but made anew: of another name or revision, or of other weights,
+which are hashed where the name is a folder's. `TinyWords` trains along instead: no random language model is ever frozen.
 """
 
 import json
@@ -98,10 +98,7 @@ class Reader:
     def __call__(self, sentences: list[str]) -> list[Float[Tensor, "n hidden"]]:
         """Last hidden states of each sentence's tokens, in the model's own dtype."""
         ids = [self.tokenizer(sentence)["input_ids"] for sentence in sentences]
-        for sentence, one in zip(sentences, ids, strict=True):
-            if not 0 < len(one) <= self.length:
-                raise UserError(f"an instruction has {len(one)} tokens: {sentence!r}", f"1 to {self.length} (text_length)", len(one),
-                                "shorten it, or train with a larger text_length")
+        refuse_lengths(sentences, ids, self.length)
         out, device = [], next(self.model.parameters()).device
         for start in range(0, len(ids), TOGETHER):
             some = ids[start: start + TOGETHER]
@@ -111,6 +108,27 @@ class Reader:
             hidden = self.model.model(input_ids=given, attention_mask=mask, use_cache=False).last_hidden_state
             out += [states[: len(one)] for states, one in zip(hidden, some, strict=True)]
         return out
+
+
+def refuse_lengths(sentences: list[str], ids: list[list[int]], length: int) -> None:
+    """UserError for the first sentence whose tokens are none, or more than `length`."""
+    for sentence, one in zip(sentences, ids, strict=True):
+        if not 0 < len(one) <= length:
+            raise UserError(f"an instruction is empty or too long: {sentence!r}", f"1 to {length} tokens (text_length)", len(one),
+                            "shorten it, or train with a larger text_length" if one else "give it words")
+
+
+def asked_revision(name: str, revision: str | None) -> str | None:
+    """Of a hub id, the pinned one or main where none is asked for; a folder has none."""
+    return None if Path(name).expanduser().is_dir() else revision or files.PUBLISHED.get(name, ("main",))[0]
+
+
+def known(name: str) -> dict:
+    """What is known of a language model without loading it; of a folder the sha256 of its weights too (1 to 3 s for Qwen3-0.6B)."""
+    if not Path(name).expanduser().is_dir():
+        return fingerprint.of_name(name) or {}
+    folder, _ = files._folder("language model", name, None, None, "", files.causal, {})
+    return {**fingerprint.of_folder(folder), "sha256": files.weights_sha256("language model", folder)}
 
 
 def check(name: str, expected: dict, source: object = "the checkpoint") -> None:
@@ -131,23 +149,24 @@ def cached(sentences: Iterable[str], name: str, revision: str | None, length: in
     The language model is loaded only if a sentence is missing, and let go of before this returns.
     """
     wanted, table = set(sentences), None
+    asked = {"name": name, "text_length": length, "asked_revision": asked_revision(name, revision)}
     if file is not None and Path(file).exists():
-        found = Table.load(file)
-        known = fingerprint.of_name(name) or {}
-        same = found.about.get("name") == name and all(found.about.get(key) == value for key, value in known.items())
-        table = found if same and found.about.get("text_length") == length else None
-        if table is None:
-            log(f"{file} is of another language model ({found.about.get('name')}): made anew")
+        found, asked = Table.load(file), known(name) | asked
+        if all(found.about.get(key) == value for key, value in asked.items()):
+            table = found
+        else:
+            log(f"{file} is of another language model, revision or length than {name} now: made anew")
     missing = sorted(wanted - set(table.states if table else ()))
     if missing:
         reader = open_reader() if open_reader else Reader.open(name, revision, length)
         if table is not None and table.about.get("sha256") != reader.about.get("sha256"):
             table, missing = None, sorted(wanted)
-        table = table or Table({**reader.about, "text_length": length})
+        table = table or Table({**reader.about, "text_length": length, "asked_revision": asked["asked_revision"]})
         table.states |= {sentence: states.to(torch.float16).cpu() for sentence, states in zip(missing, reader(missing), strict=True)}
         if file is not None:
             table.save(file)
-    return Table(table.about, {sentence: table.states[sentence] for sentence in wanted})
+    about = {key: value for key, value in table.about.items() if key != "asked_revision"}  # the file's matter, not the model's
+    return Table(about, {sentence: table.states[sentence] for sentence in wanted})
 
 
 class FrozenWords(nn.Module):
@@ -195,9 +214,7 @@ class TinyWords(nn.Module):
 
     def forward(self, sentences: list[str], device: torch.device) -> tuple[Float[Tensor, "b l d"], Bool[Tensor, "b l"]]:
         ids = [self.tokenizer.encode(" " + sentence if sentence else "", add_special_tokens=False) for sentence in sentences]
-        longest = max(map(len, ids))
-        if longest > self.length or not min(map(len, ids)):
-            raise UserError("an instruction is empty or too long", f"1 to {self.length} tokens (text_length)", longest, "shorten it")
+        refuse_lengths(sentences, ids, self.length)
         numbers = torch.zeros(len(ids), self.length, dtype=torch.long, device=device)
         real = torch.zeros(len(ids), self.length, dtype=torch.bool, device=device)
         for i, one in enumerate(ids):

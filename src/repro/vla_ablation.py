@@ -27,7 +27,7 @@ from repro.profiles import Profile
 from repro.seeds import FLOORS, WITHOUT_WEIGHTS, Clock, OutOfTime, Run, Timed, is_done
 from repro.training import checkpoint, launch
 
-SYSTEM, LAYOUTS = "vggt_vla", ("wide", "official")
+SYSTEM = "vggt_vla"
 LOOKS = {"queries": "attention on held-out frames of", "words": "attention of the instruction's words on held-out frames of"}
 SAID = {"queries": "the action queries", "words": "the instruction's words"}
 REDUCED = "Attention of the action queries to the image tokens, last layer, mean over heads, renormalised, static camera only."
@@ -345,7 +345,7 @@ def short_table(found: list[dict]) -> ablation_tables.Table:
     for name in benchmarks(found):
         header, lines = success_table(found, name)
         wanted = ["starts", "success %"] if len(titles) > 2 else ["starts", *header[3:]]
-        layout = next(layout for layout in LAYOUTS if layout in name)
+        layout = "official" if same_starts(name) else "wide"
         layout = layout if len({table_of(other) for other in benchmarks(found)}) == 1 else f"{table_of(name)}, {layout}"
         titles += [f"{layout}: {title}" for title in wanted]
         for line in lines:

@@ -14,7 +14,8 @@
 # # 06 · Train VGGT-VLA
 # Does a geometry backbone help? The same policy with three backbones: *none*, *graph*, *vggt*; and *blind*, vggt trained without pictures,
 # whose score can be had without looking. The system that is reproduced reached a loss of 0.0017 and solved 0 of 9 episodes: here a first
-# look at rollouts stands beside the curves, and a checkpoint that belongs to another language model is refused.
+# look at rollouts stands beside the curves, and a checkpoint that belongs to another language model is refused. The smoke profile trains
+# two of the four rows, for a few steps.
 
 # %% tags=["parameters"]
 profile = "smoke"  # smoke | cpu | t4 | paper
@@ -107,3 +108,17 @@ if found:
     seeing = [row for row in chosen if row != "blind"] or chosen
     figure = vla_experiments.film(models[seeing[-1]], work, seed)
     display(pictures.keep(figure, work / "figures" / "vla_rollout.png"))
+
+# %% [markdown]
+# ## The checkpoint that is refused
+# In the report a checkpoint of Qwen3-0.6B was given Qwen2-0.5B, with a warning. This is what loading says here, before anything is built:
+
+# %% tags=["nbval-check-output"]
+from repro.machine import UserError
+from repro.models import fingerprint
+
+belongs, given = (fingerprint.of_name(name) for name in ("Qwen/Qwen3-0.6B-Base", "Qwen/Qwen2-0.5B"))
+try:
+    fingerprint.refuse_other({"language": belongs}, {"language": given}, "the report's checkpoint")
+except UserError as error:
+    print(error)

@@ -73,6 +73,16 @@ for name, figure in ablation_figures.everything(found).items():
     display(pictures.keep(figure, work / "figures" / f"ablation_{name}.png"))
 
 # %% [markdown] tags=["vggt-vla"]
+# ## What VGGT-VLA's sources state
+# Two guides and the report of a failure: no success that a run could be compared with.
+
+# %% tags=["vggt-vla", "nbval-check-output"]
+from repro import results
+
+sources = results.claims(machine.root() / "papers" / "vggt_vla" / "claims.toml")
+print(results.markdown(*results.claims_table(sources)))
+
+# %% [markdown] tags=["vggt-vla"]
 # ## VGGT-VLA over seeds
 # No backbone, graph, VGGT's blocks, and a blind policy, on the grocery table; what is done of `repro ablation --system vggt_vla`.
 

@@ -4,10 +4,14 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from repro import ablation_tables, change_ablation, readme, real_tables, run_records, vla_ablation
+from repro.data.episodes import Episode, StoreWriter
 from repro.evaluation import gaze
+from repro.machine import UserError
+from repro.training import launch
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -34,6 +38,27 @@ def test_vggt_vlas_block_and_the_check_are_the_records():
     record = json.loads((ROOT / "results" / "cpu" / "check.json").read_text())
     assert said == f"```\n{record['text']}```" and "+changes" not in record["commit"] and len(record["lines"]) == 15
     assert f"without a backbone, {record['checkpoint']['step']:,} steps on the grocery table" in README
+
+
+def test_the_job_for_your_own_libero_data_trains_on_what_an_import_gives(tmp_path, monkeypatch):
+    """LIBERO's files hold no gaze boxes: README's job must not ask for any, and one that does is told how not to."""
+    rng = np.random.default_rng(0)
+    with StoreWriter(tmp_path / "STORE", 20, {"source": "test"}) as writer:
+        for _ in range(2):
+            pictures = {f"observation.images.{name}": rng.integers(0, 256, (6, 128, 128, 3), dtype=np.uint8)
+                        for name in ("static", "wrist")}
+            numbers = {"observation.state": rng.standard_normal((6, 8)).astype(np.float32),
+                       "action": np.sign(rng.standard_normal((6, 7))).astype(np.float32)}
+            writer.add(Episode("put the milk in the basket", {**pictures, **numbers}))
+    job = json.loads(re.search(r"echo '(\{.*?\})' > vggt.json", README, re.S)[1])
+    job["train"] |= {"steps": 2, "measure_every": 1}
+    monkeypatch.chdir(tmp_path)
+    Path("vggt.json").write_text(json.dumps(job))
+    assert launch.train_from_config("vggt.json", lambda line: None).finished
+    del job["model"]["point_weight"]
+    Path("other.json").write_text(json.dumps({**job, "folder": "other"}))
+    with pytest.raises(UserError, match='no gaze boxes(.|\n)*"point_weight": 0'):
+        launch.train_from_config("other.json", lambda line: None)
 
 
 def test_the_change_agents_block_is_the_records():

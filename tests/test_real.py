@@ -1,5 +1,6 @@
 """What `repro simulate` trains, on embedded data: VLAs whose tower sees another simulator's pictures. Run: pytest tests/test_real.py"""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,8 @@ from safetensors.torch import load_file
 from repro import cli, profiles, real, real_tables, run_records
 from repro.data import libero, libero_hdf5
 from repro.data.calvin_import import ensure_store
+from repro.evaluation import floors
+from repro.evaluation.policies import load_policy
 from repro.gaze.annotate import annotate
 from repro.machine import UserError
 from repro.models import tiny_training
@@ -77,18 +80,62 @@ def test_vggt_vlas_rows(tmp_path):
         assert said.shape == (2, 8, 7) and np.array_equal(said, dark) == name.endswith("blind")
 
 
+def test_a_policy_of_any_kind_is_refused_data_of_another_kind(tmp_path):
+    """What pictures and actions mean goes into the checkpoint, whatever the model, and is compared where it is used."""
+    small = lambda suite: base.grocery(suite, image_size=48, wrist_size=32, orientation="raw")
+    files = libero_hdf5.write(tmp_path / "libero", "grocery", (0,), 1, "wide", launch=small, log=SAID.append)
+    store = libero.ensure_store(files, tmp_path / "store", log=SAID.append)
+    job = launch.write_config(tmp_path / "keypoint.json", name="k", store=store.folder, folder=tmp_path / "keypoint",
+                              model={"preset": "keypoints", "state_dim": 8}, train={"steps": 1, "batch_size": 2})
+    launch.train_from_config(job, SAID.append)
+    assert load_policy(tmp_path / "keypoint", store).data["orientation"] == "upright"
+    other = copy.copy(store)
+    other.meta = store.meta | {"orientation": "rotated, as OpenVLA has it", "action": store.meta["action"] | {"metres": 0.02}}
+    with pytest.raises(UserError) as error:
+        load_policy(tmp_path / "keypoint", other)
+    assert all(row in str(error.value).replace(" ", "") for row in ("data.orientation|upright|rotated", "data.metres|0.05|0.02"))
+    with pytest.raises(UserError, match="leave out --language, --vggt"):
+        load_policy(tmp_path / "keypoint", store, language="x", elsewhere={"vggt": "y", "vision": ""})
+
+
+def test_a_replay_without_a_demonstration_says_in_how_many_tasks_it_stands_still():
+    moves = {"milk": np.ones((3, 7), np.float32)}
+    assert floors.replay(moves, ["milk"]).name == "replay of one demonstration"
+    floor = floors.replay(moves, ["milk", "soup"])
+    assert floor.name == "replay of one demonstration (stands still in 1 of 2 tasks)" and (floor.demonstrations["soup"][:, :6] == 0).all()
+
+
+def record_of(folder, name, seed=0, simulator="LIBERO", commit="0123456789ab"):
+    share = {"value": 0.5, "n": 10, "low": 0.2, "high": 0.8}
+    one = run_records.record("real simulators", name, benchmark="LIBERO-Object, wide layout", data="d", data_hash="h", config={
+        "simulator": {"renderer": "r", "versions": {}, "assets": "a"}}, seed=seed, metrics={"1/1": share}, minutes=1, simulator=simulator,
+        renderer="r", not_comparable_with=["x"])
+    return run_records.save({**one, "commit": commit}, folder / "runs")
+
+
+def test_what_is_published_takes_the_place_of_the_same_simulators_records(tmp_path, monkeypatch):
+    monkeypatch.setattr(real.machine, "root", lambda: tmp_path)
+    monkeypatch.setattr(real.machine, "work", lambda profile: tmp_path / "work")
+    kept, gone = record_of(tmp_path / "results" / "sims", "blind", simulator="CALVIN"), record_of(tmp_path / "results" / "sims", "older")
+    record_of(tmp_path / "work" / "sims" / "libero", "blind")
+    record_of(tmp_path / "work" / "sims" / "libero" / "seed1", "blind", seed=1)
+    real.publish("cpu", log=SAID.append)
+    assert kept.exists() and not gone.exists() and len(list(kept.parent.glob("*.json"))) == 2
+    real.publish("cpu", 1, log=SAID.append)
+    assert [one["seed"] for one in run_records.load_all(kept.parent)] == [0, 1], "CALVIN's, and LIBERO's of that seed"
+    record_of(tmp_path / "results" / "sims", "blind", seed=2)
+    with pytest.raises(UserError, match="two records of 'blind'"):
+        real_tables.real_section(tmp_path / "results" / "sims")
+
+
 def test_parts_are_reconvlas_alone():
     said = CliRunner().invoke(cli.cli, ["simulate", "libero", "--parts", "work/parts"])
     assert isinstance(said.exception, UserError) and "only ReconVLA" in str(said.exception)
 
 
 def test_rows_stand_before_floors_in_the_readme(tmp_path):
-    share = {"value": 0.5, "n": 10, "low": 0.2, "high": 0.8}
     for name in ("random actions", "blind", "VGGT-VLA tiny, none", "keypoint policy", "constant action"):
-        one = run_records.record("real simulators", name, benchmark="LIBERO-Object, wide layout", data="d", data_hash="h", config={
-            "simulator": {"renderer": "r", "versions": {}, "assets": "a"}}, seed=0, metrics={"1/1": share}, minutes=1, simulator="LIBERO",
-            renderer="r", not_comparable_with=["x"])
-        run_records.save({**one, "commit": "0123456789ab"}, tmp_path / "runs")
+        record_of(tmp_path, name)
     section = real_tables.real_section(tmp_path)
     order = [line.split("|")[1].strip() for line in section.splitlines() if line.startswith("| ")][2:]
     assert order == ["VGGT-VLA tiny, none", "keypoint policy", "blind", "constant action", "random actions"]

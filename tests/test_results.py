@@ -172,9 +172,27 @@ def test_figure_draws_the_intervals(tmp_path):
     assert len(one.axes) == 1, "single-task rollouts have one rate"
 
 
+def test_what_sources_state_stands_beside_what_is_here():
+    """VGGT-VLA's sources have no table: what they state, and the one number of a rollout, are in the report all the same."""
+    root = Path(__file__).resolve().parents[1]
+    found = R.claims(root / "papers" / "vggt_vla" / "claims.toml")
+    header, rows = R.claims_table(found)
+    assert header == ["what", "stated by the source", "here"] and rows[0][1].startswith("0 of 9 episodes (trained with Qwen3-0.6B")
+    told = [block for block in R.blocks([], [found]) if block[0] == "table"]
+    assert told[0][1:] == (header, rows)
+    here = {row[0]: row[2] for row in rows}
+    cases = json.loads((root / "results" / "benchmarks" / "vggt_memory.json").read_text())["cases"]
+    for name in ("vggt_qwen3", "vggt_qwen3_dinov2"):
+        case = cases[name]
+        assert here[f"trainable parameters, {name}"].startswith(f"{case['trainable_millions']:.1f} M ")
+        told = next(text for what, text in here.items() if what.startswith(f"GPU memory of a step, {name}, "))
+        assert told.startswith(f"{case['with context and slack']:.1f} GiB at batch {case['batch']}, {case['how']}, ")
+
+
 @pytest.mark.parametrize("text, words", [
     ("[paper\n", "not TOML"), ('[paper]\nname = "x"\n', "arxiv"),
     (CLAIMS.read_text() + '\n[[row]]\ntable = 2\nlabel = "half"\nbenchmark = "b"\nrates = ["1"]\naverage_length = "1"\n', "half"),
+    (CLAIMS.read_text() + '\n[[claim]]\nwhat = "loss"\nstated = "0"\n', "what, stated, here"),
 ])
 def test_bad_claims(tmp_path, text, words):
     path = tmp_path / "claims.toml"

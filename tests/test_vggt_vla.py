@@ -368,6 +368,25 @@ def test_a_pinned_part_with_other_weights_is_refused_without_the_net(saved, monk
         VGGTVLA.load(folder)
 
 
+def test_frozen_parts_may_lie_elsewhere_and_must_be_the_same(saved, shelf, tmp_path):
+    """A checkpoint whose backbone was a path goes to another machine: the path is given anew, the file is compared."""
+    model, folder = saved
+    edited(folder, lambda about: about["config"].update(backbone_weights="/kaggle/input/vggt/model.safetensors"))
+    with pytest.raises(UserError, match="nothing at that path(.|\n)*--vggt FILE"):
+        VGGTVLA.load(folder)
+    moved = VGGTVLA.load(folder, elsewhere={"vggt": str(shelf / "vggt")})
+    assert all((a == b).all() for a, b in zip(moved.state_dict().values(), model.state_dict().values(), strict=True))
+    weights = load_file(shelf / "vggt" / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"vggt.sha256"):
+        VGGTVLA.load(folder, elsewhere={"vggt": str(tmp_path)})
+    both = {"vggt": str(shelf / "vggt"), "vision": str(shelf / "dinov2")}
+    assert VGGTVLA.load(folder, elsewhere=both).tower is not None
+    build().save(tmp_path)
+    with pytest.raises(UserError, match="no frozen vggt and no frozen vision that could lie elsewhere"):
+        VGGTVLA.load(tmp_path, elsewhere=both)
+
+
 def test_damaged_files_are_refused(saved, shelf):
     model, folder = saved
     whole = (folder / "model.json").read_text()
@@ -410,7 +429,7 @@ CALVIN = {"metres_per_unit": 0.02, "radians_per_unit": 0.05, "control_hz": 30, "
     (LIBERO | {"gripper": "-1 open, +1 close"}, "action.gripper|-1close,+1open|-1open,+1close")])  # fmt: skip
 def test_what_an_action_is_comes_from_the_training_data_and_other_data_are_refused(tmp_path, capsys, action, row):
     torch.manual_seed(0)
-    made = VGGTVLA.build(SMALL, STATS, WORDS, conventions=vggt_vla_checkpoint.conventions(FakeStore(units=LIBERO)))
+    made = VGGTVLA.build(SMALL, STATS, WORDS, conventions=fingerprint.conventions(FakeStore(units=LIBERO)))
     made.save(tmp_path)
     same = VGGTVLA.load(tmp_path, store=FakeStore(units=LIBERO | {"gripper": "-1 close, +1 open"}))
     assert same.conventions == made.conventions and same.conventions["metres"] == 0.05 and capsys.readouterr().out == ""
@@ -447,7 +466,8 @@ def test_missing_cameras_wrong_actions_and_random_frozen_parts_are_errors(shelf)
 
 
 @pytest.mark.parametrize("changes", [{"loss": "huber"}, {"views": ("wrist", "static")}, {"vision": "patch"}, {"grid": (3, 3)},
-                                     {"chunk": 0}])  # fmt: skip
+                                     {"chunk": 0}, {"grid": (2, 4)}, {"image_size": 36}, {"grid": (16, 16)},
+                                     {"channels": 12}, {"width": 34}, {"heads": 3}, {"backbone_heads": 3}])  # fmt: skip
 def test_configs_that_make_no_sense_are_refused(changes):
     with pytest.raises(UserError, match="model config"):
         replace(SMALL, **changes)

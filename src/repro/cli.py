@@ -252,7 +252,7 @@ def simulate(name: str, profile: str, seed: int, parts: Path | None, publish: bo
     from repro import machine, real, real_tables, results
 
     if publish:
-        real.publish(profile, click.echo)
+        real.publish(profile, seed, click.echo)
         return
     if parts and name != "calvin":
         raise UserError("only ReconVLA has tiny parts", "simulate calvin --parts FOLDER", name)

@@ -182,13 +182,12 @@ def demonstrations(work: Path) -> dict[str, np.ndarray]:
 
 def policies(models: dict[str, object], work: Path, sentences: dict[str, str], seed: int) -> dict[str, object]:
     """The trained models, then the floors, then the expert as ceiling; `models`: variant -> loaded ReconVLA, `sentences`: of the tasks."""
-    recorded = demonstrations(work)
-    still = np.array([[0, 0, 0, 0, 0, 0, 1]], np.float32)
+    replay = floors.replay(demonstrations(work), sentences)
     return {
         **models,
         "gaze, shuffled instruction": floors.ShuffledInstruction(models["gaze"], tuple(sorted(set(sentences.values()))), seed),
         "gaze, images blanked": floors.Blank(models["gaze"]),
-        "replay of one demonstration": floors.Replay({task: recorded.get(task, still) for task in sentences}),
+        replay.name: replay,
         "random actions": floors.RandomPolicy(seed),
         "constant action": floors.ConstantPolicy(),
         "scripted expert (ceiling)": floors.ExpertPolicy(seed),

@@ -148,18 +148,19 @@ def vggt_vla(work: Path, store: Store, size: Size, seed: int, log) -> dict[str, 
     return {f"VGGT-VLA tiny, {row}": load_policy(config.with_suffix("")) for row, config in configs.items()}
 
 
-def replayed(store: Store, tasks: set[str]) -> dict[str, np.ndarray]:
-    """The last demonstration of each task, (T, 7) actions; standing still where a task has none."""
+def replayed(store: Store) -> dict[str, np.ndarray]:
+    """The last demonstration of each task, (T, 7) actions."""
     last = {info.task_id: info.index for info in store.episodes}
-    still = np.array([[0, 0, 0, 0, 0, 0, 1]], np.float32)
-    return {task: store.read(last[task], columns=["action"]).columns["action"] if task in last else still for task in tasks}
+    return {task: store.read(index, columns=["action"]).columns["action"] for task, index in last.items()}
 
 
 def policies(models: dict[str, KeypointPolicy], recorded: dict[str, np.ndarray], sentences: dict[str, str], seed: int) -> dict[str, object]:
-    """The models, then what any score must be seen beside, then the expert. recorded: one demonstration a task, to be replayed."""
+    """The models, then what any score must be seen beside, then the expert. recorded: one demonstration a task, to be replayed; where
+    a task has none the replay stands still, and its name says in how many."""
     told, of = tuple(sorted(set(sentences.values()))), ("keypoint policy", "ReconVLA tiny, gaze", "VGGT-VLA tiny, vggt")
     shuffled = {f"{name}, shuffled instruction": floors.ShuffledInstruction(models[name], told, seed) for name in of if name in models}
-    return {**models, **shuffled, "replay of one demonstration": floors.Replay(recorded),
+    replay = floors.replay(recorded, sentences)
+    return {**models, **shuffled, replay.name: replay,
             "random actions": floors.RandomPolicy(seed), "constant action": floors.ConstantPolicy(),
             "scripted expert (ceiling)": floors.ExpertPolicy(seed)}
 
@@ -227,7 +228,7 @@ def calvin(work: Path, size: Size, seed: int = 0, renderer: str = "tiny", parts:
     settings = {"protocol": "mees/calvin evaluate_policy.py", "sequences": f"first {size.chains} of 1000", "max_steps": size.max_steps,
                 "wording": "official validation sentences", "demonstrations": "scripted", "renderer": renderer}
     starts = {f"CALVIN D, official sequences, {size.max_steps} steps": protocols.calvin_chains(size.chains)}
-    scored = policies(models, replayed(store, set(sentences)), sentences, seed)
+    scored = policies(models, replayed(store), sentences, seed)
     found = roll_out(work, scored, starts, how, sentences, store, settings, seed, log)
     found += looked(work, rows, store, validation, settings, seed)
     chain = next(iter(starts.values()))[0]
@@ -289,24 +290,33 @@ def film(policy, how: Launch, chain: tuple, sentences: dict[str, str], max_steps
 
 
 def run(name: str, profile: str, seed: int = 0, log: Callable[[str], None] = print, **options) -> list[dict]:
-    """What `repro simulate` does; everything lies in work/<profile>/sims/<name>."""
+    """What `repro simulate` does; everything lies in work/<profile>/sims/<name>, of another seed than 0 in a folder of its own there."""
     if profile not in SIZES:
         raise UserError(f"no size {profile!r}", " | ".join(SIZES), profile)
     if name not in ("calvin", "libero"):
         raise UserError(f"no real simulator {name!r}", "calvin | libero", name)
-    work = machine.work(profile) / "sims" / name
-    return (calvin if name == "calvin" else libero)(work, SIZES[profile], seed, log=log, **options)
+    return (calvin if name == "calvin" else libero)(_folder(profile, name, seed), SIZES[profile], seed, log=log, **options)
 
 
-def publish(profile: str, log: Callable[[str], None] = print) -> Path:
-    """Copy the records and films of work/<profile>/sims to results/sims, ready to commit; those of an edited tree are refused."""
-    target, found = machine.root() / "results" / "sims", sorted((machine.work(profile) / "sims").glob("*/runs/*.json"))
+def _folder(profile: str, name: str, seed: int) -> Path:
+    return machine.work(profile) / "sims" / name / (f"seed{seed}" if seed else "")
+
+
+def publish(profile: str, seed: int = 0, log: Callable[[str], None] = print) -> Path:
+    """Put the records and films of a seed into results/sims, ready to commit, in place of the same simulator's that lie there; those of an
+    edited tree are refused."""
+    target, folders = machine.root() / "results" / "sims", [_folder(profile, name, seed) for name in ("calvin", "libero")]
+    found = {path: run_records.load(path) for folder in folders for path in sorted(folder.glob("runs/*.json"))}
     if not found:
-        raise UserError("no records of the real simulators", f"{machine.work(profile) / 'sims'}/*/runs/*.json", "none", "repro simulate")
-    edited = [path.name for path in found if "+changes" in run_records.load(path)["commit"]]
+        raise UserError("no records of the real simulators", f"{folders[0]}/runs/*.json", "none", "repro simulate")
+    edited = [path.name for path, record in found.items() if "+changes" in record["commit"]]
     if edited:
         raise UserError("records of an edited tree are not published", "commit, then repro simulate again", edited[:3])
-    for path in [*found, *sorted((machine.work(profile) / "sims").glob("*/films/*.gif"))]:
+    fresh = {record["simulator"] for record in found.values()}
+    for path in (target / "runs").glob("*.json"):
+        if run_records.load(path)["simulator"] in fresh:
+            path.unlink()
+    for path in [*found, *(film for folder in folders for film in sorted(folder.glob("films/*.gif")))]:
         place = target / path.parent.name / path.name
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)

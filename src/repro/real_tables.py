@@ -5,14 +5,19 @@
 
 from pathlib import Path
 
+from repro.machine import UserError
 from repro.results import markdown, shown
 from repro.run_records import load_all
 
 
 def real_table(records: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of records from the real simulators: one row a policy, one column a benchmark and its metric, n in the title."""
-    titles, cells = {}, {}
+    """(header, rows) of records from the real simulators: one row a policy, one column a benchmark and its metric, n in the title. A
+    UserError where two records claim one cell (of several seeds or settings)."""
+    titles, cells, told = {}, {}, {}
     for r in records:
+        if (other := told.setdefault((r["variant"], r["benchmark"]), r["id"])) != r["id"]:
+            raise UserError(f"two records of {r['variant']!r}, {r['benchmark']}", "one: of one seed and one setting",
+                            f"{other}, {r['id']}", "remove one of the two files")
         for metric in ("1/1", "1/5", "5/5", "average length"):
             if metric in r["metrics"] and not (metric == "average length" and "1/1" in r["metrics"]):
                 m = r["metrics"][metric]
@@ -45,6 +50,9 @@ def real_section(folder: str | Path) -> str:
         group = [r for r in load_all(Path(folder) / "runs") if r["simulator"] == name]
         recorded = [r for r in group if "recorded" in r["config"]["simulator"]]
         group = sorted((r for r in group if r not in recorded), key=lambda r: (r["benchmark"], rank(r["variant"])))
+        if not group:
+            raise UserError(f"{folder}: {name} has no closed loop", "records of rollouts beside those of recorded frames",
+                            f"{len(recorded)} of recorded frames", "let `repro simulate` end, then publish again")
         first, about = group[0], group[0]["config"]["simulator"]
         said = "; ".join([f"renderer {about['renderer']}", ", ".join(f"{k} {v}" for k, v in about["versions"].items()),
                           f"assets: **{about['assets']}**", *([f"calvin_env {about['checkout']}"] if "checkout" in about else []),

@@ -25,7 +25,8 @@ STAND_IN = {"tabletop": "Measured on the embedded play table, a stand-in simulat
 # ---- claims -------------------------------------------------------------------------------------------------------------------
 
 def claims(path: str | Path) -> dict:
-    """`papers/<name>/claims.toml`: {"paper": {...}, "row": [{table, label, rates (as printed), average_length, ...}]}, checked."""
+    """`papers/<name>/claims.toml`: {"paper": {...}, "row": [{table, label, rates (as printed), average_length, ...}], "claim": [{what,
+    stated, here}]}, checked."""
     try:
         found = tomllib.loads(Path(path).read_text())
     except tomllib.TOMLDecodeError as error:
@@ -37,6 +38,9 @@ def claims(path: str | Path) -> dict:
         if not {"table", "label", "benchmark", "average_length"} <= set(row) or len(row.get("rates", [])) not in (0, 5):
             raise UserError(f"{path}: row {i} ({row.get('label', 'no label')})",
                             "table, label, benchmark, average_length, rates (five or none)", sorted(row), "complete the row")
+    for i, claim in enumerate(found.get("claim", [])):
+        if not {"what", "stated", "here"} <= set(claim):
+            raise UserError(f"{path}: claim {i} ({claim.get('what', 'nothing')})", "what, stated, here", sorted(claim), "complete it")
     return found
 
 
@@ -210,6 +214,8 @@ def blocks(records: list[dict], papers: list[dict]) -> list[tuple]:
                 ("text", f"{paper['obtained']}. n stated: {paper['n_stated']}. {paper.get('n_note', '')}")]
         for table in sorted({row["table"] for row in found["row"]}):
             out += [("text", f"**Table {table}**"), ("table", *paper_table(found, records, table))]
+    for found in (one for one in papers if one.get("claim")):
+        out += [("heading", f"{found['paper']['title']}: what its sources state"), ("table", *claims_table(found))]
     for benchmark in sorted({r["benchmark"] for r in records}):
         group = [r for r in records if r["benchmark"] == benchmark]
         stands_in = any(r["not_comparable_with"] for r in group)
@@ -225,6 +231,12 @@ def blocks(records: list[dict], papers: list[dict]) -> list[tuple]:
     rows = [[r["id"], f"{r['data']} {r['data_hash'][:12]}", r["hardware"], f"{r['minutes']:.1f}", r["commit"], r["created"]]
             for r in records]
     return [*out, ("heading", "Run records"), ("table", ["record", "data", "hardware", "minutes", "commit", "created"], rows)]
+
+
+def claims_table(found: dict) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of what a source states beside its tables, why it cannot be taken as it stands, and what there is here."""
+    stated = lambda claim: claim["stated"] + (f" ({claim['cause']})" if "cause" in claim else "")
+    return ["what", "stated by the source", "here"], [[claim["what"], stated(claim), claim["here"]] for claim in found.get("claim", [])]
 
 
 def _bold(text: str) -> str:

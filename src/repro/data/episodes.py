@@ -372,7 +372,7 @@ class Store:
         """UserError where the store lacks one of `columns`."""
         missing = [name for name in columns if name not in self.info["features"]]
         if missing:
-            step = "add gaze boxes first (repro.gaze)" if all(name.startswith("gaze.") for name in missing) else None
+            step = "add gaze boxes first (repro gaze annotate)" if all(name.startswith("gaze.") for name in missing) else None
             raise UserError(
                 f"{self.folder} has no column {', '.join(missing)}.", expected=list(columns), found=self.columns, next_step=step
             )

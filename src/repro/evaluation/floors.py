@@ -4,6 +4,7 @@ All have `act(observations, instructions) -> (B, K, 7)` as models do, and depend
 that outcomes do not depend on how many simulators run together.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +63,14 @@ class Replay:
         long = max(len(part) for part in parts)
         still = lambda part: np.append(np.zeros(6, np.float32), part[-1, 6])  # no motion, gripper as it ended
         return np.stack([np.concatenate([part, np.tile(still(part), (long - len(part), 1))]) for part in parts])
+
+
+def replay(demonstrations: dict[str, np.ndarray], tasks: Iterable[str]) -> Replay:
+    """The floor for these tasks: one without a demonstration stands still, and the floor's name says in how many."""
+    tasks, still = list(tasks), np.array([[0, 0, 0, 0, 0, 0, 1]], np.float32)
+    lacking = sum(task not in demonstrations for task in tasks)
+    said = f" (stands still in {lacking} of {len(tasks)} tasks)" if lacking else ""
+    return Replay({task: demonstrations.get(task, still) for task in tasks}, Replay.name + said)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 
 from repro.intervals import wilson
 from repro.machine import UserError
+from repro.models import fingerprint
 from repro.training import checkpoint
 from repro.training.loop import read_metrics
 
@@ -37,18 +38,25 @@ def class_of(folder: Path | str) -> type:
     return getattr(importlib.import_module(MODELS[name]), name)
 
 
-def load_policy(folder: Path | str, store=None, run: Path | str | None = None, language: str | None = None):
+def load_policy(folder: Path | str, store=None, run: Path | str | None = None, language: str | None = None,
+                elsewhere: dict[str, str] | None = None):
     """The policy of a checkpoint or a run, on the GPU where there is one.
 
-    store: data it is to be used with, whose conventions a VGGT-VLA compares with its own. run: the folder with metrics.jsonl, if not
-    around the checkpoint. language: another place of the same language model, of a VGGT-VLA. Where it was trained by this library,
-    `trained` on it says how far and on what, `minutes` how long that took.
+    store: data it is to be used with, whose conventions are compared with those it was trained with. run: the folder with metrics.jsonl,
+    if not around the checkpoint. language, elsewhere: other places of a VGGT-VLA's same frozen parts (VGGTVLA.load). Where it was trained
+    by this library, `trained` on it says how far and on what, `minutes` how long that took.
     """
     path = find(folder)
-    kind = class_of(path)
-    if language and kind.__name__ != "VGGTVLA":
-        raise UserError(f"{path} takes no language model from elsewhere", "a checkpoint of VGGTVLA", kind.__name__, "leave out --language")
-    policy = kind.load(path, language, store) if kind.__name__ == "VGGTVLA" else kind.load(path)
+    kind, elsewhere = class_of(path), {name: place for name, place in (elsewhere or {}).items() if place}
+    if kind.__name__ == "VGGTVLA":
+        policy = kind.load(path, language, store, elsewhere)
+    else:
+        if language or elsewhere:
+            raise UserError(f"{path} takes no parts from elsewhere", "a checkpoint of VGGTVLA", kind.__name__,
+                            f"leave out --{', --'.join([*(['language'] if language else []), *elsewhere])}")
+        if store is not None:
+            fingerprint.refuse_data(json.loads((path / "model.json").read_text()).get("data", {}), store, path)
+        policy = kind.load(path)
     if (path / "about.json").is_file():
         made = checkpoint.about(path)
         policy.trained = {key: made[key] for key in ("step", "train", "clockwork", "data", "commit", "peak_memory_gib") if key in made}

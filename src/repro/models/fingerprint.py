@@ -19,6 +19,8 @@ from repro.models import pretrained as files
 
 SHAPES = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
           "vocab_size", "image_size", "patch_size")  # of config.json; those that a model has
+CONVENTIONS = {"metres": ("metres", "metres_per_unit"), "radians": ("radians", "radians_per_unit"), "rate_hz": ("rate_hz", "control_hz"),
+               "gripper": ("gripper",)}  # of actions: our name, and how stores' metadata calls it
 SINCE = {"qwen3": "4.51", "qwen2": "4.37", "dinov2": "4.31"}  # first version of transformers that knows a model type
 
 
@@ -58,6 +60,32 @@ def of_name(name: str) -> dict | None:
     if Path(name).expanduser().is_dir():
         return of_folder(Path(name).expanduser())
     return of_config(files.PUBLISHED[name][2]) if name in files.PUBLISHED else None
+
+
+def orientation(store) -> str:
+    """How a store's pictures lie, of its metadata ("upright, true ..."); upright where it says nothing."""
+    return store.meta.get("orientation", "upright").split(",")[0]
+
+
+def conventions(store) -> dict:
+    """What a store's metadata says an action of 1 is: {"metres": 0.05, "radians": 0.5, "rate_hz": 20, "gripper": "-1 close, +1 open"}.
+
+    What it does not say is not there.
+    """
+    said = store.meta.get("action") or {}
+    found = {name: said[key] for name, keys in CONVENTIONS.items() for key in keys if key in said}
+    return {name: value.split(" (")[0] if isinstance(value, str) else value for name, value in found.items()}  # without remarks
+
+
+def of_data(store) -> dict:
+    """What a policy that is trained on a store takes for granted: how pictures lie, and what an action of 1 is."""
+    return {"orientation": orientation(store), **conventions(store)}
+
+
+def refuse_data(saved: dict, store, source: object) -> None:
+    """UserError where data are of another kind than those a checkpoint was trained on, as far as both say."""
+    here = of_data(store)
+    refuse_other({"data": {name: value for name, value in saved.items() if name in here}}, {"data": here}, source)
 
 
 def refuse_other(saved: dict[str, dict], here: dict[str, dict], source: object, fix: str = "") -> None:

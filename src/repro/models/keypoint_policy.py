@@ -105,6 +105,7 @@ class KeypointPolicy(nn.Module):
             raise UserError("model config: no words or no tasks", next_step="train through repro.training.launch, which fills them in")
         self.config = c = config
         self.stats = {"observation.state": {k: [float(x) for x in stats["observation.state"][k]] for k in ("mean", "std")}}
+        self.data = {}  # conventions of what it is trained on (fingerprint.of_data)
         self.mean, self.std = (np.asarray(self.stats["observation.state"][k], np.float32) for k in ("mean", "std"))
         if self.mean.shape != (c.state_dim,):
             raise UserError("the data's state has another size than the model's", expected=c.state_dim, found=self.mean.shape)
@@ -198,7 +199,7 @@ class KeypointPolicy(nn.Module):
     def save(self, folder: Path | str) -> None:
         """Write `model.safetensors` and `model.json` (config and statistics) into an existing folder."""
         save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, Path(folder) / "model.safetensors")
-        about = {"model": "KeypointPolicy", "config": asdict(self.config), "stats": self.stats}
+        about = {"model": "KeypointPolicy", "config": asdict(self.config), "stats": self.stats, "data": self.data}
         (Path(folder) / "model.json").write_text(json.dumps(about, indent=1))
 
     @classmethod
@@ -218,4 +219,5 @@ class KeypointPolicy(nn.Module):
         if wrong or len(found) != len(model.state_dict()):
             raise UserError(f"{folder}/model.safetensors does not fit the model", f"{len(model.state_dict())} tensors", wrong or len(found))
         model.load_state_dict(found)
+        model.data = about.get("data", {})
         return model

@@ -63,6 +63,7 @@ class ReconVLA(nn.Module):
         super().__init__()
         c, self.config = config, config
         self.stats = {"observation.state": {k: [float(x) for x in stats["observation.state"][k]] for k in ("mean", "std")}}
+        self.data = {}  # conventions of what it is trained on (fingerprint.of_data)
         self.state_mean, self.state_std = (np.asarray(self.stats["observation.state"][k], np.float32) for k in ("mean", "std"))
         if self.state_mean.shape != (c.state_dim,):
             raise UserError("the data's state has another size than the model's", expected=c.state_dim, found=self.state_mean.shape)
@@ -446,7 +447,7 @@ class ReconVLA(nn.Module):
         """Write model.safetensors, model.json (config, statistics, identities of frozen parts) and the tokenizer into a folder."""
         folder, weights = Path(folder), self.state_dict()
         save_file({name: weights[name].contiguous() for name in part.saved_names(self)}, folder / "model.safetensors")
-        about = {"model": "ReconVLA", "config": asdict(self.config), "stats": self.stats, "parts": part.identities(self)}
+        about = {"model": "ReconVLA", "config": asdict(self.config), "stats": self.stats, "data": self.data, "parts": part.identities(self)}
         if self.vae is not None:
             about["vae_config"] = {name: value for name, value in self.vae.config.items() if not name.startswith("_")}
         (folder / "model.json").write_text(json.dumps(about, indent=1))
@@ -472,6 +473,7 @@ class ReconVLA(nn.Module):
         model = cls(config, about["stats"], parts)
         part.same(about["parts"], model, folder)
         model.load_weights(load_file(folder / "model.safetensors"), folder / "model.safetensors")
+        model.data = about.get("data", {})
         return model
 
     def load_weights(self, weights: dict[str, Tensor], source: Path | str) -> None:

@@ -35,7 +35,7 @@ LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}
 class VGGTVLA(nn.Module):
     """The policy. `stats`: {"observation.state": {"mean": [...], "std": [...]}} of the training data; words, tower, blocks: ready parts.
 
-    conventions: what an action of 1 is in that data (vggt_vla_checkpoint.conventions), kept for data that it is used with later.
+    conventions: what an action of 1 is in that data (fingerprint.conventions), kept for data that it is used with later.
     """
 
     def __init__(self, config: VGGTVLAConfig, stats: dict, words: nn.Module, tower: nn.Module | None = None,
@@ -291,12 +291,13 @@ class VGGTVLA(nn.Module):
         vggt_vla_checkpoint.save(self, Path(folder))
 
     @classmethod
-    def load(cls, folder: Path | str, language: str | None = None, store=None) -> "VGGTVLA":
+    def load(cls, folder: Path | str, language: str | None = None, store=None, elsewhere: dict[str, str] | None = None) -> "VGGTVLA":
         """The model of a folder written by `save`; UserError with a table where it does not belong to what is here.
 
-        language: another place of the *same* language model. store: data it is to be used with, compared as well.
+        language: another place of the *same* language model; elsewhere: {"vision": folder, "vggt": file}, of the same frozen parts. store:
+        data it is to be used with, compared as well.
         """
-        return vggt_vla_checkpoint.load(cls, Path(folder), language, store)
+        return vggt_vla_checkpoint.load(cls, Path(folder), language, store, elsewhere)
 
     def load_weights(self, weights: dict[str, Tensor], source: Path | str) -> None:
         """Take over all tensors or none."""

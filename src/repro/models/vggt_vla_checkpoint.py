@@ -21,19 +21,22 @@ from transformers import PreTrainedTokenizerFast
 from repro.machine import UserError, compute_dtype
 from repro.models import fingerprint, sentences, towers, vggt, vggt_file
 from repro.models import pretrained as files
+from repro.models.fingerprint import CONVENTIONS, conventions
 from repro.models.vggt_vla_config import OWN, VGGTVLAConfig
 
-CONVENTIONS = {"metres": ("metres", "metres_per_unit"), "radians": ("radians", "radians_per_unit"), "rate_hz": ("rate_hz", "control_hz"),
-               "gripper": ("gripper",)}  # of actions: our name, and how stores' metadata calls it
 
+def places(config: VGGTVLAConfig, elsewhere: dict[str, str] | None = None) -> dict[str, files.Place | vggt_file.Found]:
+    """"vision", "vggt": where the frozen parts that a config names are and what they are. Fetched if need be; nothing is built.
 
-def places(config: VGGTVLAConfig) -> dict[str, files.Place | vggt_file.Found]:
-    """"vision", "vggt": where the frozen parts that a config names are and what they are. Fetched if need be; nothing is built."""
-    found = {}
+    elsewhere: other places of the same parts, under the same keys."""
+    found, elsewhere = {}, elsewhere or {}
     if config.vision not in OWN:
-        found["vision"] = towers.find_frozen(config.vision, config.vision_revision)
+        found["vision"] = towers.find_frozen(elsewhere.get("vision") or config.vision, config.vision_revision)
     if config.backbone == "vggt" and config.backbone_weights:
-        found["vggt"] = vggt_file.find(config.backbone_weights, config.backbone_revision)
+        found["vggt"] = vggt_file.find(elsewhere.get("vggt") or config.backbone_weights, config.backbone_revision)
+    if lacking := [name for name, place in elsewhere.items() if place and name not in found]:
+        raise UserError(f"this model has no frozen {' and no frozen '.join(lacking)} that could lie elsewhere",
+                        ", ".join(found) or "none: all its parts train along", ", ".join(lacking), "leave the option out")
     return found
 
 
@@ -60,21 +63,11 @@ def belongs(model: nn.Module) -> dict[str, dict]:
     return found | {"state": {"dim": c.state_dim}, "action": {"dim": c.action_dim, **model.conventions}}
 
 
-def conventions(store) -> dict:
-    """What a store's metadata says an action of 1 is: {"metres": 0.05, "radians": 0.5, "rate_hz": 20, "gripper": "-1 close, +1 open"}.
-
-    What it does not say is not there.
-    """
-    said = store.meta.get("action") or {}
-    found = {name: said[key] for name, keys in CONVENTIONS.items() for key in keys if key in said}
-    return {name: value.split(" (")[0] if isinstance(value, str) else value for name, value in found.items()}  # without remarks
-
-
 def of_store(saved: dict[str, dict], store) -> dict[str, dict]:
     """What a store says of the same; "orientation" of its metadata ("upright, true ..."), upright where it says none."""
     views = [view for view in saved["cameras"]["views"] if f"observation.images.{view}" in store.columns]
     dim = {name: len(store.stats[column]["mean"]) for name, column in (("state", "observation.state"), ("action", "action"))}
-    return {"cameras": {"views": views, "orientation": store.meta.get("orientation", "upright").split(",")[0]},
+    return {"cameras": {"views": views, "orientation": fingerprint.orientation(store)},
             "state": {"dim": dim["state"]}, "action": {"dim": dim["action"], **conventions(store)}}
 
 
@@ -117,17 +110,17 @@ def read(folder: Path) -> dict:
     return about
 
 
-def compare(about: dict, source: object, language: str | None = None, store=None) -> None:
+def compare(about: dict, source: object, language: str | None = None, store=None, elsewhere: dict[str, str] | None = None) -> None:
     """Refuse what is known not to fit, by config and tokenizer files and pinned hashes alone; nothing is built or downloaded."""
-    saved, c = about["belongs"], VGGTVLAConfig(**about["config"])
+    saved, c, elsewhere = about["belongs"], VGGTVLAConfig(**about["config"]), elsewhere or {}
     fingerprint.refuse_unknown({name: saved[name] for name in ("language", "vision") if name in saved}, source)
     if "language" in saved:
         sentences.check(language or c.language, saved["language"], source)
-    if "vision" in saved and (here := fingerprint.of_name(c.vision)) is not None:
+    if "vision" in saved and (here := fingerprint.of_name(elsewhere.get("vision") or c.vision)) is not None:
         fingerprint.refuse_other({"vision": {key: saved["vision"].get(key) for key in here}}, {"vision": here}, source)
     for name, part, revision in (("vision", c.vision, c.vision_revision), ("vggt", c.backbone_weights, c.backbone_revision)):
         pinned = None if revision or Path(part).expanduser().exists() else files.PUBLISHED.get(part, (None, None))[1]
-        if pinned and name in saved:
+        if pinned and name in saved and not elsewhere.get(name):
             refuse_weights(name, saved[name], {"sha256": pinned}, source)
     if store is not None:
         compare_store(saved, store, source)
@@ -139,11 +132,11 @@ def refuse_weights(name: str, saved: dict, here: dict, source: object) -> None:
     fingerprint.refuse_other({name: asked}, {name: here}, source, f"load {saved['name']} at revision {saved['revision'] or 'main'}")
 
 
-def load(kind: type, folder: Path, language: str | None = None, store=None) -> nn.Module:
+def load(kind: type, folder: Path, language: str | None = None, store=None, elsewhere: dict[str, str] | None = None) -> nn.Module:
     about = read(folder)
-    compare(about, folder, language, store)
+    compare(about, folder, language, store, elsewhere)
     config, saved = VGGTVLAConfig(**about["config"]), about["belongs"]
-    found = places(config)
+    found = places(config, elsewhere)
     for name, part in found.items():
         refuse_weights(name, saved[name], part.about if name == "vggt" else part.identity, folder)
     if config.language == "tiny":

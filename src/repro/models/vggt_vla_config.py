@@ -76,6 +76,15 @@ class VGGTVLAConfig:
             raise UserError("model config: sizes must be positive", ">= 1", "0 or less")
         if self.vision in OWN and (self.image_size % self.grid[0] or self.image_size % self.grid[1]):
             raise UserError("model config: the grid does not divide the picture", f"sides that divide {self.image_size}", self.grid)
+        rows, columns = self.grid
+        if self.vision in OWN and rows != columns:
+            raise UserError("model config: cells of the grid must be square, as pictures are", "as many rows as columns", self.grid)
+        if self.vision == "conv" and (self.image_size % (4 * rows) or self.channels % 8):
+            raise UserError("model config: the convolutions do not fit", f"image_size a multiple of {4 * rows}, channels one of 8",
+                            (self.image_size, self.channels))
+        for name, width, heads in (("width", self.width, self.heads), ("backbone_width", self.backbone_width, self.backbone_heads)):
+            if width % (4 * heads):  # rotary and fixed codes of rows and columns: sines and cosines of each
+                raise UserError(f"model config: {name} does not fit its heads", f"a multiple of 4 x {heads}", width)
 
     @property
     def tokens(self) -> int:

@@ -28,7 +28,7 @@ from repro import clock, machine
 from repro.data.batches import Batches, held_out_episodes
 from repro.data.episodes import EpisodeInfo, Store
 from repro.machine import UserError
-from repro.models import change_agent_config, keypoint_policy, reconvla, vggt_vla, vggt_vla_checkpoint
+from repro.models import change_agent_config, fingerprint, keypoint_policy, reconvla, vggt_vla
 from repro.models import parts as part
 from repro.models.change_agent_config import ChangeConfig
 from repro.models.keypoint_policy import KeypointConfig, KeypointPolicy
@@ -155,6 +155,10 @@ def _train(job: Job, path: Path, log: Callable[[str], None]) -> Summary:
     say = log if state.is_main_process else lambda line: None
     points = isinstance(config, KeypointConfig | VGGTVLAConfig)
     gaze = config.point_weight > 0 if points else config.aux != "none" or (config.recon and config.target == "gaze")
+    if gaze and "gaze.box" not in store.columns:
+        without = '"point_weight": 0' if points else '"target": "whole", no "aux"'
+        raise UserError(f"{store.folder} has no gaze boxes, which this model learns from", "a column gaze.box", "none",
+                        f"repro gaze annotate, or train without them: in the job's model {without}")
     common = {"chunk": config.chunk, "prepare": model.prepare, "key": model.key, "log": say, "gaze": gaze}
     aside = held_out_episodes(store.episodes, job.held_out, job.held_out_seed) if job.held_out else frozenset()
     if aside:
@@ -193,18 +197,22 @@ def sentences_file(store: Store, config: VGGTVLAConfig) -> Path:
 def _build(job: Job, config: ReconVLAConfig | KeypointConfig | VGGTVLAConfig, store: Store) -> torch.nn.Module:
     """The model of a job with its first weights."""
     if isinstance(config, KeypointConfig):
-        return KeypointPolicy(config, store.stats)
+        model = KeypointPolicy(config, store.stats)
+        model.data = fingerprint.of_data(store)
+        return model
     like, ready = Store(job.like) if job.like else store, {}
     if isinstance(config, VGGTVLAConfig):
         stores = {like, store, *([Store(job.validation)] if job.validation else [])}  # a frozen language model reads them all once
         known = [like] if config.language == "tiny" else stores
         return VGGTVLA.build(config, like.stats, sorted({episode.task for one in known for episode in one.episodes}),
-                             sentences_file(store, config), vggt_vla_checkpoint.conventions(store))
+                             sentences_file(store, config), fingerprint.conventions(store))
     if job.parts:
         from repro.models import tiny
 
         ready = tiny.load_parts(job.parts)
-    return ReconVLA.build(config, like.stats, instructions=[episode.task for episode in like.episodes], **ready)
+    model = ReconVLA.build(config, like.stats, instructions=[episode.task for episode in like.episodes], **ready)
+    model.data = fingerprint.of_data(store)
+    return model
 
 
 def begin(model: ReconVLA, job: Job) -> dict:

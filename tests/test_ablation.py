@@ -134,6 +134,18 @@ def check_tables(work):
     assert {"random actions", "constant action", "scripted expert (ceiling)", "gaze, shuffled instruction"} <= {row[0] for row in rows}
     looked, apart = ablation_tables.attention_tables(records)
     assert [row[:2] for row in looked[1]] == [["baseline", "2"], ["gaze", "2"]] and [row[0] for row in apart[1]] == ["gaze"]
+    header, scale = ablation_tables.scale_table(records)
+    assert [row[:2] for row in scale] == [["uniform attention", ""], ["baseline", "2"], ["gaze", "2"], ["the box itself on this grid", ""]]
+    assert header[3] == "pointing game (5 of 200 px) in the gaze box (n = 5 tasks)" and len(header) == 5
+    value = lambda cell: float(cell.split(" [")[0])
+    assert all(value(scale[0][i]) <= value(scale[-1][i]) for i in (2, 3, 4)), "no map does better than the box itself"
+    early = [{**r, "frames": {k: v for k, v in r["frames"].items() if k not in ablation_tables.OWN[1:]}} if "frames" in r else r
+             for r in records]
+    header, fewer = ablation_tables.scale_table(early)
+    assert header[2].endswith("(n = 5 tasks)") and header[3].endswith("episodes)"), "early records keep the mass alone by frame"
+    assert [value(row[3]) for row in fewer] == pytest.approx([value(row[3]) for row in scale], abs=0.05)
+    titles = [line for line in (work / "ablation.md").read_text().splitlines() if line.startswith("## ")]
+    assert len(titles) == len(set(titles)) and "## Attention on held-out frames, minus baseline" in titles
     assert "(n = 5 tasks)" in looked[0][2] and any(title.startswith("attention entropy") for title in looked[0])
     way = ablation_tables.on_the_way(records)
     assert [mark["step"] for mark in way] == [1, 2, 3, 4, 6] and way[-1]["success gain"]["n"] == 5 and way[0]["epochs"] < way[1]["epochs"]
@@ -341,7 +353,8 @@ def test_tables_come_from_the_latest_settings_only_and_figures_from_wrong_boxes(
     assert rows[1][-2].startswith("+1 [") and rows[1][-1] == "2 of 2" and rows[0][3].startswith("75.0 [")
     assert ablation_tables.frames(records)["gaze"][0].tolist() == pytest.approx([0.15, 0.5]), "tasks are counted"
     values, apart = ablation_tables.attention_tables(records)
-    assert values[0][:3] == ["row", "seeds", "attention mass in the gaze box (n = 2 tasks)"] and len(values[0]) == 6, values[0]
+    assert values[0][:2] == ["row", "seeds"] and values[0][3] == "mass, minus another episode's box (n = 2 tasks)" and len(values[0]) == 5
+    assert apart[0][:2] == ["row, minus baseline", "attention mass in the gaze box (n = 2 tasks)"]
     assert values[0][-1] == "jump rate of the map (n = 1 tasks)" and values[1][1][-1].startswith("0.5 [")
     assert [row[0] for row in apart[1]] == ["gaze", "gaze, 33 % wrong boxes"] and apart[1][0][1].startswith("+0.05 [")
     assert ablation_tables.frames(records, ablation_tables.TASK_GAIN)["gaze"][0].tolist() == pytest.approx([0.1])
@@ -357,7 +370,12 @@ def test_what_is_done_is_published_whole_and_never_of_an_edited_tree(tmp_path):
         one = run_records.record("reconvla ablation", "baseline", benchmark=benchmark, data="play table A", data_hash="h", config=config,
                                  seed=seed, minutes=2, simulator="tabletop", renderer="r", not_comparable_with=["reconvla"],
                                  metrics=solved if "chains" in benchmark else error)
-        run_records.save({**one, "commit": commit, **more}, tmp_path / "work" / "runs" / "ablation")
+        return run_records.save({**one, "commit": commit, **more}, tmp_path / "work" / "runs" / "ablation")
+
+    def done(*paths):
+        note = tmp_path / "work" / "ablation" / "baseline" / "done.json"
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps({"asked": "now", "records": [path.name for path in paths]}))
 
     learned = {"step": [1, 2], "action": [2.0, 1.0], "held_out": [1.5], "held_out_step": [2]}
     target = tmp_path / "results" / "cpu"
@@ -366,13 +384,16 @@ def test_what_is_done_is_published_whole_and_never_of_an_edited_tree(tmp_path):
     old.write_text("{}")
     with pytest.raises(UserError, match="cannot be published"):
         ablation_tables.publish(tmp_path / "work", target)
-    record(0, "abc+changes", "play table A->D, 5 tasks, chains of 5", outcomes="111")
+    done(record(0, "abc+changes", "play table A->D, 5 tasks, chains of 5", outcomes="111"))
     with pytest.raises(UserError, match="abc.changes"):
         ablation_tables.publish(tmp_path / "work", target, log=lambda line: None)
     assert old.exists()
-    shutil.rmtree(tmp_path / "work" / "runs")
-    record(0, "abc", "play table A->D, 5 tasks, chains of 5", outcomes="111")
-    record(0, "abc", ablation_tables.OFFLINE, learning=learned)
+    shutil.rmtree(tmp_path / "work")
+    first = record(0, "abc", "play table A->D, 5 tasks, chains of 5", outcomes="111")
+    with pytest.raises(UserError, match="cannot be published"):  # of a run that was cut while it saved
+        ablation_tables.publish(tmp_path / "work", target)
+    done(first, record(0, "abc", ablation_tables.OFFLINE, learning=learned))
+    record(1, "abc", "play table A->D, 5 tasks, chains of 5", outcomes="111")  # of a run that was cut
     ablation_tables.publish(tmp_path / "work", target, log=lambda line: None)
     assert not old.exists() and len(list(old.parent.glob("*.json"))) == 2
     names = ["ablation_learning.png", "ablation_rows.png"]

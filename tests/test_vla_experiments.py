@@ -45,6 +45,14 @@ def test_rows_are_trained_loaded_and_looked_at(work, monkeypatch):
     assert checkpoint.about(checkpoint.need(work / "train" / "vggt-tiny-vggt"))["data"]["held out episodes"] == sorted(
         held_out_episodes(store.episodes, 0.1))
 
+    lines = work / "train" / "vggt-tiny-blind" / "metrics.jsonl"
+    kept = lines.read_text()
+    lines.write_text(kept.splitlines(keepends=True)[0])
+    assert vla_experiments.load(work, ["blind"])["blind"].minutes == 0, "a torn log is no reason to refuse a checkpoint"
+    lines.write_text(kept)
+    with pytest.raises(UserError, match="(?s)holds no checkpoint.*notebook 06"):
+        vla_experiments.load(work, ["graph"])
+
     header, table = vla_experiments.parameters(models)
     counts = {line[0]: line[1:] for line in table}
     as_number = lambda text: 0 if text == "-" else int(text.replace(",", ""))
@@ -61,6 +69,20 @@ def test_rows_are_trained_loaded_and_looked_at(work, monkeypatch):
     lines = vla_experiments.success_table(found)[1]
     assert lines[0] == ["vggt", "0 of 2", "0 [0, 66]"] and lines[-1][-1] == "measured in notebook 09"
     assert len(vla_experiments.film(models["vggt"], work).axes) == 3  # queries at 0 and 8, and the end
+    check_maps_without_boxes(models["vggt"], store, monkeypatch)
+
+
+def check_maps_without_boxes(model, store, monkeypatch):
+    """Real LIBERO has no gaze boxes before notebook 04: notebook 08 draws maps, and says that it measures nothing."""
+    said = []
+    assert "in the box" in vla_experiments.attention_figure({"vggt": model}, store, 4, "", log=said.append).axes[1].get_xlabel()
+    assert said == []
+    read = Store.read
+    bare = lambda episode: replace(episode, columns={k: v for k, v in episode.columns.items() if not k.startswith("gaze.")})
+    monkeypatch.setattr(Store, "read", lambda store, *given, **how: bare(read(store, *given, **how)))
+    monkeypatch.setattr(Store, "columns", [name for name in store.columns if not name.startswith("gaze.")])
+    figure = vla_experiments.attention_figure({"vggt": model}, store, 4, "", log=said.append)
+    assert [axis.get_title() for axis in figure.axes][1::2] == ["vggt"] * 3 and "no gaze boxes" in said[-1]
 
 
 def test_rollouts_begin_where_no_demonstration_did(work):
@@ -182,7 +204,7 @@ def test_data_of_several_suites_are_evaluated_in_each(tmp_path, played, benchmar
     monkeypatch.setattr(suites, "score", lambda policies, here, *given, config, **how: scored.append((here.suite, config)) or [here.name])
     assert len(vla_experiments.roll_out(SETTINGS, tmp_path, {}, **QUIET)) == 3
     assert [suite for suite, _ in scored] == ["libero_10", "libero_goal", "libero_spatial"]
-    assert scored[0][1] == {"profile": "smoke", "starts of demonstrations": 0}
+    assert scored[0][1] == {"profile": "smoke", "starts of demonstrations": None}, "people's data do not say where they began"
 
 
 def test_what_the_benchmark_cannot_be_asked_for_is_said_at_import_and_at_evaluation(tmp_path, played, benchmark):  # noqa: F811
@@ -208,7 +230,8 @@ def test_a_replay_that_stands_still_says_so(benchmark):
 
 def test_wide_starts_of_demonstrations_are_not_evaluated(work):
     store = vla_experiments.data(work)
-    assert vla_experiments.plan(SETTINGS, store, **QUIET).layout == "wide"
+    here = vla_experiments.plan(SETTINGS, store, **QUIET)
+    assert here.layout == "wide" and vla_experiments.repeated(store, here.chains) == 0, "scripted data say where they began"
     store.episodes[1].info["state"]["seed"] = libero_hdf5.WIDE_SEED
     with pytest.raises(UserError, match="demonstrations of starts that are evaluated"):
         vla_experiments.plan(SETTINGS, store, **QUIET)

@@ -1,6 +1,6 @@
 """What the ablation says: means over seeds, paired differences to the baseline, intervals, and their tables. From records alone.
 
-    records = load("work/cpu/runs/ablation")
+    records = load("results/cpu/runs/ablation")
     print(results.markdown(*chain_table(records, benchmark)))
 
 Chains: each seed has start states of its own, the same for all rows. So the means (or paired differences) of the seeds are independent, and
@@ -17,25 +17,34 @@ from pathlib import Path
 
 import numpy as np
 
-from repro import results, run_records, seeds
+from repro import attention, results, run_records, seeds
 from repro.experiments import ROWS
-from repro.intervals import bootstrap, t95
+from repro.intervals import bootstrap, over_seeds, t95
 
 ATTENTION, OFFLINE, ON_THE_WAY = "attention on held-out frames", "offline action error on held-out episodes", "single tasks on the way"
 MASS = "attention mass in the gaze box"
 GAIN = "attention mass, gaze box minus another episode's box"
 TASK_GAIN = "attention mass, gaze box minus the same task's box elsewhere"
-LOOKED = (MASS, "attention mass, gaze box minus", "pointing game (5 of 200 px), gaze box minus", "equal-area IoU, gaze box minus",
+OWN = (MASS, "pointing game (5 of 200 px) in the gaze box", "equal-area IoU with the gaze box")
+LOOKED = (*OWN, "attention mass, gaze box minus", "pointing game (5 of 200 px), gaze box minus", "equal-area IoU, gaze box minus",
           "attention entropy", "jump rate of the map (over", "jump rate, map minus random order")  # beginnings of what is kept by frame
 BASELINE = "baseline"
 
 
 def load(folder: Path | str) -> list[dict]:
     """The records of `<profile>/runs/ablation`, of the latest settings only: others are older tables."""
-    found = run_records.load_all(folder) if Path(folder).is_dir() else []
-    if not found:
-        return []
-    newest = max(found, key=lambda record: record["created"])["config"]["asked"]
+    return latest(run_records.load_all(folder) if Path(folder).is_dir() else [])
+
+
+def records_of(work: Path) -> list[dict]:
+    """Those of the runs of a work folder that are done, of the latest settings only."""
+    kept = work / "runs" / "ablation"
+    return latest(seeds.named(sorted((work / "ablation").glob("*/done.json")), lambda place: kept))
+
+
+def latest(found: list[dict]) -> list[dict]:
+    """Those made with the settings of the newest."""
+    newest = max(found, key=lambda record: record["created"])["config"]["asked"] if found else ""
     return [record for record in found if record["config"]["asked"] == newest]
 
 
@@ -163,25 +172,71 @@ def chain_table(records: list[dict], benchmark: str) -> Table:
 
 def attention_tables(records: list[dict], benchmark: str = ATTENTION, order: list[str] | None = None, baseline: str = BASELINE
                      ) -> list[Table]:
-    """Where the rows look: each number over seeds and tasks, and its paired difference to the baseline's."""
+    """The gaze box against other boxes, how spread and how steady the maps are: each number over seeds and tasks, and its paired difference
+    to the baseline's, that of the numbers of `scale_table` included."""
     looked = [r for r in records if r["benchmark"] == benchmark]
     has = lambda r: [*r["frames"], *r["frames"].get("jumps", ())]
     names = [name for start in LOOKED for name in (has(looked[0]) if looked else ())
              if name.startswith(start) and all(name in has(r) for r in looked)]
     found = {name: frames(looked, name, benchmark) for name in names}
     found = {name: rows for name, rows in found.items() if all(len(v) for by_seed in rows.values() for v in by_seed.values())}
-    short = lambda name: name.replace("attention mass, gaze box minus", "mass, minus").replace(" (5 of 200 px)", "").replace(
+    short = lambda name: name.replace("attention mass, gaze box minus", "mass, minus").replace(
         ", gaze box minus", ", minus").replace(" (over 0.2 of the width, frames 5 apart)", "")
     n = lambda rows: len(next(iter(next(iter(rows.values())).values())))
-    header = [f"{short(name)} (n = {n(rows)} tasks)" for name, rows in found.items()]
+    header = {name: f"{short(name)} (n = {n(rows)} tasks)" for name, rows in found.items()}
     limits = lambda name: (-1, 1) if " minus " in name else (0, 1)
     order = variants(looked) if order is None else order
     values = [[variant, str(len(found[MASS][variant])), *(results.shown(name, mean(rows[variant], limits(name), True))
-                                                          for name, rows in found.items())] for variant in order] if found else []
+                                                          for name, rows in found.items() if name not in OWN)]
+              for variant in order] if found else []
     wider = lambda name: (-2, 2) if " minus " in name else (-1, 1)
     apart = [[variant, *(_against(rows, variant, wider(name), True, baseline)[0] for name, rows in found.items())]
              for variant in order if variant != baseline] if any(baseline in rows for rows in found.values()) else []
-    return [(["row", "seeds", *header], values), ([f"row, minus {baseline}", *header], apart)]
+    return [(["row", "seeds", *(title for name, title in header.items() if name not in OWN)], values),
+            ([f"row, minus {baseline}", *header.values()], apart)]
+
+
+def scale_table(records: list[dict], benchmark: str = ATTENTION, order: list[str] | None = None) -> Table:
+    """The numbers in the gaze box itself, over seeds, between what uniform attention scores and what the box itself does: the most that a
+    map of so few tokens can. These two depend on the frames and the grid alone, which all rows share."""
+    looked, kinds = [r for r in records if r["benchmark"] == benchmark], attention.quantities().items()
+    uniform = [f"{name}, {attention.UNIFORM[key]}" for key, (name, _) in kinds]
+    itself = [f"{name}, {attention.ITSELF}" for _, (name, _) in kinds]
+    if not looked or any(name not in r["metrics"] for r in looked for name in (*OWN, *uniform, *itself)):
+        return ["row"], []
+    first, found = looked[0]["metrics"], [_own(looked, name) for name in OWN]
+    order = variants(looked) if order is None else order
+    seeds = {variant: str(len({r["seed"] for r in looked if r["variant"] == variant})) for variant in order}
+    rows = [[variant, seeds[variant], *(results.shown(name, metrics[variant]) for name, (metrics, _) in zip(OWN, found, strict=True))]
+            for variant in order]
+    alone = lambda title, names: [title, "", *(results.shown(name, first[name]) for name in names)]
+    return (["row", "seeds", *(f"{name} (n = {metrics[order[0]]['n']} {what})" for name, (metrics, what) in zip(OWN, found, strict=True))],
+            [alone("uniform attention", uniform), *rows, alone(attention.ITSELF, itself)])
+
+
+def _own(looked: list[dict], name: str) -> tuple[dict[str, dict], str]:
+    """({variant: metric over seeds}, what its n counts): tasks, where all records keep the number by frame; early ones do not but for the
+    mass. There episodes are counted, though those of a task are alike: such an interval is rather narrow."""
+    if all(name in r["frames"] for r in looked):
+        by_row = frames(looked, name, looked[0]["benchmark"])
+        return {variant: mean(by_seed, (0, 1), True) for variant, by_seed in by_row.items()}, "tasks"
+    metrics: dict[str, list[dict]] = {}
+    for r in looked:
+        metrics.setdefault(r["variant"], []).append(r["metrics"][name])
+    return {variant: over_seeds(some) for variant, some in metrics.items()}, "episodes"
+
+
+def attention_parts(records: list[dict], title: str, benchmark: str = ATTENTION, order: list[str] | None = None, baseline: str = BASELINE
+                    ) -> list[tuple[str, Table]]:
+    """(title, table) of everything about where the rows look."""
+    values, apart = attention_tables(records, benchmark, order, baseline)
+    return [(f"{title}: from uniform attention to the box itself", scale_table(records, benchmark, order)),
+            (f"{title}: against other boxes", values), (f"{title}, minus {baseline}", apart)]
+
+
+def span(values: list[float]) -> str:
+    """Mean over seeds [least, most]."""
+    return f"{np.mean(values):.3g} [{min(values):.3g}, {max(values):.3g}]" if values else "-"
 
 
 def offline_table(records: list[dict]) -> Table:
@@ -192,7 +247,6 @@ def offline_table(records: list[dict]) -> Table:
         errors = [r["metrics"]["motion error"]["value"] for r in mine]
         ends = [r["learning"]["held_out"][-1] for r in mine if r["learning"]["held_out"]]
         stops = [early_stop(r["learning"]) for r in mine]
-        span = lambda values: f"{np.mean(values):.3g} [{min(values):.3g}, {max(values):.3g}]" if values else "-"
         rows.append([variant, str(len(mine)), span(errors), span(ends),
                      ", ".join(f"{100 * stop['share']:.0f} %" if stop else "-" for stop in stops)])
     return ["row", "seeds", "motion error [least, most]", "action loss at the end, held-out episodes of the evaluation scene",
@@ -240,7 +294,7 @@ WAY = "On the way: does the gain level off? (Looks into one run, whose learning 
 def markdown(records: list[dict]) -> str:
     """All tables, one after another."""
     parts = [(f"Chains of five: {name} (not comparable with the paper)", chain_table(records, name)) for name in chain_benchmarks(records)]
-    parts += [("Attention on held-out frames", table) for table in attention_tables(records)]
+    parts += attention_parts(records, "Attention on held-out frames")
     parts += [("Offline, held-out episodes", offline_table(records)), (WAY, way_table(records))]
     return "\n\n".join(f"## {title}\n\n{results.markdown(*table)}" for title, table in parts if table[1]) + "\n"
 
@@ -290,10 +344,10 @@ def publish(work: Path, target: Path, drawn: Iterable[str] = (), log=print) -> P
 
 
 def write(work: Path, log=print) -> list[dict]:
-    """`<work>/ablation.md` and `<work>/figures/ablation_*.png` from the records; returns them."""
+    """`<work>/ablation.md` and `<work>/figures/ablation_*.png` from the records of what is done; returns them."""
     from repro import ablation_figures, pictures
 
-    records = load(work / "runs" / "ablation")
+    records = records_of(work)
     if records:
         (work / "ablation.md").write_text(markdown(records))
         for name, figure in ablation_figures.everything(records).items():

@@ -12,11 +12,9 @@ import math
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from repro import change_asked, change_experiments, change_tables, freshness, results, run_records, seeds
 from repro.evaluation import localisation
-from repro.intervals import t95
+from repro.intervals import over_seeds
 from repro.profiles import Profile
 from repro.seeds import FLOORS, Clock, OutOfTime, Run, is_done
 from repro.training import launch
@@ -87,17 +85,6 @@ def records(work: Path) -> list[dict]:
     asked = json.loads(notes[-1].read_text())["asked"] if notes else ""
     told = [(path, json.loads(path.read_text())) for path in notes]
     return [run_records.load(path.parent / "runs" / name) for path, note in told if note["asked"] == asked for name in note["records"]]
-
-
-def over_seeds(metrics: list[dict], most: float = 1.0) -> dict:
-    """One metric of several seeds on the same test pairs: the mean; its 95 % interval adds the spread of the seeds (Student's) and, of a
-    seed, that of the pairs, as independent errors, and is cut at 0 and at the `most` that the metric can be."""
-    values = np.array([metric["value"] for metric in metrics])
-    between = t95(len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    below, above = (float(np.mean([abs(metric["value"] - metric[side]) for metric in metrics])) for side in ("low", "high"))
-    mean = float(values.mean())
-    return {"value": mean, "n": metrics[0]["n"], "seeds": len(values), "low": max(0.0, mean - float(np.hypot(between, below))),
-            "high": min(most, mean + float(np.hypot(between, above)))}
 
 
 def _rows(found: list[dict], asks: str) -> dict[str, list[dict]]:

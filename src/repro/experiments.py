@@ -243,13 +243,13 @@ def score_offline(settings: Profile, work: Path, models: dict[str, object], seed
 # ---- pictures and attention --------------------------------------------------------------------------------------------------------
 
 def attention_frames(store: Store, count: int, episodes: list | None = None) -> list[dict]:
-    """About `count` frames with a true gaze box, spread evenly over the episodes (all of the store): the step's columns, `task`, `episode`
-    and `step`."""
+    """About `count` frames with a true gaze box (any, of data without boxes), spread evenly over the episodes (all of the store): the
+    step's columns, `task`, `episode` and `step`."""
     episodes = store.episodes if episodes is None else episodes
     each, found = max(1, count // max(1, len(episodes))), []
     for info in episodes[:: max(1, len(episodes) // count)]:
         columns = store.read(info.index).columns
-        sure = [t for t in range(info.length) if columns["gaze.source"][t] != "fallback"]
+        sure = [t for t in range(info.length) if "gaze.source" not in columns or columns["gaze.source"][t] != "fallback"]
         for t in [sure[int(i)] for i in np.linspace(0, len(sure) - 1, min(each, len(sure))).round()] if sure else []:
             found.append(_frame(info, columns, t))
     return found

@@ -42,3 +42,14 @@ def t95(freedom: int) -> float:
     if freedom < 1:
         raise ValueError(f"no spread can be estimated from {freedom + 1} values")
     return points[freedom - 1] if freedom <= len(points) else 1.96 + 2.6 / freedom
+
+
+def over_seeds(metrics: list[dict], most: float = 1.0) -> dict:
+    """One metric of several seeds on the same pairs (or frames): the mean; its 95 % interval adds the spread of the seeds (Student's) and,
+    of a seed, that of the pairs (or episodes), as independent errors, and is cut at 0 and at the `most` that the metric can be."""
+    values = np.array([metric["value"] for metric in metrics])
+    between = t95(len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    below, above = (float(np.mean([abs(metric["value"] - metric[side]) for metric in metrics])) for side in ("low", "high"))
+    mean = float(values.mean())
+    return {"value": mean, "n": metrics[0]["n"], "seeds": len(values), "low": max(0.0, mean - float(np.hypot(between, below))),
+            "high": min(most, mean + float(np.hypot(between, above)))}

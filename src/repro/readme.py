@@ -1,11 +1,13 @@
 """README's tables, each between two marks, written from the run records.
 
     write_readme("README.md", "results/cpu")        # python -m repro.results --readme results/cpu
+
+The full tables beside the published records (results/cpu/*.md) are written with them.
 """
 
 from pathlib import Path
 
-from repro import ablation_tables, change_ablation, vla_ablation
+from repro import ablation_tables, change_ablation, run_records, vla_ablation
 from repro.real_tables import real_section
 from repro.results import between
 
@@ -17,9 +19,21 @@ CHANGE_START, CHANGE_END = "<!-- change agent: written by the same command from 
 CHECK_START, CHECK_END = "<!-- check: results/cpu/check.txt, written by `repro evaluate --check --out` -->", "<!-- end of check -->"
 
 
+def tables(folder: Path) -> dict[str, str]:
+    """{file: its text} of the full tables of `results/<profile>`, from the records there."""
+    runs = folder / "runs"
+    found = {"ablation.md": (ablation_tables, ablation_tables.load(runs / "ablation")),
+             "vggt_vla.md": (vla_ablation, vla_ablation.load([runs / "vggt_vla"])),
+             "change_agent.md": (change_ablation, run_records.load_all(runs / "change_agent"))}
+    return {name: of.markdown(records) for name, (of, records) in found.items() if records}
+
+
 def write_readme(readme: str | Path, folder: str | Path) -> None:
-    """Put between their marks in the README: the ablations of `folder`, its check.txt, and `real_section(folder/../sims)`."""
+    """Put between their marks in the README: the ablations of `folder`, its check.txt, and `real_section(folder/../sims)`; the full
+    `tables` of `folder` into their files."""
     text, folder = Path(readme).read_text(), Path(folder)
+    for name, full in tables(folder).items():
+        (folder / name).write_text(full)
     for start, end, section in ((START, END, ablation_tables.readme_section(folder)),
                                 (VLA_START, VLA_END, vla_ablation.readme_section(folder)),
                                 (CHANGE_START, CHANGE_END, change_ablation.readme_section(folder)),

@@ -27,6 +27,7 @@ from repro.training.budget import Budget
 from repro.training.checkpoint import alone  # noqa: F401 (for callers)
 
 FLOORS = "floors"  # not a row that is trained: random, constant, replay, ..., a row with blanked pictures and shuffled instruction
+WITHOUT_WEIGHTS = "floors without weights"  # those of them that no trained row is needed for, where a system does them apart
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,16 @@ def is_done(system, settings: Profile, work: Path, run: Run) -> bool:
     found = json.loads(note.read_text()) if note.is_file() else {}
     return found.get("asked") == system.digest(settings, work) and all(
         (system.kept(work, run) / name).is_file() for name in found["records"])
+
+
+def named(notes: Iterable[Path], kept: Callable[[Path], Path]) -> list[dict]:
+    """The records of the runs that left these notes (done.json), of those whose records are all there. A run that was cut may have left
+    records, and no note. kept: a run's folder -> that of its records."""
+    found = []
+    for note in notes:
+        files = [kept(note.parent) / name for name in json.loads(note.read_text())["records"]]
+        found += [run_records.load(file) for file in files] if all(file.is_file() for file in files) else []
+    return found
 
 
 def do(system, settings: Profile, work: Path, run: Run, minutes: float = 0.0, log=print) -> bool:

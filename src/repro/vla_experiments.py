@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from repro import attention, attention_figures, experiments, machine, pictures
 from repro.data import libero_hdf5
 from repro.data.batches import held_out_episodes
 from repro.data.episodes import Store
 from repro.evaluation import chains, suites
+from repro.evaluation.policies import load_policy
 from repro.intervals import wilson
 from repro.machine import UserError
 from repro.models import sentences
@@ -35,6 +35,7 @@ ROWS = {  # name -> what it changes in the preset
 HELD_OUT = 0.1  # share of the episodes that is not trained on
 MAX_STEPS = 280  # of a rollout, as in libero_object
 FEW = 20  # rollouts for which starting processes of their own is not worth it
+WIDE = (suites.GROCERY, "libero_object")  # suites that have the wide layout
 EXECUTE = 4  # actions of each chunk of 8, for every row; chosen without a record (papers/vggt_vla/notes.md)
 
 
@@ -105,15 +106,10 @@ def encode(store: Store, preset: str) -> str:
 
 def load(work: Path, rows: list[str], seed: int = 0, preset: str = "vggt_tiny", best: bool = False) -> dict[str, VGGTVLA]:
     """Trained rows from their last checkpoints, or those of the lowest held-out loss. On each: `trained`, how far; `minutes`, how long."""
-    found = {}
+    found, store = {}, data(work)
     for row in rows:
         place = folder(work, row, seed, preset)
-        path = checkpoint.need(place / "best" if best else place)
-        model, about = VGGTVLA.load(path, store=data(work)), checkpoint.about(path)
-        lines = read_metrics(place / "metrics.jsonl")
-        model.minutes = next(line["seconds"] for line in lines if line["step"] == about["step"]) / 60
-        model.trained = {key: about[key] for key in ("step", "train", "clockwork", "data", "commit", "peak_memory_gib") if key in about}
-        found[row] = model.to("cuda" if torch.cuda.is_available() else "cpu")
+        found[row] = load_policy(checkpoint.need(place / "best" if best else place, "06"), store, place)
     return found
 
 
@@ -152,7 +148,7 @@ def held_out_table(work: Path, models: dict[str, VGGTVLA], seed: int, preset: st
 
 
 def held_out_frames(store: Store, count: int) -> list[dict]:
-    """About `count` frames with a true gaze box from the episodes that are not trained on."""
+    """About `count` frames with a true gaze box (any, where the data have no boxes) from the episodes that are not trained on."""
     aside = held_out_episodes(store.episodes, HELD_OUT)
     return experiments.attention_frames(store, count, [episode for episode in store.episodes if episode.index in aside])
 
@@ -167,15 +163,30 @@ def attention_columns(model: VGGTVLA, store: Store, count: int, source: str = "q
     return columns, [frame["task_id"] for frame in frames]
 
 
-def attention_figure(models: dict[str, VGGTVLA], store: Store, count: int, note: str, shown: int = 3, source: str = "queries"):
-    """Figure: the same held-out frames for each model, and under each column the numbers over all of them."""
+def attention_figure(models: dict[str, VGGTVLA], store: Store, count: int, note: str, shown: int = 3, source: str = "queries", log=print):
+    """Figure: the same held-out frames for each model, and under each column the numbers over all of them; maps alone, and a line that says
+    so, where the data have no gaze boxes."""
     frames = held_out_frames(store, count)
     maps = {row: experiments.attention_of(model, frames, source=source) for row, model in models.items()}
-    numbers = {row: attention.averages(experiments.attention_columns(found, frames)) for row, found in maps.items()}
     picks = [len(frames) * i // shown for i in range(shown)]
+    if "gaze.box" not in store.columns:
+        log(f"{store.folder} has no gaze boxes: maps are drawn, and nothing is measured")
+        return _maps_alone([frames[i] for i in picks], {row: found[picks] for row, found in maps.items()})
+    numbers = {row: attention.averages(experiments.attention_columns(found, frames)) for row, found in maps.items()}
     rows = [(frames[i]["task"], frames[i]["observation.images.static"], {row: maps[row][i] for row in maps}, frames[i]["gaze.box"])
             for i in picks]
     return attention_figures.compare(rows, f"{note} {experiments.CAUTION}", numbers)
+
+
+def _maps_alone(frames: list[dict], maps: dict[str, np.ndarray]):
+    """Figure: the frames, each with every model's map, on one colour scale."""
+    top = max(attention_figures.LEAST, *(float(attention_figures.relative(one).max()) for found in maps.values() for one in found))
+    shots, labels = [], []
+    for i, frame in enumerate(frames):
+        image = frame["observation.images.static"]
+        shots += [image, *(attention_figures.overlay(image, found[i], top=top) for found in maps.values())]
+        labels += [frame["task"], *maps]
+    return pictures.sheet(shots, labels, 1 + len(maps), "attention, without gaze boxes to measure it")
 
 
 # ---- closed loop -------------------------------------------------------------------------------------------------------------------
@@ -195,7 +206,7 @@ def plan(settings: Profile, store: Store, layout: str = "wide", seed: int = 0, s
                         ", ".join(found) or "; ".join(unclear[:3]),
                         "give suite=" + " or ".join(found) if found else "repro evaluate --suite SUITE --tasks NAME,NAME --no-floors")
     suite = suite or next(iter(found))
-    layout = layout if suite in (suites.GROCERY, "libero_object") else "official"
+    layout = layout if suite in WIDE else "official"
     here = suites.plan_of(suite, layout, settings.vla_episodes, found[suite], seed=seed, execute=EXECUTE, **suites.sizes_of(store))
     if layout == "wide" and (twice := suites.begun(store, here.chains)):
         raise UserError(f"{store.folder} has demonstrations of starts that are evaluated", "none", f"{len(twice)}, the first {twice[0]}",
@@ -203,10 +214,27 @@ def plan(settings: Profile, store: Store, layout: str = "wide", seed: int = 0, s
     return here
 
 
-def floors_of(row: str, model: VGGTVLA, store: Store, here: suites.Plan, seed: int = 0) -> dict[str, object]:
-    """What a score is seen beside: `model` itself with blanked pictures and shuffled sentences; replay, random, constant, expert."""
+def layouts(suite: str) -> tuple[str, ...]:
+    """Those that a suite can be evaluated in."""
+    return ("wide", "official") if suite in WIDE else ("official",)
+
+
+def floors_of(row: str, model: VGGTVLA | None, store: Store, here: suites.Plan, seed: int = 0) -> dict[str, object]:
+    """What a score is seen beside: `model` itself with blanked pictures and shuffled sentences; replay, random, constant, expert. With None
+    the model, those that need its weights cannot act: see `needs_weights`."""
     found = suites.beside(model, suites.recorded(store), here, seed)
-    return {f"{row}, {name}" if name in ("images blanked", "shuffled instruction") else name: floor for name, floor in found.items()}
+    return {f"{row}, {name}" if needs_weights(name) else name: floor for name, floor in found.items()}
+
+
+def needs_weights(floor: str) -> bool:
+    """Whether a floor of this name is a trained policy, hindered."""
+    return floor.endswith(("images blanked", "shuffled instruction"))
+
+
+def repeated(store: Store, starts: list) -> int | None:
+    """How many of the starts a demonstration began from; None where the store does not say where its demonstrations began."""
+    told = any("init" in info.info.get("state", {}) for info in store.episodes)
+    return len(suites.begun(store, starts)) if told else None
 
 
 def roll_out(settings: Profile, work: Path, models: dict[str, VGGTVLA], seed: int = 0, layout: str = "wide", log=print) -> list[dict]:
@@ -216,7 +244,7 @@ def roll_out(settings: Profile, work: Path, models: dict[str, VGGTVLA], seed: in
     for suite in suites.tasks_of(store)[0] or [""]:
         here = plan(settings, store, layout, seed, suite, log)
         floors = floors_of(seeing[-1], models[seeing[-1]], store, here, seed) if seeing else {}
-        about = {"profile": settings.name, "starts of demonstrations": len(suites.begun(store, here.chains))}
+        about = {"profile": settings.name, "starts of demonstrations": repeated(store, here.chains)}
         found += suites.score({**models, **floors}, here, work, store, seed=seed, simulators=settings.simulators, renew=True, config=about,
                               log=log)
     return found

@@ -15,7 +15,8 @@ def pixels(box: np.ndarray, height: int, width: int, margin: float = 0.0, minimu
 
     margin: share of the box's own sides added at each side. minimum: least side in pixels, reached by growing about the centre and,
     at the border, by moving inwards (never more than the image). truncate: both corners rounded down, as upstream (`box.astype(int)`,
-    main_worker.py), which leaves out a last row and column that is covered in part. NaN, inverted or empty boxes and boxes off the image are errors.
+    main_worker.py), which leaves out a last row and column that is covered in part. NaN, inverted or empty boxes and boxes off the
+    image are errors.
     """
     box = np.asarray(box, dtype=np.float64)
     if box.shape != (4,) or not np.isfinite(box).all() or box[2] <= box[0] or box[3] <= box[1]:

@@ -451,9 +451,11 @@ def test_compare_shares_one_scale_and_names_the_numbers(tmp_path):
     figure = figures.compare([row, row], A.caption("rollout"), {name: metrics for name in row[2]})
     below = figure.axes[7].get_xlabel()
     m = metrics["attention mass in the gaze box"]
-    assert f"mass in the box {m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]" in below and "n = 8 episodes" in below
+    assert f"mass in the box {m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}], n = 8" in below and "mean over\nepisodes" in words(figure)
+    by_task = A.averages(A.frame_numbers(looks, boxes, episodes, [f"t{e % 3}" for e in episodes]), 0, [f"t{e % 3}" for e in episodes])
+    assert by_task["attention mass in the gaze box"]["n"] == 3, "tasks are counted where they are told"
     assert "another episode's box" in below and "same task's box" in below and "pointing game" in below and "rollout" in words(figure)
-    assert "episodes" not in figure.axes[3].get_xlabel(), "once, below the last row"
+    assert "mass in the box" not in figure.axes[3].get_xlabel(), "once, below the last row"
 
 
 def test_gallery_is_a_strip_of_the_episode():

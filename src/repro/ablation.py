@@ -100,6 +100,9 @@ def _trained(settings: Profile, work: Path, run: Run, clock: Clock, log) -> list
     _train(experiments.job(settings, work, run.row, run.seed, run.corrupt, clock.left()), log)
     place = experiments.folder(work, run.row, run.seed, run.corrupt)
     model = experiments.load_run(place)
+    if run.row in experiments.PRETRAINED:  # a row costs what the stage before it did, too
+        before = experiments.folder(work, f"pretraining {experiments.PRETRAINED[run.row][0]}", run.seed)
+        model.minutes += read_metrics(before / "metrics.jsonl")[-1]["seconds"] / 60
     found = _evaluate(settings, work, run, {run.variant: model}, clock, log)
     clock.check()
     found += [_look(settings, work, run, model), _offline(settings, work, run, model, place)]
@@ -234,7 +237,8 @@ def _floors(settings: Profile, work: Path, run: Run, clock: Clock, log) -> list[
                         f"do them there, or leave this seed out (--seeds), or remove {work / 'ablation' / place.name}")
     if last is None or checkpoint.about(last)["step"] < settings.train_steps:
         raise OutOfTime("gaze with this seed is not trained yet")
-    scored = experiments.policies({"gaze": experiments.load_run(place)}, work, language.VALIDATION, run.seed)
+    told = {task: language.VALIDATION[task] for task in tasks.check_tasks(settings.tasks)}
+    scored = experiments.policies({"gaze": experiments.load_run(place)}, work, told, run.seed)
     return _evaluate(settings, work, run, {name: policy for name, policy in scored.items() if name != "gaze"}, clock, log)
 
 
@@ -289,11 +293,12 @@ def draw(settings: Profile, work: Path) -> list[str]:
     models, store = experiments.load(work, seed, tuple(done)), Store(work / "store" / "validation")
     frames = experiments.attention_frames(store, settings.attention_frames)
     maps = {row: experiments.attention_of(model, frames) for row, model in models.items()}
-    numbers = {row: attention.averages(experiments.attention_columns(static, frames, seed), seed) for row, static in maps.items()}
+    tasks_ = [frame["task_id"] for frame in frames]
+    numbers = {row: attention.averages(experiments.attention_columns(static, frames, seed), seed, tasks_) for row, static in maps.items()}
     picks = [frames[len(frames) * i // 3] for i in range(3)]
     shown = [(frame["task"], frame["observation.images.static"], {row: maps[row][len(frames) * i // 3] for row in maps}, frame["gaze.box"])
              for i, frame in enumerate(picks)]
-    figures = {"attention": attention_figures.compare(shown, f"{attention.caption()} {experiments.CAUTION}", numbers),
+    figures = {"attention": attention_figures.compare(shown, f"{attention.caption()} {experiments.CAUTION}", numbers, "tasks"),
                "reconstruction": experiment_figures.reconstructions(models["gaze"], work, seed=seed)}
     for name, figure in figures.items():
         pictures.keep(figure, work / "figures" / f"{name}.png")

@@ -13,7 +13,12 @@ STYLES = (("0.0", "-", "o"), ("0.5", "--", "s"), ("0.3", ":", "^"), ("0.65", "-.
           ("0.45", (0, (1, 2)), "P"), ("0.75", "-", "X"), ("0.6", "--", "*"))
 MARKS = "ovs^DPX*"  # of seeds
 SEED = {"color": "0.45", "markersize": 5, "markerfacecolor": "white", "linestyle": "none"}
-NOTE = "bars: 95 % intervals over seeds and {what}; not comparable with the paper"
+
+
+def _note(records: list[dict], what: str) -> str:
+    """What bars are; of one seed they know nothing of other seeds."""
+    over = f"seeds and {what}" if len({r["seed"] for r in records}) > 1 else f"{what} (one seed: nothing is said of others)"
+    return f"bars: 95 % intervals over {over}; not comparable with the paper"
 
 
 def everything(records: list[dict]) -> dict[str, Figure]:
@@ -50,7 +55,7 @@ def rows(records: list[dict]) -> Figure | None:
     for k, seed in enumerate(seeds):
         figure.axes[0].plot([], [], MARKS[k % len(MARKS)], **SEED, label=f"seed {seed}")
     figure.legend(loc="outside lower center", ncols=1 + len(seeds), frameon=False, fontsize=8)
-    figure.suptitle(NOTE.format(what="start states"), fontsize=8)
+    figure.suptitle(_note(records, "start states"), fontsize=8)
     return figure
 
 
@@ -108,7 +113,7 @@ def wrong_boxes(records: list[dict]) -> Figure | None:
         _plain(axis)
     left.set_ylabel("average length (tasks in a row)")
     right.set_ylabel("attention mass in the gaze box\nminus in another episode's box")
-    figure.suptitle(NOTE.format(what="start states, or tasks"), fontsize=8)
+    figure.suptitle(_note(records, "start states, or tasks"), fontsize=8)
     return figure
 
 
@@ -117,10 +122,10 @@ def _n(mine: list) -> str:
     return f"{seeds} seed{'s' * (seeds > 1)}, n = {mine[0][1]['n']}"
 
 
-def _line(axis, at, metrics: list[dict], shade, dash, mark, label: str) -> None:
+def _line(axis, at, metrics: list[dict], shade, dash, mark, label: str, bars: bool = True) -> None:
     values = np.array([metric["value"] for metric in metrics])
     error = np.abs(np.array([[metric["low"], metric["high"]] for metric in metrics]).T - values)
-    axis.errorbar(at, values, yerr=error, color=shade, linestyle=dash, marker=mark, capsize=3, linewidth=1.5, label=label)
+    axis.errorbar(at, values, yerr=error if bars else None, color=shade, linestyle=dash, marker=mark, capsize=3, linewidth=1.5, label=label)
 
 
 def on_the_way(records: list[dict]) -> Figure | None:
@@ -131,26 +136,29 @@ def on_the_way(records: list[dict]) -> Figure | None:
     figure = Figure(figsize=(12, 3.9), layout="constrained", dpi=130)
     at = np.array([mark["epochs"] for mark in marks])
     panels = figure.subplots(1, 3)
+    apart = 0.012 * at[-1]  # the two rows stand beside each other
     for axis, what in zip(panels, ("success", "attention"), strict=False):
         for k, name in enumerate((BASELINE, "gaze")):
-            mine = [(x, mark[what][name]) for x, mark in zip(at, marks, strict=True) if name in mark[what]]
+            mine = [(x + k * apart, mark[what][name]) for x, mark in zip(at, marks, strict=True) if name in mark[what]]
             if mine:
                 _line(axis, [x for x, _ in mine], [m for _, m in mine], *STYLES[k], f"{name} ({_n(mine)})")
     for k, (what, label) in enumerate((("success", "single tasks solved (share)"), ("attention", "attention gain in the box (share)"))):
-        mine = [(x, mark[f"{what} gain"]) for x, mark in zip(at, marks, strict=True) if mark[f"{what} gain"]]
-        if mine:
-            _line(panels[2], [x * (1 + 0.01 * k) for x, _ in mine], [m for _, m in mine], *STYLES[k], f"{label}, {_n(mine)}")
-    for name, stop in _stops(records, at[-1] / marks[-1]["step"]).items():
-        panels[2].axvline(stop, color="0.5", linestyle="-." if name == "gaze" else ":", linewidth=1.2,
-                          label=f"held-out loss least, in hindsight: {name}")
+        mine = [(x + k * apart, mark[f"{what} gain"]) for x, mark in zip(at, marks, strict=True) if mark[f"{what} gain"]]
+        if mine:  # a difference of one seed has no interval
+            _line(panels[2], [x for x, _ in mine], [m for _, m in mine], *STYLES[k], f"{label}, {_n(mine)}", mine[0][1]["seeds"] > 1)
+    stops = _stops(records, at[-1] / marks[-1]["step"])
+    for stop in sorted(set(stops.values())):
+        names = sorted(name for name, at_ in stops.items() if at_ == stop)
+        panels[2].axvline(stop, color="0.5", linestyle="-." if "gaze" in names else ":", linewidth=1.2,
+                          label=f"held-out loss least, in hindsight: {', '.join(names)}")
     panels[2].axhline(0, color="0.7", linewidth=0.8)
-    panels[2].margins(y=0.35)
+    panels[2].margins(y=0.9)  # room for the legend
     for axis, label in zip(panels, ("single tasks solved (share)", "attention mass in the gaze box\nminus in another episode's box",
                                     "gaze minus baseline"), strict=True):
         axis.set(xlabel="epochs of training", ylabel=label, xlim=(0, at[-1] * 1.05))
-        axis.legend(frameon=False, fontsize=7)
+        axis.legend(frameon=axis is panels[2], framealpha=1, edgecolor="white", fontsize=7)
         _plain(axis)
-    figure.suptitle(NOTE.format(what="start states, or tasks") + "; marks of one run, whose learning rate ends at 0", fontsize=8)
+    figure.suptitle(_note(records, "start states, or tasks") + "; marks of one run, whose learning rate ends at 0", fontsize=8)
     return figure
 
 
@@ -188,10 +196,22 @@ def learning(records: list[dict]) -> Figure | None:
         axis.yaxis.set_major_formatter("{x:.2g}")
         axis.tick_params(axis="y", which="both", labelsize=7)
         _plain(axis)
+    width = {r["config"].get("policy", {}).get("model", {}).get("soft_bins", 0.0) for r in mine}
+    if len(width) == 1 and (bins := width.pop()):
+        for axis in axes:
+            axis.axhline(least_loss(bins), color="0.5", linestyle=(0, (4, 3)), linewidth=1,
+                         label=f"least possible with targets over {bins:g} bins")
     axes[0].set_ylabel("cross-entropy of the action tokens (nats)")
     axes[1].legend(frameon=False, fontsize=7.5, handlelength=4)
     figure.suptitle("lines: mean over seeds; bands: range of seeds", fontsize=8)
     return figure
+
+
+def least_loss(width: float) -> float:
+    """Entropy (nats) of a Gaussian over bins, `width` bins wide: cross-entropy against such a target cannot be lower."""
+    weight = np.exp(-0.5 * (np.arange(-50, 51) / width) ** 2)
+    weight /= weight.sum()
+    return float(-(weight * np.log(weight)).sum())
 
 
 def _plain(axis) -> None:

@@ -7,9 +7,9 @@ Chains: each seed has start states of its own, the same for all rows. So the mea
 their interval is Student's, S - 1 degrees of freedom; never narrower than what the start states alone leave open. With one seed there is an
 interval of start states, and none of a difference: what other seeds would have given is not known.
 Attention, and tasks on the way: frames and start states are the same for all seeds. There an interval draws seeds and, independently of
-them, tasks (or start states), both with replacement, and averages over all pairs drawn; the spread of the seeds is widened to Student's.
-The one comparison that was named before the numbers came: gaze minus baseline, average length, evaluation scene. The others are a look
-around, each with an interval of its own that knows nothing of how many there are.
+them, tasks (or start states), both with replacement, and averages over all pairs drawn; the spread of both is widened to Student's.
+The one comparison that counts: gaze minus baseline, average length, evaluation scene, of the seeds after the first, whose numbers were seen
+before it was named. The others are a look around, each with an interval of its own that knows nothing of how many there are.
 """
 
 from collections.abc import Iterable
@@ -43,9 +43,12 @@ def records_of(work: Path) -> list[dict]:
 
 
 def latest(found: list[dict]) -> list[dict]:
-    """Those made with the settings of the newest."""
+    """Those made with the settings of the newest; of what was done twice the newer."""
     newest = max(found, key=lambda record: record["created"])["config"]["asked"] if found else ""
-    return [record for record in found if record["config"]["asked"] == newest]
+    of = {}
+    for record in sorted((one for one in found if one["config"]["asked"] == newest), key=lambda one: one["created"]):
+        of[record["variant"], record["seed"], record["benchmark"], record["config"].get("step")] = record
+    return [record for record in found if any(record is kept for kept in of.values())]
 
 
 def variants(records: Iterable[dict]) -> list[str]:
@@ -105,8 +108,8 @@ def crossed(values: np.ndarray, bounds: tuple[float, float], draws: int = 4000, 
         low, high = bootstrap(values[0], bounds)
     else:
         rng = np.random.default_rng(seed)
-        rows, columns = (rng.multinomial(size, np.full(size, 1 / size), draws) / size for size in (S, n))
-        rows = 1 / S + (rows - 1 / S) * ((S / (S - 1)) ** 0.5 * t95(S - 1) / 1.96 if S > 1 else 1)
+        widened = lambda size: (size / (size - 1)) ** 0.5 * t95(size - 1) / 1.96 if size > 1 else 1.0
+        rows, columns = (1 / size + (rng.multinomial(size, np.full(size, 1 / size), draws) - 1) / size * widened(size) for size in (S, n))
         low, high = np.percentile(((rows @ values) * columns).sum(1), [2.5, 97.5])
     return _metric(mean, low, high, bounds, n, S)
 
@@ -240,17 +243,19 @@ def span(values: list[float]) -> str:
 
 
 def offline_table(records: list[dict]) -> Table:
-    """Action error and held-out loss, mean over seeds [least, most], and where the held-out loss was least."""
-    rows = []
+    """Action error over seeds and episodes; the held-out loss at the end, mean over seeds [least, most]; where it was least."""
+    rows, counted = [], "-"
     for variant in variants(r for r in records if r["benchmark"] == OFFLINE):
         mine = [r for r in records if r["benchmark"] == OFFLINE and r["variant"] == variant]
-        errors = [r["metrics"]["motion error"]["value"] for r in mine]
+        error = over_seeds([r["metrics"]["motion error"] for r in mine], np.inf)
+        counted = error["n"]
         ends = [r["learning"]["held_out"][-1] for r in mine if r["learning"]["held_out"]]
         stops = [early_stop(r["learning"]) for r in mine]
-        rows.append([variant, str(len(mine)), span(errors), span(ends),
-                     ", ".join(f"{100 * stop['share']:.0f} %" if stop else "-" for stop in stops)])
-    return ["row", "seeds", "motion error [least, most]", "action loss at the end, held-out episodes of the evaluation scene",
-            "where it is least, in hindsight (share of the steps)"], rows
+        rows.append([variant, str(len(mine)), results.shown("motion error", error), span(ends) if len(ends) > 1 else f"{ends[0]:.3g}"
+                     if ends else "-", ", ".join(f"{100 * stop['share']:.0f} %" if stop else "-" for stop in stops)])
+    return ["row", "seeds", f"motion error (n = {counted} episodes)",
+            "action loss at the end, 8 held-out batches of the evaluation scene; of several seeds the mean [least, most]",
+            "where it is least, in hindsight (share of the steps; neighbours hardly differ)"], rows
 
 
 def early_stop(learning: dict) -> dict | None:
@@ -317,19 +322,11 @@ def short_table(records: list[dict]) -> Table:
 def readme_section(folder: Path | str) -> str:
     """What README says of the ablation in `results/<profile>`: how it was made, and the chains."""
     records = load(Path(folder) / "runs" / "ablation")
-    trained = sum(r["benchmark"] == OFFLINE for r in records)
-    return (f"{seeds.where_from(records, folder)}; {trained} trained runs, training and chains of each at most {longest(records):.0f} min "
-            f"on one core. **Not comparable with the paper.**\n\n{results.markdown(*short_table(records))}\n")
-
-
-def longest(records: list[dict]) -> float:
-    """Minutes of the longest run: training, and the chains of both benchmarks (of the session that finished them)."""
-    spent: dict[tuple, float] = {}
-    for r in records:
-        if "average length" in r["metrics"] and "training_minutes" in r:
-            key = r["variant"], r["seed"]
-            spent[key] = spent.get(key, r["training_minutes"]) + r["minutes"] - r["training_minutes"]
-    return max(spent.values(), default=0.0)
+    trained = [r for r in records if r["benchmark"] == OFFLINE]
+    spent = [r["training_minutes"] for r in trained if "training_minutes" in r]
+    took = f", training of {min(spent):.0f} to {max(spent):.0f} min each on one core" if spent else ""
+    return (f"{seeds.where_from(records, folder)}; {len(trained)} trained runs{took}. **Not comparable with the paper.**\n\n"
+            f"{results.markdown(*short_table(records))}\n")
 
 
 def publish(work: Path, target: Path, drawn: Iterable[str] = (), log=print) -> Path:

@@ -391,9 +391,12 @@ def _metric(values: np.ndarray, episodes: np.ndarray, bounds: tuple[float, float
     return {"value": value, "n": len(means), "low": min(low, value), "high": max(high, value)}
 
 
-def averages(columns: dict[str, np.ndarray], seed: int = 0) -> dict[str, dict]:
-    """Metrics of a run record: mean per episode, mean over episodes (n counts them), 95 % interval by bootstrap over episodes."""
-    return {name: _metric(values, columns["episode"], (-1, 1) if " minus " in name else (0, 1), seed)
+def averages(columns: dict[str, np.ndarray], seed: int = 0, tasks: list[str] | None = None) -> dict[str, dict]:
+    """Metrics of a run record: mean per episode, mean over episodes (n counts them), 95 % interval by bootstrap over episodes.
+
+    tasks: that of each frame; these are then counted instead, since episodes of a task show much the same."""
+    of = columns["episode"] if tasks is None else np.unique(tasks, return_inverse=True)[1]
+    return {name: _metric(values, of, (-1, 1) if " minus " in name else (0, 1), seed)
             for name, values in columns.items() if name != "episode" and not np.isnan(values).all()}
 
 

@@ -75,11 +75,12 @@ def _bare(axis) -> None:
 # ---- models side by side -------------------------------------------------------------------------------------------------------
 
 def compare(rows: list[tuple[str, np.ndarray, dict[str, np.ndarray], np.ndarray]], note: str = "",
-            numbers: dict[str, dict[str, dict]] | None = None) -> Figure:
+            numbers: dict[str, dict[str, dict]] | None = None, counted: str = "episodes") -> Figure:
     """One row per frame, the picture and then one map per model (or per reduction) on one colour scale, its mass in the box below.
 
     rows: (label, static image uint8 (H, W, 3), {model name: static map (rows, columns)}, gaze box xyxy in [0, 1]); every row names the
-    same models in the same order. numbers: {model name: metrics of attention.averages}, written under the columns with n and interval.
+    same models in the same order. numbers: {model name: metrics of attention.averages}, written under the columns with interval and n of
+    what is `counted`.
     """
     names = list(rows[0][2])
     top = max(LEAST, max(float(relative(static).max()) for _, _, maps, _ in rows for static in maps.values()))
@@ -103,7 +104,8 @@ def compare(rows: list[tuple[str, np.ndarray, dict[str, np.ndarray], np.ndarray]
     for axis, text in zip(axes[-1, 1:], lines, strict=False):
         axis.set_xlabel(axis.get_xlabel() + "\n\n" + "\n".join(text), fontsize=8)
     if lines:
-        axes[-1, 0].set_xlabel(axes[-1, 0].get_xlabel() + "\n\n" + "All measured frames, mean over\nepisodes [95 % interval]:", fontsize=8)
+        said = f"All measured frames, mean over\n{counted} [95 % interval]:"
+        axes[-1, 0].set_xlabel(f"{axes[-1, 0].get_xlabel()}\n\n{said}", fontsize=8)
     _bar(figure, axes, top)
     figure.get_layout_engine().set(h_pad=0.08)
     figure.supxlabel(textwrap.fill(note or caption(), 45 * (1 + len(names))), fontsize=7)
@@ -116,8 +118,8 @@ def _numbers(metrics: dict[str, dict]) -> list[str]:
               ("same task's box", "attention mass in the same task's box elsewhere"),
               ("uniform", f"attention mass, {UNIFORM['mass']}")]
     wanted += [("pointing game", name) for name in metrics if name.startswith("pointing") and name.endswith("in the gaze box")]
-    lines = [f"{label} {m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]" for label, name in wanted if (m := metrics.get(name))]
-    return [*lines, f"n = {metrics[wanted[0][1]]['n']} episodes"]
+    found = [(label, metrics[name]) for label, name in wanted if name in metrics]
+    return [f"{label} {m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}], n = {m['n']}" for label, m in found]
 
 
 # ---- one episode ---------------------------------------------------------------------------------------------------------------

@@ -200,5 +200,7 @@ def publish(found: list[dict], name: str, work: Path, target: Path, files: Itera
 def where_from(found: list[dict], folder: Path | str) -> str:
     """"Profile `cpu`: data; hardware, torch; commit": how README begins a table of records."""
     unique = lambda values: ", ".join(sorted(set(values)))
+    trained = {r["config"].get("policy", {}).get("trained", {}).get("commit", "") for r in found} - {"", *(r["commit"] for r in found)}
+    by = f", trained by {unique(trained)}" if trained else ""
     return (f"Profile `{Path(folder).name}`: {unique(r['data'] for r in found)}; {unique(r['hardware'] for r in found)}, "
-            f"{unique('torch ' + r['packages'].get('torch', '?') for r in found)}; commit {unique(r['commit'] for r in found)}")
+            f"{unique('torch ' + r['packages'].get('torch', '?') for r in found)}; commit {unique(r['commit'] for r in found)}{by}")

@@ -73,7 +73,7 @@ def _check(model: Path, store: Path, options: dict) -> None:
         doctor.show([line], click.echo)
         found.append(line)
     if options["out"]:
-        asked = {name: options[name] for name in ("simulator", "no_overfit", "minutes")}
+        asked = {name: options[name] for name in ("simulator", "no_overfit", "minutes", "language")}
         check_record.save(options["out"], found, model, store, asked, (time.monotonic() - begun) / 60)
     sys.exit(any(line.status == doctor.FAIL for line in found))
 

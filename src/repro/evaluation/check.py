@@ -18,7 +18,8 @@ A low loss says nothing of that: the system that VGGT-VLA comes from reached 0.0
     closed loop   ... and then succeeds from its start
     alone         a fresh model that learned the demonstration without these plays does so too
 
-Each is a `doctor.Check` with the next step. What comes after one that fails can fail for the same reason: begin with the first.
+Each is a `doctor.Check` with the next step; lines `data` and `simulator` come only where these fail. What comes after one that fails
+can fail for the same reason: begin with the first.
 """
 
 from collections.abc import Callable, Iterator

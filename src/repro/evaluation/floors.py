@@ -46,10 +46,12 @@ class ConstantPolicy:
 
 @dataclass(frozen=True)
 class Replay:
-    """One recorded demonstration per task, (T, 7) actions, played open loop from the task's start; stands still when it is over."""
+    """One recorded demonstration per task, (T, 7) actions, played open loop from the task's start; stands still when it is over.
+    began: where each one was recorded, for the record."""
 
     demonstrations: dict[str, np.ndarray]
     name: str = "replay of one demonstration"
+    began: dict[str, dict] | None = None
     sees = False
 
     def act(self, observations: list[dict], instructions: list[str]) -> np.ndarray:

@@ -78,10 +78,10 @@ def test_what_cannot_be_read_is_null_and_the_line_is_kept(made, tmp_path, monkey
 def test_another_place_of_the_language_model_reaches_the_checkpoint(made, monkeypatch):
     given = []
     load = VGGTVLA.load.__func__
-    monkeypatch.setattr(VGGTVLA, "load", classmethod(lambda cls, folder, language=None, store=None: (
+    monkeypatch.setattr(VGGTVLA, "load", classmethod(lambda cls, folder, language=None, store=None, elsewhere=None: (
         given.append(language), load(cls, folder, None, store))[1]))  # fmt: skip
     assert "[OK]   loads" in called(made, "--simulator", "none", "--no-overfit", "--language", "elsewhere").output
     assert given == ["elsewhere"]
     (made[0] / "model.json").write_text(json.dumps({"model": "KeypointPolicy"}))
-    with pytest.raises(UserError, match="takes no language model from elsewhere"):
+    with pytest.raises(UserError, match="takes no parts from elsewhere"):
         load_policy(made[0], language="elsewhere")

@@ -240,23 +240,17 @@ def beside(policy, demonstrations: dict[str, np.ndarray], plan: Plan, seed: int 
            began: dict[str, dict] | None = None) -> dict[str, object]:
     """What a score is seen beside. blind: a policy of the same kind trained without pictures; without one its pictures are blanked.
 
-    A task without a demonstration is replayed by standing still, or by one of another layout (began: see `demonstrations`), which the
-    floor's name then says; a UserError where no task has one.
+    A task without a demonstration is replayed by standing still; that, and one of another layout (began: see `demonstrations`), is said by
+    the floor's name. A UserError where no task has one.
     """
-    still, lacking = np.array([[0, 0, 0, 0, 0, 0, 1]], np.float32), [task for task in plan.sentences if task not in demonstrations]
-    if len(lacking) == len(plan.sentences):
+    if not any(task in demonstrations for task in plan.sentences):
         raise UserError("there is no demonstration to replay", f"of a task of {plan.suite}: {', '.join(sorted(plan.sentences)[:3])} ..",
                         ", ".join(sorted(demonstrations)[:3]) or "none", "a store of this suite, other tasks, or no floors (--no-floors)")
-    began = began or {}
-    other = [task for task in plan.sentences if began.get(task, {}).get("layout", plan.layout) != plan.layout]
-    apart = [f"{what} in {len(tasks)} of {len(plan.sentences)} tasks" for what, tasks in (
-        (f"of the {began[other[0]]['layout']} layout" if other else "", other), ("stands still", lacking)) if tasks]
-    replay = "replay of one demonstration" + (f" ({', '.join(apart)})" if apart else "")
+    replay = floors.replay(demonstrations, plan.sentences, began, plan.layout)
     found = {"blind, trained" if blind is not None else "images blanked": floors.Blank(policy) if blind is None else blind}
     if len(set(plan.sentences.values())) > 1:
         found["shuffled instruction"] = floors.ShuffledInstruction(policy, tuple(sorted(set(plan.sentences.values()))), seed)
-    found |= {replay: floors.Replay({task: demonstrations.get(task, still) for task in plan.sentences}, replay, began),
-              "random actions": floors.RandomPolicy(seed), "constant action": floors.ConstantPolicy()}
+    found |= {replay.name: replay, "random actions": floors.RandomPolicy(seed), "constant action": floors.ConstantPolicy()}
     return found | ({"scripted expert (ceiling)": floors.ExpertPolicy(seed)} if plan.suite in SCRIPTED else {})
 
 

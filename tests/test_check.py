@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import time
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -12,12 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from repro.data import libero_hdf5
+from repro.data import episodes, libero_hdf5
 from repro.data.calvin_import import ensure_store
 from repro.data.episodes import Episode, Store, StoreWriter
 from repro.data.libero import import_libero
 from repro.doctor import FAIL, OK, WARN
-from repro.evaluation import check, rehearsal
+from repro.evaluation import answers, check, rehearsal
 from repro.evaluation.policies import load_policy
 from repro.machine import UserError
 from repro.models.vggt_vla import PRESETS, VGGTVLA
@@ -119,8 +120,22 @@ def reverses(actions):
     ("forward", lambda actions: actions * np.nan),
 ])  # fmt: skip
 def test_a_broken_policy_fails_its_own_line(store, monkeypatch, line, change):
-    first, *others = failed(lines(Recalls(store, change), store, monkeypatch))
+    found = lines(Recalls(store, change), store, monkeypatch)
+    first, *others = failed(found)
     assert first == line and set(others) <= {"knows data", "reads", "own rollouts"}, others
+    assert list(found) == SOUND and (line != "forward" or all(found[name] == WARN for name in (*check.ACTS, "own rollouts")))
+
+
+def test_a_gripper_worse_than_the_commoner_sign_is_not_sound(store):
+    """In four of ten frames right is neither the reverse nor knowledge."""
+    frames = answers.frames_of(store)
+    signs = np.sign([one.following[0, 6] for one in frames])
+    for share, status in ((1.0, OK), (0.42, WARN), (0.1, FAIL)):
+        said = signs * np.where(np.arange(len(signs)) < share * len(signs), 1, -1)
+        parts = np.split(np.tile(said[:, None, None], (1, 5, 7)), range(answers.TOGETHER, len(said), answers.TOGETHER))
+        policy = SimpleNamespace(act=lambda seen, told, parts=parts: parts.pop(0))
+        assert check.gripper(policy, frames, {"open": 1.0}).status == status
+    assert "the model" not in check.gripper(None, frames, {"open": 1.0}).found, "which was not asked"
 
 
 class Constant(Recalls):
@@ -189,6 +204,15 @@ def test_libero_is_started_by_the_benchmarks_names_not_by_those_of_a_folder(monk
         rehearsal.simulator_of(mixed)
 
 
+def test_a_file_that_was_renamed_is_started_by_the_benchmarks_name():
+    """A simulator's reset takes no other."""
+    renamed = told_of(("my files", "milk, cleaned", MILK.replace("_", " ")))
+    renamed.episodes[0].info["start"]["task"] = "milk, cleaned"
+    start, = rehearsal.starts(renamed)
+    assert start.task == start.state["task"] == MILK and start.state["flat"] == [0]
+    assert "task" not in rehearsal.starts(told_of(("libero_object", MILK, "")))[0].state, "none is added"
+
+
 def test_wrong_statistics(store, monkeypatch):
     stats = {STATE: {"mean": store.stats[STATE]["mean"] + np.float32([0.5, 0, 0, 0, 0, 0, 0, 0]), "std": store.stats[STATE]["std"]}}
     assert failed(lines(Recalls(store, stats=stats), store, monkeypatch)) == ["statistics"]
@@ -201,6 +225,16 @@ def test_pictures_that_lie_otherwise(store, tmp_path, monkeypatch, flip):
     """Upside down, mirrored, turned by 180 degrees: nothing else notices before it acts, and training would not either."""
     turned = altered(store, tmp_path / "turned", static=lambda pictures: np.ascontiguousarray(pictures[flip]))
     assert failed(lines(Recalls(turned), turned, monkeypatch)) in (["orientation"], ["orientation", "own rollouts"])
+
+
+def test_what_the_import_accepts_with_a_warning_passes_with_one(store):
+    """The same numbers from which data/evidence.py warns and refuses."""
+    ask = lambda up, where=None: check.orientation(Recalls(store), store, {"right": 0.9, "up": up}, where, rehearsal.starts(store)[0])
+    found = {up: ask(up) for up in (0.9, -0.29, -0.31, -0.49, -0.51)}
+    assert [one.status for one in found.values()] == [OK, OK, WARN, WARN, FAIL]
+    assert "up -0.31" in found[-0.31].found and "--orientation" in found[-0.31].next_step
+    seen = ask(-0.4, base.grocery(image_size=48, wrist_size=32))
+    assert seen.status == WARN and "speak against the hand" in seen.found and "the simulator draws" in seen.found
 
 
 def test_a_simulator_or_a_model_that_shows_them_otherwise(store):
@@ -256,6 +290,35 @@ def test_what_cannot_be_tried_is_said(store, tmp_path, monkeypatch):
     said = [line for line in found if line.status == WARN]
     assert [line.name for line in said] == [*last, "overfits", "closed loop", "alone"]
     assert all("does not say where its demonstrations start" in line.found and "LeRobot" in line.next_step for line in said)
+
+
+def test_data_of_several_suites_need_no_simulator_where_no_start_is_known(store, tmp_path, monkeypatch):
+    """As of LeRobot's libero, of all suites: they lack starts, and no suite has to be named for that."""
+    both = altered(store, tmp_path / "both")
+    for i, info in enumerate(both.episodes):
+        del info.info["state"]
+        said = "turn on the stove and put the moka pot on it" if i % 2 else MILK.replace("_", " ")
+        both.episodes[i] = replace(info, scene="data", task_id=said, task=said)
+    both.meta["simulator"] = "libero"
+    with pytest.raises(UserError, match="which suite is it"):
+        rehearsal.simulator_of(both)
+    found = lines(Recalls(both), both, monkeypatch)
+    assert "simulator" not in found and found["replay"] == found["own rollouts"] == WARN
+
+
+def test_a_damaged_picture_is_a_line_that_names_its_episode(store, tmp_path, monkeypatch):
+    whole = episodes.encode_png
+    with monkeypatch.context() as patch:
+        patch.setattr(episodes, "encode_png", lambda picture: whole(picture)[: 20 if picture[0, 0, 0] == 77 else None])
+        mark = lambda pictures: np.concatenate([pictures[:-1], np.full_like(pictures[-1:], 77)])  # each episode's last
+        broken = altered(store, tmp_path / "broken", static=mark)
+    monkeypatch.setattr(check, "load_policy", lambda folder, store, language: Recalls.__new__(Recalls))
+    monkeypatch.setattr(Recalls, "parameters", lambda self: [])
+    loads, data = check.checks("nowhere", broken)
+    assert (loads.status, data.name, data.status) == (OK, "data", FAIL)
+    assert "episode 0: a picture cannot be read" in data.found and data.next_step == "import the data again"
+    with pytest.raises(UserError, match="episode 0: a picture"):
+        check.evidence_of(broken)
 
 
 def as_others_write(files, out, regenerated):
@@ -343,6 +406,23 @@ def test_one_demonstration_is_learned_and_then_done(store, monkeypatch, kind, st
     assert f"episode {start.index} (the shortest of 1) and " in found[0].found and " pushed plays of it" in found[0].found
 
 
+@pytest.mark.parametrize("broken, failing, untried", [
+    ("learn", ["overfits", "alone"], ["closed loop"]), ("perform", ["closed loop", "alone"], []),
+])  # fmt: skip
+def test_an_error_stays_in_its_own_line(store, monkeypatch, broken, failing, untried):
+    """Whatever raises: all three lines come, each by its own name."""
+    def breaks(*given, **named):
+        raise cv2.error("in " + broken)
+
+    monkeypatch.setattr(rehearsal, "learn", lambda *given, **named: ("a model", rehearsal.Learned(9, 0.1, 0.0, 1.0, 3)))
+    monkeypatch.setattr(rehearsal, broken, breaks)
+    found = {line.name: line for line in check.overfits(None, store, rehearsal.starts(store), None, 1, None)}
+    assert list(found) == list(check.TRAINED)
+    assert [name for name, line in found.items() if line.status == FAIL] == failing and f"in {broken}" in found[failing[0]].found
+    assert [name for name, line in found.items() if line.status == WARN] == untried
+    assert broken == "learn" or "9 steps in 0.1 min" in found["overfits"].found
+
+
 def test_plays_with_pushes_are_labelled_with_the_way_back(store, monkeypatch):
     start, where = rehearsal.starts(store)[0], rehearsal.simulator_of(store)
     demo = store.read(start.index).columns
@@ -368,15 +448,24 @@ def test_plays_with_pushes_are_labelled_with_the_way_back(store, monkeypatch):
         rehearsal.around(store, where, start)
 
 
-def test_a_fresh_model_of_the_same_config_learns(store, tmp_path):
+def test_a_fresh_model_of_the_same_config_learns(store, tmp_path, monkeypatch):
     """A real one, for a few steps: other weights than the checkpoint's, and an error that falls."""
     torch.manual_seed(3)
     VGGTVLA.build(SMALL, store.stats, [info.task for info in store.episodes]).save(tmp_path)
     policy = load_policy(tmp_path, store)
     model = rehearsal.fresh(policy, store)
     assert model.config == policy.config and not torch.equal(model.head[0].weight, policy.head[0].weight)
-    found = rehearsal.learn(policy, store, rehearsal.starts(store)[0], rehearsal.simulator_of(store), 0.01)
-    assert found.steps == rehearsal.STEPS[0] and found.error < found.floor and found.limit == 2 * found.length + 20
+    begun, asked = time.monotonic(), []
+    slow = lambda *given: (time.sleep(1.0), [])[1]
+    monkeypatch.setattr(rehearsal, "around", slow)
+    whole = answers.asked
+    monkeypatch.setattr(answers, "asked", lambda model, frames: asked.append(len(frames)) or whole(model, frames))
+    model, found = rehearsal.learn(policy, store, rehearsal.starts(store)[0], rehearsal.simulator_of(store), 0.01)
+    assert found.steps == rehearsal.STEPS[0] and found.error < found.floor and found.plays == 0
+    assert 0 < 60 * found.minutes < time.monotonic() - begun - 1.0, "of training alone"
+    assert asked == [store.episodes[0].length], "in parts"
+    (_, limit) = rehearsal.perform(model, store, rehearsal.simulator_of(store), rehearsal.starts(store)[:1])
+    assert limit == 2 * store.episodes[0].length + 20
 
 
 def test_a_checkpoint_of_another_kind_of_data_does_not_load(store, tmp_path):

@@ -143,6 +143,8 @@ NOWHERE = ("--model", "nothing", "--store", "nowhere")
     (("evaluate", "--suite", "libero_spatial", "--layout", "wide", *NOWHERE), "libero_spatial has no wide layout"),
     (("evaluate", "--check", "--suite", "grocery", "--videos", "2", *NOWHERE), "--suite, --videos do nothing with --check"),
     (("evaluate", "--minutes", "2", *NOWHERE), "--minutes does nothing without --check"),
+    (("evaluate", "--check", "--blind", "run", *NOWHERE), "--blind does nothing with --check"),
+    (("evaluate", "--blind", "run", "--no-floors", *NOWHERE), "--blind does nothing with --no-floors"),
     (("demos", "libero", "out", "--workers", "0"), "'--workers'"),
     (("demos", "libero", "out", "--per-task", "0"), "'--per-task'"),
     (("demos", "calvin", "out", "--per-task", "-1"), "'--per-task'"),

@@ -58,6 +58,36 @@ def test_plans_keep_the_conventions(plan):
             call()
 
 
+def test_other_tasks_or_episodes_are_another_evaluation(store, plan, tmp_path):
+    """Nothing is refused, thrown away or written over, and a record says what was played."""
+    one = lambda task, episodes=1: suites.plan_of("grocery", "official", episodes, [task], image_size=48, wrist_size=32)
+    whole = suites.plan_of("grocery", episodes=1)
+    plans = [one(MILK), one(BUTTER), one(BUTTER, 2), plan(), whole]
+    assert len({where.folder for where in plans}) == len(plans)
+    assert whole.folder == "grocery_table_official_init_states_6_single_tasks_1_episodes"
+    records = [suites.score({"still": floors.ConstantPolicy()}, where, tmp_path, store, **QUIET)[0] for where in plans[:3]]
+    told = {(*record["config"]["tasks"], record["config"]["episodes"]) for record in run_records.load_all(tmp_path / "runs")}
+    assert told == {(MILK, 1), (BUTTER, 1), (BUTTER, 2)} and len({record["id"] for record in records}) == 3
+
+
+def test_a_convention_is_named_alone_only_where_it_is_followed(plan):
+    said = plan(episodes=20, execute=4).followed
+    assert said == ("openvla-oft's step limit; tasks 2 (6); episodes of each 20 (50); actions of a chunk 4 (8); settle steps 0 (10); "
+                    "static picture 48 (256); wrist picture 32 (256)")
+    assert "layout wide (official)" in plan("wide").followed and "actions of a chunk all (8)" in plan(execute=0).followed
+    assert plan(max_steps=9).followed.startswith("not openvla-oft: 9 steps (280); ")
+    real = {"settle_steps": 10, "image_size": [256, 256], "wrist_size": [256, 256]}
+    assert replace(plan(), about=real, episodes=50, of=2).followed == "openvla-oft"
+
+
+def test_a_task_is_named_as_it_is_meant():
+    with pytest.raises(UserError, match="'mlik'(.|\n)*did you mean 'pick_up_the_milk_and"):
+        suites.plan_of("grocery", tasks=["mlik"])
+    with pytest.raises(UserError, match="did you mean 'pick_up_the_orange_juice_and"):
+        suites.plan_of("grocery", tasks=["pick_up_orange_juice"])
+    assert list(suites.plan_of("grocery", episodes=1, tasks=[MILK, f" {BUTTER} "]).sentences) == [MILK, BUTTER]
+
+
 def test_no_scripted_demonstration_begins_where_an_evaluation_does(tmp_path, store, plan):
     last = libero_hdf5.start(MILK, "grocery", "wide", 8, libero_hdf5.UNSEEN - 1)["seed"]
     assert last < libero_hdf5.WIDE_SEED == min(state["seed"] for state, _ in plan("wide").chains)
@@ -82,12 +112,57 @@ def test_what_is_replayed_was_not_disturbed(store):
     assert np.array_equal(found[MILK], store.read(calm, ["action"]).columns["action"])
 
 
+def test_what_was_disturbed_is_never_replayed(store):
+    """Its stored actions are not those that were executed."""
+    rough = SimpleNamespace(episodes=[info for info in store.episodes if info.info["disturbed"] or info.task_id == BUTTER],
+                            meta=store.meta, read=store.read)
+    assert set(suites.recorded(rough)) == {BUTTER}
+    assert "(stands still in 1 of 2 tasks)" in str(list(suites.beside(floors.ConstantPolicy(), suites.recorded(rough), PAIR)))
+
+
+PAIR = SimpleNamespace(sentences={MILK: "milk", BUTTER: "butter"}, suite="libero_goal", layout="official")
+
+
+def test_what_is_replayed_began_in_the_layout_that_is_evaluated(store, plan, monkeypatch):
+    """The store's own; where it has none, the expert's, from a start that nobody is scored from; else the floor's name says which."""
+    official, wide = plan(episodes=3), plan("wide", 3)
+    stored, began = suites.demonstrations(store, official)
+    calm = next(info.index for info in store.episodes if info.task_id == MILK and not info.info["disturbed"])
+    assert np.array_equal(stored[MILK], suites.recorded(store)[MILK])
+    assert began[MILK] == {"by": f"episode {calm}", "layout": "official", "init": 3, "seed": 3, "evaluated too": False}
+    assert suites.demonstrations(store, plan(episodes=4))[1][MILK]["evaluated too"], "init state 3 is one of its starts"
+    played, began = suites.demonstrations(store, wide)
+    assert set(played) == {MILK, BUTTER} and played[MILK].dtype == np.float32
+    for task, actions in played.items():
+        told = began[task]
+        assert (told["by"], told["layout"], told["evaluated too"]) == ("scripted expert", "wide", False)
+        table = wide.launch.build()
+        table.reset({"task": task, **{name: told[name] for name in ("layout", "init", "seed")}}, render=False)
+        for action in actions:
+            table.step(action, render=False)
+        assert table.done(task), "from there it succeeds"
+    assert np.array_equal(suites.demonstrations(store, wide)[0][MILK], played[MILK]), "the same again"
+    every = plan(episodes=50)
+    store.episodes, kept = [], store.episodes
+    try:
+        assert [one["init"] for one in suites.demonstrations(store, plan(episodes=20))[1].values()] == [20, 20]
+        assert [one["evaluated too"] for one in suites.demonstrations(store, every)[1].values()] == [True, True], "all 50 are"
+    finally:
+        store.episodes = kept
+    monkeypatch.setattr(suites, "SCRIPTED", ())
+    other, began = suites.demonstrations(store, wide)
+    scored = suites.beside(floors.ConstantPolicy(), other, wide, began=began)
+    name = "replay of one demonstration (of the official layout in 2 of 2 tasks)"
+    assert policies.about(scored[name])["demonstrations"][BUTTER]["layout"] == "official" and scored[name].name == name
+
+
 def test_floors_and_ceiling(store, plan, tmp_path):
     """Official starts are solved by playing one demonstration to them; in the wide layout that fails. The expert does both."""
     share = {}
     for layout in ("official", "wide"):
         where = plan(layout, 8)
-        scored = suites.beside(floors.ConstantPolicy(), suites.recorded(store), where)
+        replayed, began = suites.demonstrations(store, where)
+        scored = suites.beside(floors.ConstantPolicy(), replayed, where, began=began)
         assert list(scored) == ["images blanked", "shuffled instruction", "replay of one demonstration", "random actions",
                                 "constant action", "scripted expert (ceiling)"]
         for name in ("replay of one demonstration", "random actions", "constant action", "scripted expert (ceiling)"):

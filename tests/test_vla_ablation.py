@@ -59,6 +59,9 @@ def test_every_row_and_floor_is_scored_from_the_same_starts(found):
         mine = [r for r in found if r["benchmark"] == name]
         assert sorted(r["variant"] for r in mine) == sorted([*vla_experiments.ROWS, *floors])
         assert all(len(r["outcomes"]) == 2 and r["config"]["execute"] == 4 and r["config"]["max_steps"] == 9 for r in mine)
+        replay = next(r["config"] for r in mine if r["variant"].startswith("replay"))
+        began = {told["layout"] for told in replay["policy"]["demonstrations"].values()}
+        assert began == {replay["layout"]}, "also where the store has wide ones only"
     assert {r["config"]["row"] for r in found if r["variant"] in WEIGHTLESS} == {WITHOUT_WEIGHTS}
     assert {r["config"]["row"] for r in found if r["variant"].startswith("vggt, ")} == {FLOORS}
     looked = [r for r in found if r["benchmark"] == ATTENTION]

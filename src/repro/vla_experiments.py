@@ -222,7 +222,8 @@ def layouts(suite: str) -> tuple[str, ...]:
 def floors_of(row: str, model: VGGTVLA | None, store: Store, here: suites.Plan, seed: int = 0) -> dict[str, object]:
     """What a score is seen beside: `model` itself with blanked pictures and shuffled sentences; replay, random, constant, expert. With None
     the model, those that need its weights cannot act: see `needs_weights`."""
-    found = suites.beside(model, suites.recorded(store), here, seed)
+    replayed, began = suites.demonstrations(store, here)
+    found = suites.beside(model, replayed, here, seed, began=began)
     return {f"{row}, {name}" if needs_weights(name) else name: floor for name, floor in found.items()}
 
 

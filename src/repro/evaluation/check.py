@@ -18,16 +18,18 @@ A low loss says nothing of that: the system that VGGT-VLA comes from reached 0.0
     closed loop   ... and then succeeds from its start
     alone         a fresh model that learned the demonstration without these plays does so too
 
-Each is a `doctor.Check` with the next step. What comes after one that fails can fail for the same reason: begin with the first.
+Each is a `doctor.Check` with the next step; lines `data` and `simulator` come only where these fail. What comes after one that fails
+can fail for the same reason: begin with the first.
 """
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from repro.data.episodes import Store
-from repro.data.evidence import SURE, Evidence
+from repro.data.evidence import STRONG, SURE, Evidence
 from repro.doctor import FAIL, OK, WARN, Check
 from repro.evaluation import answers, rehearsal
 from repro.evaluation.answers import Frame, asked
@@ -41,13 +43,15 @@ KNOWN = 0.8  # share of the best constant answer's error, above which the data a
 UNMOVED = 0.02  # share of that error, below which answers that change with the pictures count as the same
 LEARNED = 0.3  # share of the mean action's error at which a demonstration is learned
 OTHER = 25.0  # mean grey levels between the simulator's picture and the data's: another scene
+ACTS = ("same twice", "action range", "knows data", "reads", "looks")  # lines that need actions
 LAST, TRAINED = ("replay", "own rollouts"), ("overfits", "closed loop", "alone")  # lines that need a simulator; those that train as well
+BROKEN = (UserError, WorkerLost, RuntimeError, ValueError, LookupError, TypeError, AttributeError, OSError, cv2.error)  # what fails a line
 DIMENSIONS = ("x", "y", "z", "rotation x", "rotation y", "rotation z", "gripper")
 
 
 def checks(folder: Path | str, store: Store | Path | str, simulator: str | None = None, overfit: bool = True, minutes: float = 3.0,
            language: str | None = None, log: Callable[[str], None] = lambda line: None) -> Iterator[Check]:
-    """The lines, as they are found; all of them once the checkpoint loads, WARN with the reason where one cannot be tried.
+    """The lines, as they are found; all of them once checkpoint and data load, WARN with the reason where one cannot be tried.
 
     simulator: tabletop | grocery | calvin | libero, "none" (nothing is stepped), None: the store's own. minutes: of each of the two
     trainings in the last three lines, which `overfit` False leaves out. language: another place of a checkpoint's language model.
@@ -61,42 +65,46 @@ def checks(folder: Path | str, store: Store | Path | str, simulator: str | None 
         return
     count = sum(p.numel() for p in policy.parameters())
     yield Check("loads", OK, f"{type(policy).__name__}, {count:,} parameters, step {getattr(policy, 'trained', {}).get('step', 'unknown')}")
-    frames, evidence = answers.frames_of(store), evidence_of(store)
+    try:
+        frames, evidence, starts = answers.frames_of(store), evidence_of(store), rehearsal.starts(store)
+    except BROKEN as error:
+        yield _failed("data", error)
+        return
     acts = _guarded("forward", forward, policy, frames)
     yield acts
     if acts.status == OK:
         yield _guarded("same twice", same_twice, policy, frames)
         yield _guarded("action range", action_range, policy, frames, store)
         yield from known(policy, frames)
+    else:
+        yield from _untried(ACTS, "no actions", "mend forward first")
     yield _guarded("statistics", statistics, policy, store)
     yield _guarded("gripper", gripper, policy if acts.status == OK else None, frames, evidence)
-    where, starts = None, rehearsal.starts(store)
-    why, step, lines = "nothing is stepped", "leave out --simulator none", LAST
-    if simulator != "none":
+    where, why, step, lines = None, "nothing is stepped", "leave out --simulator none", LAST
+    if simulator != "none" and not starts:
+        why, step = "the store does not say where its demonstrations start", (
+            "check on files that hold the simulator's states (LIBERO's HDF5; scripted ones of repro demos): LeRobot sets hold none")
+    elif simulator != "none":
         try:
-            where = rehearsal.simulator_of(store, simulator, starts[0].scene if starts else None)
-        except UserError as error:
+            where = rehearsal.simulator_of(store, simulator, starts[0].scene)
+        except BROKEN as error:
             yield _failed("simulator", error)
             why, step = "no simulator", "mend the line simulator"
     yield _guarded("orientation", orientation, policy, store, evidence, where, starts[0] if starts else None)
-    if where is not None and not starts:
-        why, step = "the store does not say where its demonstrations start", (
-            "check on files that hold the simulator's states (LIBERO's HDF5; scripted ones of repro demos): LeRobot sets hold none")
-    if where is not None and starts:
+    if where is not None:
         ended = {}
         yield _guarded("replay", replay, store, where, starts, ended)
         starts = [start for start in starts if ended.get(start.index)]
         why, step, lines = "no demonstration whose own actions succeed", "mend replay first", LAST[1:]
     if where is None or not starts:
-        yield from (Check(name, WARN, f"not tried: {why}", step) for name in (*lines, *(TRAINED if overfit else ())))
+        yield from _untried((*lines, *(TRAINED if overfit else ())), why, step)
         return
-    yield _guarded("own rollouts", own_rollouts, policy, store, where, starts) if acts.status == OK else (
-        Check("own rollouts", WARN, "not tried: no actions", "mend forward first"))
+    if acts.status == OK:
+        yield _guarded("own rollouts", own_rollouts, policy, store, where, starts)
+    else:
+        yield from _untried(("own rollouts",), "no actions", "mend forward first")
     if overfit:
-        try:
-            yield from overfits(policy, store, starts, where, minutes, log)
-        except (UserError, WorkerLost, RuntimeError) as error:
-            yield _failed("overfits", error)
+        yield from overfits(policy, store, starts, where, minutes, log)
 
 
 def _failed(name: str, error: Exception) -> Check:
@@ -111,8 +119,12 @@ def _failed(name: str, error: Exception) -> Check:
 def _guarded(name: str, function: Callable, *arguments) -> Check:
     try:
         return function(*arguments)
-    except (UserError, WorkerLost, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except BROKEN as error:
         return _failed(name, error)
+
+
+def _untried(names: tuple[str, ...], why: str, step: str) -> Iterator[Check]:
+    return (Check(name, WARN, f"not tried: {why}", step) for name in names)
 
 
 # ---- the policy on recorded frames ---------------------------------------------------------------------------------------------------
@@ -154,8 +166,9 @@ def known(policy, frames: list[Frame]) -> Iterator[Check]:
     """Three lines: the policy's error beside the best constant answer's, and beside its own without the words or the pictures."""
     try:
         found = answers.errors(policy, frames)
-    except (UserError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except BROKEN as error:
         yield _failed("knows data", error)
+        yield from _untried(("reads", "looks"), "no errors", "mend knows data first")
         return
     own, floor = float(found.own.mean()), float(found.constant.mean())
     what = f"{len(frames)} observations: error {own:.3f}, the best constant action's {floor:.3f}"
@@ -201,42 +214,51 @@ def evidence_of(store: Store, episodes: int = 12) -> dict[str, float]:
     seen, names = Evidence(), ["observation.images.static", "observation.state", "action"]
     names += ["info.drawn"] if "info.drawn" in store.columns else []
     for info in store.episodes[:episodes]:
-        episode = store.read(info.index, names)
+        with answers.reading(store, info.index):
+            episode = store.read(info.index, names)
         episode.columns.setdefault("info.drawn", np.ones(info.length, bool))
         seen.add(episode)
     return seen.found()
 
 
 def gripper(policy, frames: list[Frame], evidence: dict[str, float]) -> Check:
-    """+1 opens in the data; and the model, if it acts, does not say close where the data open."""
+    """+1 opens in the data; and the model, if it acts, says what the data say no more seldom than the commoner sign alone would."""
     agree = evidence["open"]
     if agree < -SURE:
         return Check("gripper", FAIL, f"+1 should open, but the fingers in the data do the reverse (agreement {agree:+.2f})",
                      "import the data again with another --gripper: closes | opens | opens01")
-    said = [one.following[0, 6] for one in frames] if policy is None else asked(policy, frames)[:, 0, 6]
-    same = float((np.sign(said) == np.sign([one.following[0, 6] for one in frames])).mean())
-    if same < REVERSED:
-        return Check("gripper", FAIL, f"the model says the reverse of the data in {100 * (1 - same):.0f} % of the frames",
-                     "turn the sign of its gripper: -1 closes and +1 opens here, the reverse of LIBERO's own")
+    told = f"+1 opens: the fingers agree ({agree:+.2f})"
+    if policy is not None:
+        signs = np.sign([one.following[0, 6] for one in frames])
+        same, common = (np.sign(asked(policy, frames)[:, 0, 6]) == signs).mean(), max((signs == one).mean() for one in (-1, 1))
+        if same < REVERSED:
+            return Check("gripper", FAIL, f"the model says the reverse of the data in {100 * (1 - same):.0f} % of the frames",
+                         "turn the sign of its gripper: -1 closes and +1 opens here, the reverse of LIBERO's own")
+        told += f", the model's actions in {100 * same:.0f} % of the frames"
+        if same < common:
+            return Check("gripper", WARN, f"{told}, where the commoner sign alone is right in {100 * common:.0f} %",
+                         "it does not know when to close: see knows data, train longer")
     if np.isnan(agree):
         return Check("gripper", WARN, "the fingers in the data never move", "check on demonstrations in which they do")
-    return Check("gripper", OK, f"+1 opens: the fingers agree ({agree:+.2f}), the model's actions in {100 * same:.0f} % of the frames")
+    return Check("gripper", OK, told)
 
 
 def orientation(policy, store: Store, evidence: dict[str, float], where: Launch | None, start: rehearsal.Start | None) -> Check:
-    """Where pixels move beside the hand in the data; the model's config; what the simulator draws at a demonstration's start."""
-    shown = getattr(policy.config, "orientation", "upright")
-    wrong = [f"in the data the pixels that move contradict the hand ({name} {evidence[name]:+.2f})" for name in ("right", "up")
-             if evidence[name] < -SURE]
-    if wrong:
-        return Check("orientation", FAIL, "; ".join(wrong), "import the data again with --orientation raw | rotated | upright")
+    """Where pixels move beside the hand in the data, by the import's own thresholds; the model's config; what the simulator draws at a
+    demonstration's start."""
+    shown, again = getattr(policy.config, "orientation", "upright"), "import the data again with --orientation raw | rotated | upright"
+    found = {name: evidence[name] for name in ("right", "up") if not np.isnan(evidence[name])}
+    said, least = ", ".join(f"{name} {value:+.2f}" for name, value in found.items()), min(found.values(), default=0.0)
+    if least < -STRONG:
+        return Check("orientation", FAIL, f"in the data the pixels that move contradict the hand ({said})", again)
     if shown != store.meta.get("orientation", "upright").split(",")[0]:
         return Check("orientation", FAIL, f"the model is for {shown} pictures, the data's are {store.meta.get('orientation', 'upright')}",
                      "train and evaluate with pictures that lie the same way")
-    said = [f"{name} {evidence[name]:+.2f}" for name in ("right", "up") if not np.isnan(evidence[name])]
-    told = f"pixels move where the hand is ({', '.join(said)})" if said else "the data say nothing"
+    told, status, step = f"pixels move where the hand is ({said})" if said else "the data say nothing", OK, ""
+    if least < -SURE:
+        told, status, step = f"in the data the pixels that move speak against the hand ({said})", WARN, f"look at the pictures; {again}"
     if where is None or start is None:
-        return Check("orientation", OK if said else WARN, told, "" if said else "look at the pictures")
+        return Check("orientation", status if said else WARN, told, step if said else "look at the pictures")
     apart = {name: rehearsal.distance(store, where, start, name) for name in ("static", "wrist")}
     for camera, errors in apart.items():
         best, as_it_is = min(errors, key=errors.get), errors["as they should"]
@@ -246,8 +268,8 @@ def orientation(policy, store: Store, evidence: dict[str, float], where: Launch 
         if as_it_is > OTHER:
             return Check("orientation", FAIL, f"the simulator's {camera} picture is not the data's: {as_it_is:.1f} grey levels apart",
                          "same assets, renderer and camera as the demonstrations'; compare the two pictures")
-    return Check("orientation", OK, f"{told}; the simulator draws the data's first picture, to {apart['static']['as they should']:.1f} "
-                 "grey levels")
+    return Check("orientation", status, f"{told}; the simulator draws the data's first picture, to "
+                 f"{apart['static']['as they should']:.1f} grey levels", step)
 
 
 # ---- one demonstration ---------------------------------------------------------------------------------------------------------------
@@ -283,19 +305,42 @@ def _listed(numbers) -> str:
 def overfits(policy, store: Store, starts: list[rehearsal.Start], where: Launch, minutes: float, log: Callable) -> Iterator[Check]:
     """A fresh model of the same config, trained on the shortest demonstration and pushed plays of it, then in the simulator from its start;
     and another one that was trained on the demonstration alone."""
-    start = min(starts, key=lambda start: store.episodes[start.index].length)
-    found = rehearsal.learn(policy, store, start, where, minutes, log)
-    trained = lambda one: f"{one.steps} steps in {one.minutes:.1f} min: error {one.error:.3f}, mean action {one.floor:.3f}"
-    what = f"episode {start.index} (the shortest of {len(starts)}) and {found.plays} pushed plays of it, {trained(found)}"
-    more = "give it more --minutes; if the error stays, look at the learning rate and at what the model is shown"
-    yield Check("overfits", *((OK, what) if found.error < LEARNED * found.floor else (FAIL, what, more)))
-    if found.done is None:
-        yield Check("closed loop", FAIL, f"not done after {found.limit} steps from its own start",
-                    "do not train on more data before this succeeds: give it more --minutes, execute fewer actions of a chunk")
+    start, made = min(starts, key=lambda start: store.episodes[start.index].length), []
+    how, shortest = (policy, store, start, where, minutes, log), f"the shortest of {len(starts)}"
+    yield _guarded("overfits", learns, *how, shortest, made)
+    if made:
+        yield _guarded("closed loop", succeeds, made.pop(), store, start, where, log)
     else:
-        yield Check("closed loop", OK, f"done after {found.done} steps (the demonstration: {found.length})")
-    alone = rehearsal.learn(policy, store, start, where, minutes, log, pushed=0)
-    what = f"without the pushed plays, {trained(alone)}; " + (
-        f"not done after {alone.limit} steps" if alone.done is None else f"done after {alone.done} steps")
-    yield Check("alone", *((OK, what) if alone.done is not None else (
-        WARN, what, "one demonstration shows no way back onto its path: what counts is closed loop, the line above")))
+        yield from _untried(("closed loop",), "nothing was learned", "mend overfits first")
+    yield _guarded("alone", alone, *how)
+
+
+def learns(policy, store: Store, start: rehearsal.Start, where: Launch, minutes: float, log: Callable, which: str, made: list) -> Check:
+    """The demonstration with pushed plays of it. made: gets the model."""
+    model, found = rehearsal.learn(policy, store, start, where, minutes, log)
+    made.append(model)
+    what = f"episode {start.index} ({which}) and {found.plays} pushed plays of it, {_trained(found)}"
+    return Check("overfits", OK, what) if found.error < LEARNED * found.floor else Check(
+        "overfits", FAIL, what, "give it more --minutes; if the error stays, look at the learning rate and at what the model is shown")
+
+
+def succeeds(model, store: Store, start: rehearsal.Start, where: Launch, log: Callable) -> Check:
+    """The model that learned it, from its start."""
+    (done,), limit = rehearsal.perform(model, store, where, [start], log)
+    if done is None:
+        return Check("closed loop", FAIL, f"not done after {limit} steps from its own start",
+                     "do not train on more data before this succeeds: give it more --minutes, execute fewer actions of a chunk")
+    return Check("closed loop", OK, f"done after {done} steps (the demonstration: {store.episodes[start.index].length})")
+
+
+def alone(policy, store: Store, start: rehearsal.Start, where: Launch, minutes: float, log: Callable) -> Check:
+    """The demonstration without plays of it: learned, and from its start."""
+    model, found = rehearsal.learn(policy, store, start, where, minutes, log, pushed=0)
+    (done,), limit = rehearsal.perform(model, store, where, [start], log)
+    what = f"without the pushed plays, {_trained(found)}; {'not done' if done is None else 'done'} after {done or limit} steps"
+    return Check("alone", OK, what) if done is not None else Check(
+        "alone", WARN, what, "one demonstration shows no way back onto its path: what counts is closed loop, the line above")
+
+
+def _trained(found: rehearsal.Learned) -> str:
+    return f"{found.steps} steps in {found.minutes:.1f} min: error {found.error:.3f}, mean action {found.floor:.3f}"

@@ -36,6 +36,7 @@ CHECK, BOTH = ("simulator", "no_overfit", "minutes"), ("out", "language")  # opt
 @click.option("--execute", type=click.IntRange(min=0), help="Actions of each chunk (default: the convention's; 0: all).")
 @click.option("--videos", type=click.IntRange(min=0), default=0, show_default=True, help="Films of so many successes and as many failures.")
 @click.option("--floors/--no-floors", default=True, show_default=True, help="Blanked, shuffled, replay, random, constant, and the expert.")
+@click.option("--blind", type=click.Path(path_type=Path), metavar="RUN", help="One trained without pictures, in the place of blanked ones.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of outcomes, films, records (default: work/evaluation); with --check "
               "a file for the lines, their record beside it as .json.")
@@ -54,6 +55,8 @@ def evaluate(context, model: Path | None, store: Path | None, check: bool, **opt
         raise UserError(f"{', '.join(unread)} {'does' if len(unread) == 1 else 'do'} nothing {'with' if check else 'without'} --check",
                         "--check examines a checkpoint, a suite scores it: one of them at a time",
                         next_step="leave it out, or run two commands")
+    if options["blind"] and not options["floors"]:
+        raise UserError("--blind does nothing with --no-floors", "a floor beside the score, or none", next_step="leave one of them out")
     if options["layout"] == "wide" and options["suite"] not in WIDE:
         raise UserError(f"{options['suite']} has no wide layout", f"--suite {' | '.join(WIDE)}", options["suite"], "--layout official")
     if check:
@@ -73,7 +76,7 @@ def _check(model: Path, store: Path, options: dict) -> None:
         doctor.show([line], click.echo)
         found.append(line)
     if options["out"]:
-        asked = {name: options[name] for name in ("simulator", "no_overfit", "minutes")}
+        asked = {name: options[name] for name in ("simulator", "no_overfit", "minutes", "language")}
         check_record.save(options["out"], found, model, store, asked, (time.monotonic() - begun) / 60)
     sys.exit(any(line.status == doctor.FAIL for line in found))
 
@@ -89,11 +92,25 @@ def _suite(model: Path, store: Path, options: dict) -> None:
     tasks = options["tasks"].split(",") if options["tasks"] else None
     plan = suites.plan_of(options["suite"], options["layout"], options["episodes"], tasks, options["protocol"], seed, options["execute"],
                           orientation=getattr(policy.config, "orientation", "upright"), **suites.sizes_of(data))
-    floors = suites.beside(policy, suites.recorded(data, plan.suite), plan, seed) if options["floors"] else {}
+    floors = _floors(policy, data, plan, options) if options["floors"] else {}
     records = suites.score({type(policy).__name__: policy, **floors}, plan, out, data, seed=seed, videos=options["videos"],
                            fresh=options["fresh"], log=click.echo)
     click.echo(results.markdown(*suites.table(records)))
+    if options["floors"] and not options["blind"]:
+        click.echo('images blanked: grey pictures are out of distribution for it, so that says little; train a blind one ("blind": true in '
+                   "the job's model) and give it by --blind")
     click.echo(f"records: {out / 'runs'}")
+
+
+def _floors(policy, data, plan, options: dict) -> dict[str, object]:
+    from repro.evaluation import suites
+    from repro.evaluation.policies import load_policy
+
+    blind = load_policy(options["blind"], data, language=options["language"]) if options["blind"] else None
+    if blind is not None and not getattr(blind.config, "blind", False):
+        raise UserError(f"{options['blind']} was not trained blind", '"blind": true in its model', "false", "another run, or no --blind")
+    replayed, began = suites.demonstrations(data, plan)
+    return suites.beside(policy, replayed, plan, options["seed"], blind, began)
 
 
 @evaluate.command("change-agent")

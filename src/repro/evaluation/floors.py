@@ -46,10 +46,12 @@ class ConstantPolicy:
 
 @dataclass(frozen=True)
 class Replay:
-    """One recorded demonstration per task, (T, 7) actions, played open loop from the task's start; stands still when it is over."""
+    """One recorded demonstration per task, (T, 7) actions, played open loop from the task's start; stands still when it is over.
+    began: where each one was recorded, for the record."""
 
     demonstrations: dict[str, np.ndarray]
     name: str = "replay of one demonstration"
+    began: dict[str, dict] | None = None
     sees = False
 
     def act(self, observations: list[dict], instructions: list[str]) -> np.ndarray:
@@ -65,12 +67,15 @@ class Replay:
         return np.stack([np.concatenate([part, np.tile(still(part), (long - len(part), 1))]) for part in parts])
 
 
-def replay(demonstrations: dict[str, np.ndarray], tasks: Iterable[str]) -> Replay:
-    """The floor for these tasks: one without a demonstration stands still, and the floor's name says in how many."""
+def replay(demonstrations: dict[str, np.ndarray], tasks: Iterable[str], began: dict[str, dict] | None = None, layout: str = "") -> Replay:
+    """The floor for these tasks: one without a demonstration stands still, and the floor's name says in how many; also in how many the
+    demonstration began ({task: {"layout", ..}}) in another layout than this one."""
     tasks, still = list(tasks), np.array([[0, 0, 0, 0, 0, 0, 1]], np.float32)
-    lacking = sum(task not in demonstrations for task in tasks)
-    said = f" (stands still in {lacking} of {len(tasks)} tasks)" if lacking else ""
-    return Replay({task: demonstrations.get(task, still) for task in tasks}, Replay.name + said)
+    others = [one["layout"] for one in (began or {}).values() if layout and one["layout"] != layout]
+    counts = {**{f"of the {other} layout": others.count(other) for other in others},
+              "stands still": sum(task not in demonstrations for task in tasks)}
+    said = ", ".join(f"{what} in {count} of {len(tasks)} tasks" for what, count in counts.items() if count)
+    return Replay({task: demonstrations.get(task, still) for task in tasks}, Replay.name + (f" ({said})" if said else ""), began)
 
 
 @dataclass(frozen=True)

@@ -82,9 +82,10 @@ def mended(policy) -> dict[str, dict]:
 
 
 def about(policy) -> dict:
-    """What identifies a policy in a record: a model's config and the step of its checkpoint, or a floor's name."""
+    """What identifies a policy in a record: a model's config and the step of its checkpoint, or a floor's name, and what it replays."""
     if hasattr(policy, "config"):
         config = {key: value for key, value in policy.config.__dict__.items() if key != "words"}
         return {"model": config, "trained": getattr(policy, "trained", {})}
-    inner = getattr(policy, "policy", None)
-    return {"floor": getattr(policy, "name", type(policy).__name__), **({"of": about(inner)} if inner is not None else {})}
+    inner, began = getattr(policy, "policy", None), getattr(policy, "began", None)
+    return {"floor": getattr(policy, "name", type(policy).__name__), **({"demonstrations": began} if began else {}),
+            **({"of": about(inner)} if inner is not None else {})}

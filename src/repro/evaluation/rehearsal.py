@@ -19,7 +19,7 @@ import torch
 from repro.data.batches import Batches
 from repro.data.calvin_frames import BLOCKS, block_order
 from repro.data.episodes import Episode, Store, StoreWriter
-from repro.evaluation import chains, suites
+from repro.evaluation import answers, chains, suites
 from repro.evaluation.offline import recorded_chunks
 from repro.machine import UserError
 from repro.models.sentences import build as words_of
@@ -53,13 +53,10 @@ class Learned:
     """How learning one demonstration went."""
 
     steps: int
-    minutes: float
-    error: float       # mean absolute error of the six motion numbers, over the demonstration's own pictures
-    floor: float       # the same of its mean action
-    done: int | None   # simulator steps until the task was done; None: not within `limit`
-    limit: int
-    length: int        # of the demonstration
-    plays: int         # with pushes, that it was trained on besides
+    minutes: float  # of training
+    error: float    # mean absolute error of the six motion numbers, over the demonstration's own pictures
+    floor: float    # the same of its mean action
+    plays: int      # with pushes, that it was trained on besides
 
 
 def starts(store: Store) -> list[Start]:
@@ -73,7 +70,8 @@ def starts(store: Store) -> list[Start]:
     able = [info for info in able if at(info)[0] == at(able[0])[0]]
     first = {at(info): info for info in reversed(able)}
     chosen = sorted(able, key=lambda info: (first[at(info)] is not info, info.index))[:TRIED]
-    state = lambda info: dict(info.info.get("state") or info.info.get("start") or _on_the_table(store, info))
+    said = lambda info: dict(info.info.get("state") or info.info.get("start") or _on_the_table(store, info))
+    state = lambda info: said(info) | ({"task": at(info)[1]} if "task" in said(info) else {})  # the benchmark's name, not the file's
     return [Start(info.index, at(info)[1], at(info)[0], state(info)) for info in chosen]
 
 
@@ -179,11 +177,11 @@ def fresh(policy, store: Store) -> torch.nn.Module:
 
 
 def learn(policy, store: Store, start: Start, where: Launch, minutes: float, log: Callable[[str], None] = lambda line: None,
-          seed: int = 0, pushed: int = AROUND) -> Learned:
-    """Train a fresh model on one demonstration for about `minutes`, together with those of `pushed` plays with pushes that succeed (0: on
-    the demonstration alone); then let it act from its start. Nothing is kept."""
+          seed: int = 0, pushed: int = AROUND) -> tuple[torch.nn.Module, Learned]:
+    """(a fresh model, trained on one demonstration for about `minutes`, together with those of `pushed` plays with pushes that succeed (0:
+    on the demonstration alone); how that went). Nothing is written that stays."""
     torch.manual_seed(seed)
-    begun, model, episode = time.monotonic(), fresh(policy, store).to(policy.device), store.read(start.index)
+    model, episode = fresh(policy, store).to(policy.device), store.read(start.index)
     plays = around(store, where, start, seed, pushed) if pushed else []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -192,9 +190,7 @@ def learn(policy, store: Store, start: Start, where: Launch, minutes: float, log
                 writer.add(one)
         config = _training(policy, model, batches := _batches(place / "store", model, policy, seed), minutes, seed)
         summary = train(model, batches, place / "run", config, log=log)
-        error, floor = _errors(model, episode)
-    (done,), limit = perform(model, store, where, [start], log)
-    return Learned(summary.step, (time.monotonic() - begun) / 60, error, floor, done, limit, len(episode.columns["action"]), len(plays))
+    return model, Learned(summary.step, summary.minutes, *_errors(model, episode), len(plays))
 
 
 def perform(policy, store: Store, where: Launch, begun: list[Start], log: Callable[[str], None] = lambda line: None
@@ -233,6 +229,6 @@ def _errors(model, episode: Episode) -> tuple[float, float]:
     columns = episode.columns
     drawn = np.flatnonzero(columns.get("info.drawn", np.ones(len(columns["action"]), bool)))
     seen = [{name: values[t] for name, values in columns.items() if name.startswith("observation.")} for t in drawn]
-    said = model.act(seen, [episode.task] * len(seen))
+    said = answers.asked(model, [answers.Frame(0, one, episode.task, columns["action"][t:]) for t, one in zip(drawn, seen, strict=True)])
     truth = recorded_chunks(columns["action"], drawn, said.shape[1])[..., :6]
     return float(np.abs(said[..., :6] - truth).mean()), float(np.abs(truth - truth.mean((0, 1))).mean())

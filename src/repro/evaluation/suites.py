@@ -2,18 +2,23 @@
 
     plan = plan_of("grocery", layout="wide", episodes=10)
     outcomes = run(policy, plan, "work/outcomes/vggt_tiny")                       # resumed where it was killed
-    records = score({"vggt": policy, **beside(policy, recorded(store), plan)}, plan, "work/evaluation", store, videos=2)
+    replayed, began = demonstrations(store, plan)
+    floors = beside(policy, replayed, plan, blind=blind, began=began)
+    records = score({"vggt": policy, **floors}, plan, "work/evaluation", store, videos=2)
 
 An episode is the simulator's `reset` (which sets the init state and lets things settle, 10 steps of an opening gripper that are not
 counted; the grocery table has nothing to settle), then at most 220 / 280 / 300 / 520 / 400 steps (libero_spatial, _object, _goal, _10, _90;
 the grocery table: 280, as libero_object), ended by the first step after which the task's goal holds. How many actions of a chunk are
 executed is the convention's (evaluation/protocols.py), or given.
 
-Layout "official": episode i of a task starts from init state i. That alone proves little where these hardly differ (libero_object, the
-grocery table): a replay of one demonstration and a blind policy solve most of them. "wide" moves target and basket by up to 7 and 5 cm,
-drawn from seeds that no scripted demonstration has (`libero_hdf5.WIDE_SEED`).
+Layout "official": episode i of a task starts from init state i. That alone proves little where these hardly differ: on libero_object a
+replay of one demonstration and a blind policy solve most of them; on the grocery table, of 360, a replay of one from another official start
+60 %, a policy trained blind 32 %. "wide" moves target and basket by up to 7 and 5 cm, drawn from seeds that no scripted demonstration has
+(`libero_hdf5.WIDE_SEED`).
 """
 
+import difflib
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,8 +27,8 @@ from pathlib import Path
 import numpy as np
 
 from repro import clock, run_records
-from repro.data.episodes import Store
-from repro.data.libero_hdf5 import WIDE_SEED
+from repro.data.episodes import EpisodeInfo, Store
+from repro.data.libero_hdf5 import INITS, OTHER_STARTS, WIDE_SEED, start
 from repro.data.libero_tasks import SUITE_OF, places, resolve, sentence_of, suite_named, why_not
 from repro.evaluation import chains, films, floors, protocols
 from repro.evaluation.chains import Outcome
@@ -32,7 +37,7 @@ from repro.intervals import wilson
 from repro.machine import UserError
 from repro.sims import environments
 from repro.sims.base import Launch
-from repro.sims.worker import opened
+from repro.sims.worker import Worker, opened
 
 GROCERY, TABLE = "grocery", "grocery table"  # as a suite and simulator; in the metadata of a store that was made on it
 SUITES = (GROCERY, *protocols.SUITES)
@@ -52,6 +57,8 @@ class Plan:
     execute: int | None        # actions of a chunk; None: all of them
     sentences: dict[str, str]  # task -> instruction
     chains: list               # (state, (task,)) of each episode
+    episodes: int              # of each task
+    of: int                    # tasks that the suite has
     launch: Launch
     about: dict                # what the simulator says of itself
 
@@ -61,6 +68,25 @@ class Plan:
         where = TABLE if self.suite == GROCERY else self.suite
         layout = "wide layout" if self.layout == "wide" else "official init states"
         return f"{where}, {layout}, {len(self.sentences)} single tasks"
+
+    @property
+    def folder(self) -> str:
+        """Of outcomes and films: other tasks, or another number of episodes, have another."""
+        which = "_" + hashlib.sha256("\n".join(self.sentences).encode()).hexdigest()[:8] if len(self.sentences) < self.of else ""
+        return f"{_file(self.name)}{which}_{self.episodes}_episodes"
+
+    @property
+    def followed(self) -> str:
+        """For the record: the convention's name where it is followed, else what departs from it, its own number in brackets."""
+        its = protocols.libero_protocol(self.protocol)
+        both = {"tasks": (len(self.sentences), self.of), "episodes of each": (self.episodes, its.trials),
+                "layout": (self.layout, "official"), "actions of a chunk": (self.execute or "all", its.actions_per_query),
+                "settle steps": (self.about["settle_steps"], its.settle_steps),
+                "static picture": (self.about["image_size"][0], its.render), "wrist picture": (self.about["wrist_size"][0], its.render)}
+        departs = [f"{what} {ours} ({theirs})" for what, (ours, theirs) in both.items() if ours != theirs]
+        steps = limit(self.suite, self.protocol)
+        kept = f"{self.protocol}'s step limit" if self.max_steps == steps else f"not {self.protocol}: {self.max_steps} steps ({steps})"
+        return self.protocol if self.max_steps == steps and not departs else "; ".join([kept, *departs])
 
 
 def plan_of(suite: str, layout: str = "official", episodes: int | None = None, tasks: list[str] | None = None,
@@ -78,14 +104,22 @@ def plan_of(suite: str, layout: str = "official", episodes: int | None = None, t
     launch = environments.launch(GROCERY if suite == GROCERY else "libero", suite=suite, **{**sizes, **simulator})
     with opened(launch) as worker:
         about, every = worker.about, list(worker.call("task_list"))
-    chosen = list(tasks or every)
-    if unknown := sorted(set(chosen) - set(every)):
-        raise UserError(f"{suite} has no task {unknown[0]!r}", " | ".join(every), ", ".join(unknown))
+    chosen = [task.strip() for task in tasks or every]
+    if unknown := [task for task in chosen if task not in every]:
+        near = _nearest(unknown[0], every)
+        raise UserError(f"{suite} has no task {unknown[0]!r}", " | ".join(every), ", ".join(unknown), near and f"did you mean {near!r}?")
     first = WIDE_SEED + 1000 * seed if layout == "wide" else rules.seed + 1000 * seed
     found = protocols.libero_chains(rules, stand_in, chosen, episodes, layout, first)
     executed = rules.actions_per_query if execute is None else execute or None
     return Plan(suite, layout, protocol, max_steps or limit(suite, protocol), executed, {task: sentence_of(task) for task in chosen},
-                [({**state, "suite": suite}, task) for state, task in found], launch, about)
+                [({**state, "suite": suite}, task) for state, task in found], len(found) // len(chosen), len(every), launch, about)
+
+
+def _nearest(name: str, tasks: list[str]) -> str | None:
+    """The task whose name, or a word of it, is most like it; None where none is."""
+    words = {word: task for task in reversed(tasks) for word in task.split("_")}
+    near = difflib.get_close_matches(name, tasks, n=1, cutoff=0.3) or difflib.get_close_matches(name, words, n=1)
+    return words.get(near[0], near[0]) if near else None
 
 
 def limit(suite: str, protocol: str = "openvla-oft") -> int:
@@ -136,40 +170,87 @@ def suite_of(store: Store) -> str:
 def recorded(store: Store, hint: str = "") -> dict[str, np.ndarray]:
     """{task, as the benchmark calls it: (T, 7) actions} of one demonstration each, the first that nothing disturbed: only there were just
     these actions executed. hint: see `placed`."""
+    return {task: _actions(store, info) for task, info in _undisturbed(store, hint).items()}
+
+
+def _undisturbed(store: Store, hint: str = "", layout: str = "") -> dict[str, EpisodeInfo]:
+    """{task: its first such episode}, of this layout where there is one."""
     found, (at, _) = {}, placed(store, hint)
-    for info in sorted(store.episodes, key=lambda info: bool(info.info.get("disturbed"))):
+    for info in sorted(store.episodes, key=lambda info: bool(layout) and _layout(info) != layout):
         _, name = at.get((info.scene, info.task_id), ("", ""))
-        if name and name not in found:
-            found[name] = store.read(info.index, columns=["action"]).columns["action"]
+        if name and name not in found and not info.info.get("disturbed"):
+            found[name] = info
     return found
 
 
+def _layout(info: EpisodeInfo) -> str:
+    """That a demonstration began in; LIBERO's own, of people, where its init states were drawn too."""
+    return info.info.get("state", {}).get("layout", "official")
+
+
+def _actions(store: Store, info: EpisodeInfo) -> np.ndarray:
+    return store.read(info.index, columns=["action"]).columns["action"]
+
+
+def demonstrations(store: Store, plan: Plan) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
+    """({task of the plan: (T, 7) actions}, {task: where they begin}) of one undisturbed demonstration each, in the plan's layout: of the
+    store, else by the scripted expert where it can; else of the other layout, which says less."""
+    stored = {task: info for task, info in _undisturbed(store, plan.suite, plan.layout).items() if task in plan.sentences}
+    lacking = [task for task in plan.sentences if task not in stored or _layout(stored[task]) != plan.layout]
+    played = by_expert(plan, lacking) if lacking and plan.suite in SCRIPTED else {}
+    states = {task: {"layout": _layout(info), **info.info.get("state", {})} for task, info in stored.items()}
+    states |= {task: state for task, (_, state) in played.items()}
+    scored, began = {_start(state, task) for state, (task,) in plan.chains}, {}
+    for task, state in states.items():
+        began[task] = {"by": "scripted expert" if task in played else f"episode {stored[task].index}",
+                       **{name: state[name] for name in ("layout", "init", "seed") if name in state}}
+        if "init" in state:
+            began[task]["evaluated too"] = _start(state, task) in scored
+    return {task: played[task][0] if task in played else _actions(store, stored[task]) for task in states}, began
+
+
+def by_expert(plan: Plan, tasks: list[str]) -> dict[str, tuple[np.ndarray, dict]]:
+    """{task: (actions (T, 7), state)} that the scripted expert plays, undisturbed, in the plan's layout from the first start that is none
+    of the plan's; where all 50 official ones are, from the first. What it fails at is left out."""
+    found, scored = {}, {_start(state, task) for state, (task,) in plan.chains}
+    with Worker(plan.launch) as worker:
+        for task in tasks:
+            every = [start(task, plan.suite, plan.layout, 0, number) for number in range(INITS)]
+            for state in ([state for state in every if _start(state, task) not in scored] or every)[:OTHER_STARTS]:
+                played = worker.ask_and_wait("apply", "repro.sims.libero_expert:record", [state, 0, {"every": 0}])
+                if played["success"]:
+                    found[task] = np.asarray(played["actions"], np.float32), state
+                    break
+    return found
+
+
+def _start(state: dict, task: str) -> tuple:
+    """What makes two starts the same: in the wide layout task and simulator seed, in the official one task and init state."""
+    layout = state.get("layout", "official")
+    return layout, task, int(state.get("seed", 0) if layout == "wide" else state.get("init", 0))
+
+
 def begun(store: Store, starts: list) -> list[dict]:
-    """Those of the starts [(state, tasks)] that a demonstration of the store began from, as far as the store knows (scripted files): in
-    the wide layout the same task and simulator seed, in the official one the same task and init state."""
-    def key(state: dict, task: str) -> tuple:
-        layout = state.get("layout", "official")
-        return layout, task, int(state.get("seed", 0) if layout == "wide" else state.get("init", 0))
-
-    had = {key(info.info["state"], info.task_id) for info in store.episodes if "init" in info.info.get("state", {})}
-    return [state for state, (task, *_) in starts if key(state, task) in had]
+    """Those of the starts [(state, tasks)] that a demonstration of the store began from, as far as the store knows (scripted files)."""
+    had = {_start(info.info["state"], info.task_id) for info in store.episodes if "init" in info.info.get("state", {})}
+    return [state for state, (task, *_) in starts if _start(state, task) in had]
 
 
-def beside(policy, demonstrations: dict[str, np.ndarray], plan: Plan, seed: int = 0, blind=None) -> dict[str, object]:
+def beside(policy, demonstrations: dict[str, np.ndarray], plan: Plan, seed: int = 0, blind=None,
+           began: dict[str, dict] | None = None) -> dict[str, object]:
     """What a score is seen beside. blind: a policy of the same kind trained without pictures; without one its pictures are blanked.
 
-    A task without a demonstration is replayed by standing still, which the floor's name then says; a UserError where no task has one.
+    A task without a demonstration is replayed by standing still; that, and one of another layout (began: see `demonstrations`), is said by
+    the floor's name. A UserError where no task has one.
     """
-    still, lacking = np.array([[0, 0, 0, 0, 0, 0, 1]], np.float32), [task for task in plan.sentences if task not in demonstrations]
-    if len(lacking) == len(plan.sentences):
+    if not any(task in demonstrations for task in plan.sentences):
         raise UserError("there is no demonstration to replay", f"of a task of {plan.suite}: {', '.join(sorted(plan.sentences)[:3])} ..",
                         ", ".join(sorted(demonstrations)[:3]) or "none", "a store of this suite, other tasks, or no floors (--no-floors)")
-    replay = "replay of one demonstration" + (f" (stands still in {len(lacking)} of {len(plan.sentences)} tasks)" if lacking else "")
+    replay = floors.replay(demonstrations, plan.sentences, began, plan.layout)
     found = {"blind, trained" if blind is not None else "images blanked": floors.Blank(policy) if blind is None else blind}
     if len(set(plan.sentences.values())) > 1:
         found["shuffled instruction"] = floors.ShuffledInstruction(policy, tuple(sorted(set(plan.sentences.values()))), seed)
-    found |= {replay: floors.Replay({task: demonstrations.get(task, still) for task in plan.sentences}),
-              "random actions": floors.RandomPolicy(seed), "constant action": floors.ConstantPolicy()}
+    found |= {replay.name: replay, "random actions": floors.RandomPolicy(seed), "constant action": floors.ConstantPolicy()}
     return found | ({"scripted expert (ceiling)": floors.ExpertPolicy(seed)} if plan.suite in SCRIPTED else {})
 
 
@@ -209,12 +290,12 @@ def score(scored: dict[str, object], plan: Plan, folder: Path | str, store: Stor
     """
     folder, found = Path(folder), []
     for name, policy in scored.items():
-        place = folder / "outcomes" / _file(plan.name) / _file(name)
+        place = folder / "outcomes" / plan.folder / _file(name)
         outcomes = run(policy, plan, place, name, simulators, workers, fresh, renew, log)
         if name == next(iter(scored)) and videos:
-            film(policy, plan, outcomes, folder / "films" / _file(plan.name), videos, log)
-        rules = {"protocol": plan.protocol, "layout": plan.layout, "max_steps": plan.max_steps, "execute": plan.execute,
-                 "settle_steps": plan.about["settle_steps"], "simulator": plan.about}
+            film(policy, plan, outcomes, folder / "films" / plan.folder, videos, log)
+        rules = {"protocol": plan.followed, "layout": plan.layout, "tasks": list(plan.sentences), "episodes": plan.episodes,
+                 "max_steps": plan.max_steps, "execute": plan.execute, "settle_steps": plan.about["settle_steps"], "simulator": plan.about}
         record = run_records.record(
             system, name, benchmark=plan.name, data=store.meta["name"], data_hash=store.hash, seed=seed,
             config={**(config or {}), **rules, "policy": about(policy)}, metrics=summarise(outcomes, seed),

@@ -114,11 +114,7 @@ if found:
 # In the report a checkpoint of Qwen3-0.6B was given Qwen2-0.5B, with a warning. This is what loading says here, before anything is built:
 
 # %% tags=["nbval-check-output"]
-from repro.machine import UserError
 from repro.models import fingerprint
 
 belongs, given = (fingerprint.of_name(name) for name in ("Qwen/Qwen3-0.6B-Base", "Qwen/Qwen2-0.5B"))
-try:
-    fingerprint.refuse_other({"language": belongs}, {"language": given}, "the report's checkpoint")
-except UserError as error:
-    print(error)
+print(fingerprint.refusal({"language": belongs}, {"language": given}, "the report's checkpoint"))

@@ -81,8 +81,8 @@ if closed_loop:
 # %% [markdown] tags=["vggt-vla"]
 # ## VGGT-VLA on LIBERO's rules
 # Notebook 06's rows on the suite of their data (the grocery table, or LIBERO's own), single tasks, at most 280 steps, layout *wide*: target
-# and basket are moved, from starts that no demonstration had. On official init states, which hardly differ, a replay of one demonstration
-# solves most: a score there proves little alone. `repro evaluate --model RUN --store STORE` gives other suites, layouts and films.
+# and basket are moved, from starts that no demonstration had. Official init states hardly differ: a replay of one demonstration that began
+# from such a one solves most, so a score there proves little. `repro evaluate --model RUN --store STORE` gives other suites and films.
 
 # %% tags=["vggt-vla"]
 from repro import results, vla_experiments

@@ -48,7 +48,8 @@ def test_the_lines_and_their_record_are_written(made, tmp_path):
     weights = hashlib.sha256((made[0] / "model.safetensors").read_bytes()).hexdigest()
     assert record["checkpoint"]["files"]["model.safetensors"] == weights
     assert record["data_hash"] == Store(made[1]).hash and record["commit"] and record["hardware"] and record["packages"]["torch"]
-    assert record["asked"] == {"simulator": "none", "no_overfit": False, "minutes": 3.0, "language": None} and record["seed"] == 0
+    assert record["asked"] == {"simulator": "none", "no_overfit": False, "minutes": 3.0, **dict.fromkeys(("language", "vision", "vggt"))}
+    assert record["seed"] == 0
     assert str(tmp_path) not in json.dumps(record), "no path of this machine"
     assert sorted(path.name for path in out.parent.iterdir()) == ["check.json", "check.txt"]
 

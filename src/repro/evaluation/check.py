@@ -50,16 +50,17 @@ DIMENSIONS = ("x", "y", "z", "rotation x", "rotation y", "rotation z", "gripper"
 
 
 def checks(folder: Path | str, store: Store | Path | str, simulator: str | None = None, overfit: bool = True, minutes: float = 3.0,
-           language: str | None = None, log: Callable[[str], None] = lambda line: None) -> Iterator[Check]:
+           language: str | None = None, log: Callable[[str], None] = lambda line: None,
+           elsewhere: dict[str, str] | None = None) -> Iterator[Check]:
     """The lines, as they are found; all of them once checkpoint and data load, WARN with the reason where one cannot be tried.
 
     simulator: tabletop | grocery | calvin | libero, "none" (nothing is stepped), None: the store's own. minutes: of each of the two
-    trainings in the last three lines, which `overfit` False leaves out. language: another place of a checkpoint's language model.
+    trainings in the last three lines, which `overfit` False leaves out. language, elsewhere: other places of frozen parts (load_policy).
     Nothing is written but into a temporary folder.
     """
     try:
         store = store if isinstance(store, Store) else Store(store)
-        policy = load_policy(folder, store, language=language)
+        policy = load_policy(folder, store, language=language, elsewhere=elsewhere)
     except Exception as error:  # whatever it is that keeps it from loading is what this line is for
         yield _failed("loads", error)
         return

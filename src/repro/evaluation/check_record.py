@@ -54,7 +54,7 @@ def checkpoint_of(folder: Path | str) -> dict:
 def save(out: Path | str, lines: list[Check], folder: Path | str, store: Path | str, asked: dict, minutes: float) -> None:
     """Write FILE and FILE's .json, each whole. asked: the command's settings. minutes: wall clock of all lines."""
     out, data = place(out), _known(lambda: Store(store))
-    places = (folder, store, *([asked["language"]] if asked.get("language") else []))
+    places = (folder, store, *(asked[name] for name in ("language", "vision", "vggt") if asked.get(name)))
     lines = [replace(line, found=_without(line.found, places), next_step=_without(line.next_step, places)) for line in lines]
     text, asked = text_of(lines), {name: _without(value, places) if isinstance(value, str) else value for name, value in asked.items()}
     record = {"text": text, "lines": [asdict(line) for line in lines], "checkpoint": _known(lambda: checkpoint_of(folder)),

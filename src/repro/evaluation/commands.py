@@ -16,7 +16,8 @@ from repro.machine import UserError
 SUITES = ("grocery", "libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")  # names only: nothing heavy is imported
 PROTOCOLS = ("openvla", "openvla-oft", "openpi", "lerobot")
 WIDE = ("grocery", "libero_object")  # suites that have that layout
-CHECK, BOTH = ("simulator", "no_overfit", "minutes"), ("out", "language")  # options of --check, and of both; all others are of a score
+PARTS = ("language", "vision", "vggt")
+CHECK, BOTH = ("simulator", "no_overfit", "minutes"), ("out", *PARTS)  # options of --check, and of both; all others are of a score
 
 @click.group(invoke_without_command=True)
 @click.option("--model", type=click.Path(path_type=Path), help="A run's folder or one checkpoint.")
@@ -27,6 +28,8 @@ CHECK, BOTH = ("simulator", "no_overfit", "minutes"), ("out", "language")  # opt
 @click.option("--no-overfit", is_flag=True, help="With --check: do not train on one demonstration.")
 @click.option("--minutes", default=3.0, show_default=True, help="With --check: of that training, which is done twice.")
 @click.option("--language", metavar="FOLDER", help="Another place of a VGGT-VLA's frozen language model, for sentences new to it.")
+@click.option("--vision", metavar="FOLDER", help="Another place of its frozen vision tower.")
+@click.option("--vggt", metavar="FILE", help="Another place of its frozen VGGT weights.")
 @click.option("--suite", type=click.Choice(SUITES), default="grocery", show_default=True)
 @click.option("--layout", type=click.Choice(["official", "wide"]), default="official", show_default=True,
               help="wide: grocery, libero_object.")
@@ -65,6 +68,11 @@ def evaluate(context, model: Path | None, store: Path | None, check: bool, **opt
         _suite(model, store, options)
 
 
+def _elsewhere(options: dict) -> dict[str, str]:
+    """Where else the frozen parts of a checkpoint lie, but for its language model."""
+    return {name: options[name] for name in PARTS[1:] if options[name]}
+
+
 def _check(model: Path, store: Path, options: dict) -> None:
     from repro import doctor
     from repro.evaluation import check, check_record
@@ -72,11 +80,12 @@ def _check(model: Path, store: Path, options: dict) -> None:
     found, begun = [], time.monotonic()
     if options["out"]:
         check_record.place(options["out"])
-    for line in check.checks(model, store, options["simulator"], not options["no_overfit"], options["minutes"], options["language"]):
+    for line in check.checks(model, store, options["simulator"], not options["no_overfit"], options["minutes"], options["language"],
+                             elsewhere=_elsewhere(options)):
         doctor.show([line], click.echo)
         found.append(line)
     if options["out"]:
-        asked = {name: options[name] for name in ("simulator", "no_overfit", "minutes", "language")}
+        asked = {name: options[name] for name in ("simulator", "no_overfit", "minutes", *PARTS)}
         check_record.save(options["out"], found, model, store, asked, (time.monotonic() - begun) / 60)
     sys.exit(any(line.status == doctor.FAIL for line in found))
 
@@ -88,7 +97,8 @@ def _suite(model: Path, store: Path, options: dict) -> None:
     from repro.evaluation.policies import load_policy
 
     data, seed = Store(store), options["seed"]
-    policy, out = load_policy(model, data, language=options["language"]), options["out"] or Path("work/evaluation")
+    policy = load_policy(model, data, language=options["language"], elsewhere=_elsewhere(options))
+    out = options["out"] or Path("work/evaluation")
     tasks = options["tasks"].split(",") if options["tasks"] else None
     plan = suites.plan_of(options["suite"], options["layout"], options["episodes"], tasks, options["protocol"], seed, options["execute"],
                           orientation=getattr(policy.config, "orientation", "upright"), **suites.sizes_of(data))
@@ -106,7 +116,8 @@ def _floors(policy, data, plan, options: dict) -> dict[str, object]:
     from repro.evaluation import suites
     from repro.evaluation.policies import load_policy
 
-    blind = load_policy(options["blind"], data, language=options["language"]) if options["blind"] else None
+    load = lambda: load_policy(options["blind"], data, language=options["language"], elsewhere=_elsewhere(options))
+    blind = load() if options["blind"] else None
     if blind is not None and not getattr(blind.config, "blind", False):
         raise UserError(f"{options['blind']} was not trained blind", '"blind": true in its model', "false", "another run, or no --blind")
     replayed, began = suites.demonstrations(data, plan)

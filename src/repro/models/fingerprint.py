@@ -89,6 +89,12 @@ def refuse_data(saved: dict, store, source: object) -> None:
 
 
 def refuse_other(saved: dict[str, dict], here: dict[str, dict], source: object, fix: str = "") -> None:
+    """Raise the `refusal`, where there is one."""
+    if error := refusal(saved, here, source, fix):
+        raise error
+
+
+def refusal(saved: dict[str, dict], here: dict[str, dict], source: object, fix: str = "") -> UserError | None:
     """UserError with a table (module | checkpoint | this environment) of every field of a module that both sides state and that differs.
 
     A module that one side does not state is not compared; within one, a field that only the checkpoint has is "absent" here.
@@ -96,12 +102,12 @@ def refuse_other(saved: dict[str, dict], here: dict[str, dict], source: object, 
     rows = [(f"{module}.{field}", saved[module].get(field, "absent"), here[module].get(field, "absent"))
             for module in saved if module in here for field in saved[module] if saved[module].get(field) != here[module].get(field)]
     if not rows:
-        return
+        return None
     table = [("module", "checkpoint", "this environment"), *((name, str(old), str(new)) for name, old, new in rows)]
     wide = [max(len(row[i]) for row in table) for i in range(3)]
     lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, wide, strict=True)).rstrip() for row in table]
-    raise UserError(f"{source} does not belong to what is here; nothing was built", "the parts and conventions it was trained with",
-                    f"{len(rows)} differences\n    " + "\n    ".join(lines), fix or advice(saved, here))
+    return UserError(f"{source} does not belong to what is here; nothing was built", "the parts and conventions it was trained with",
+                     f"{len(rows)} differences\n    " + "\n    ".join(lines), fix or advice(saved, here))
 
 
 def advice(saved: dict[str, dict], here: dict[str, dict]) -> str:

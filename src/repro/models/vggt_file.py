@@ -102,7 +102,7 @@ def _file(name: str | Path, revision: str | None, token: str | None) -> tuple[Pa
         folder = path
     elif not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
         raise UserError(f"the VGGT weights {name} are missing", f"a file, a folder, or a hub id such as {NAME}", "nothing at that path",
-                        "correct the path; of a checkpoint: repro evaluate --vggt FILE")
+                        "correct the path; of a checkpoint: repro evaluate .. --vggt FILE")
     else:
         revision = revision or files.PUBLISHED.get(str(name), (None,))[0]
         if there := _attached(str(name), revision):

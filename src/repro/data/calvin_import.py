@@ -98,7 +98,7 @@ def import_calvin(root: Path | str, split: str, out: Path | str, workers: int = 
     """Write the annotated episodes of one split as a store at `out`. Streams: memory does not grow with the data.
 
     A damaged frame is left out of its episode and reported (the step before it is then followed by the step after it; `info.frame`
-    keeps the numbers, so that the gap can be seen). Killed, or stopped by clock.OutOfTime, it goes on at the next call.
+    keeps the numbers, so that the gap can be seen). Killed, it or a worker, or stopped by clock.OutOfTime, it goes on at the next call.
     Returns the report {episodes, frames, damaged: {name: why}, dropped: [annotation], scene_known_by, hash, out}.
     Raises UserError for a wrong structure or more than 1 % damaged frames; then nothing is left at `out`.
     """
@@ -119,7 +119,7 @@ def import_calvin(root: Path | str, split: str, out: Path | str, workers: int = 
             if columns:
                 writer.add(as_episode(source, note, columns))
             else:
-                dropped.append(note.index)
+                dropped = [*dropped, note.index]  # what the last note holds stays as it is
             writer.note = {"tried": tried, "damaged": damage.frames, "dropped": dropped}
             progress(tried)
             clock.check()

@@ -406,6 +406,9 @@ class Store:
             raise ValueError(f"{name} holds pictures: read them by episode")
         files = dict.fromkeys(file for file, _ in self._places)
         parts = [_values(self._file(file).read(columns=[name])[name], feature, True) for file in files]
+        if (rows := sum(map(len, parts))) != self.frames:
+            raise UserError(f"{self.folder} holds other rows than it says: its columns do not belong to its episodes.",
+                            f"{self.frames} rows", f"{rows} rows of {name}", "remove it and import it again")  # fmt: skip
         return [text for part in parts for text in part] if feature["dtype"] == "string" else np.concatenate(parts)
 
 

@@ -164,8 +164,8 @@ def _group(entries: list[Entry], difference: bool, size: str | None) -> tuple[di
 
 def import_levir(layout: Layout, split: str, place: Path | str, difference: bool = False, workers: int = 2, replace: bool = False,
                  log: Callable[[str], None] | None = None) -> dict:  # fmt: skip
-    """Write one split of a layout as a store, with `workers` processes; memory does not grow with the data. Killed, or stopped by
-    clock.OutOfTime, it goes on at the next call.
+    """Write one split of a layout as a store, with `workers` processes; memory does not grow with the data. Killed, it or a
+    worker, or stopped by clock.OutOfTime, it goes on at the next call.
 
     Returns {pairs, states: {cell: count}, left_out: {name: why}, hash}. Raises UserError for a wrong structure, or for more than 1 % of
     pairs that cannot be used; then nothing is left at `place`.

@@ -356,6 +356,7 @@ def import_libero(sources: Sequence[str | Path] | str | Path, out: Path | str, o
                 if len(episode.columns["action"].array):
                     writer.add(episode)
                 note |= {"last": number, "tried": note["tried"] + 1, "noops": note["noops"] + dropped}
+                writer.note = note  # the episode counts
                 progress(note["tried"])
             if seen.episodes:
                 note["evidence"][source.path.name] = seen.found()

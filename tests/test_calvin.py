@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 
@@ -14,11 +15,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from repro.data import npy
+from repro.data import calvin_import, episodes, npy
 from repro.data.calvin import Calvin
 from repro.data.calvin_commands import calvin
 from repro.data.calvin_frames import DamagedFrame, canonical, read_frame
-from repro.data.calvin_import import ensure_store, import_calvin
+from repro.data.calvin_import import ensure_store, import_calvin, read_episode
 from repro.data.episodes import Store
 from repro.machine import UserError
 
@@ -108,6 +109,30 @@ def test_workers_change_nothing(tmp_path):
     one = import_calvin(tmp_path / "data", "training", tmp_path / "one", workers=1)
     two = import_calvin(tmp_path / "data", "training", tmp_path / "two", workers=2)
     assert one["hash"] == two["hash"]
+
+
+def killed_at(split: tuple, start: int, *rest):
+    """read_episode, in a worker that memory runs out for at the sixteenth episode."""
+    if start == 250:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read_episode(split, start, *rest)
+
+
+def test_a_worker_that_is_killed_costs_nothing_that_was_committed(tmp_path, monkeypatch):
+    spans = [(100 + 10 * i, 103 + 10 * i) for i in range(18)]
+    calvin_folder.make(tmp_path / "data", segments=spans, notes=[(a, b, "open_drawer", "open it") for a, b in spans])
+    whole = import_calvin(tmp_path / "data", "training", tmp_path / "whole", workers=1)
+    monkeypatch.setattr(episodes, "FILE_EPISODES", 2)
+    with monkeypatch.context() as cut:
+        cut.setattr(calvin_import, "read_episode", killed_at)
+        with pytest.raises(UserError, match="A worker process died"):
+            import_calvin(tmp_path / "data", "training", tmp_path / "store", workers=2)
+    kept = json.loads((tmp_path / "store.part" / "progress.json").read_text())
+    assert kept["episodes"] == kept["note"]["tried"] >= 2
+    asked = []
+    monkeypatch.setattr(calvin_import, "read_episode", lambda split, start, *rest: asked.append(start) or read_episode(split, start, *rest))
+    again = import_calvin(tmp_path / "data", "training", tmp_path / "store", workers=1)
+    assert again["hash"] == whole["hash"] and len(asked) == 18 - kept["episodes"], "what earlier sessions made is kept"
 
 
 def test_ensure_store_imports_once_and_again_when_the_data_changed(tmp_path):

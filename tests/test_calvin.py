@@ -254,6 +254,23 @@ def test_wrong_structure_is_refused(tmp_path):
     refused(tmp_path / "boxes", tmp_path, "garbled")
 
 
+def test_boxes_of_other_frames_are_refused(tmp_path):
+    folder = calvin_folder.make(tmp_path / "data", boxes=True)
+    whole = json.loads((folder / "boxes.json").read_text())
+    spoil = lambda **other: (folder / "boxes.json").write_text(json.dumps(whole | other))
+    table = whole["rgb_static"]
+    spoil(rgb_static={f"{int(name) + 1000:07d}": boxes for name, boxes in table.items()})
+    assert "frames 1100..1211" in refused(tmp_path / "data", tmp_path, r"no boxes of frame 100, of the annotation 100\.\.107")
+    spoil(rgb_static={name: boxes for name, boxes in table.items() if name != "0000211"})
+    refused(tmp_path / "data", tmp_path, "no boxes of frame 211")
+    spoil(rgb_static={})
+    refused(tmp_path / "data", tmp_path, "(garbled|no boxes of frame 100)")
+    spoil(episodes=whole["episodes"][:2])
+    refused(tmp_path / "data", tmp_path, r"does not tell the targets of the annotation 100\.\.104")
+    (folder / "boxes.json").write_text("")
+    refused(tmp_path / "data", tmp_path, "boxes.json is empty")
+
+
 def test_empty_and_foreign_folders_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", tmp_path, "is empty")

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from repro import freshness
 from repro.data import calvin_import, episodes, npy
 from repro.data.calvin import Calvin
 from repro.data.calvin_commands import calvin
@@ -146,6 +147,49 @@ def test_ensure_store_imports_once_and_again_when_the_data_changed(tmp_path):
     np.savez(tmp_path / "data/training/episode_0000103.npz", **calvin_folder.frame(104))
     ensure_store(tmp_path / "data", "training", tmp_path / "store", workers=1, log=lines.append)
     assert (tmp_path / "store/meta/info.json").stat().st_mtime_ns != written and "importing again" in lines[0]
+
+
+def test_ensure_store_imports_again_with_other_code_and_discards_what_that_left_half_done(tmp_path, monkeypatch):
+    spans = [(100 + 10 * i, 103 + 10 * i) for i in range(6)]
+    calvin_folder.make(tmp_path / "data", segments=spans, notes=[(a, b, "open_drawer", "open it") for a, b in spans])
+    lines, asked, stop = [], [], []
+
+    def read(split, start, *rest):
+        asked.append(start)
+        if start in stop:
+            raise KeyboardInterrupt
+        return read_episode(split, start, *rest)
+
+    monkeypatch.setattr(calvin_import, "read_episode", read)
+    ensured = lambda name="store": ensure_store(tmp_path / "data", "training", tmp_path / name, workers=1, log=lines.append)
+    first = ensured()
+    stop.append(140)
+    with pytest.raises(KeyboardInterrupt):
+        ensured("half")
+    stop.clear()
+    asked.clear()
+    assert first.meta["code"] and len(ensured()) == 6 and not asked
+    monkeypatch.setattr(freshness, "code", lambda *names: "of another version")
+    lines.clear()
+    assert ensured().hash == first.hash and len(asked) == 6 and "was made by another version of this library: importing again" in lines[0]
+    asked.clear()
+    assert ensured("half").hash == first.hash and len(asked) == 6, "nothing of the other version's half"
+
+
+def test_frames_that_were_damaged_are_read_once_they_are_whole(tmp_path):
+    folder, lines = calvin_folder.make(tmp_path / "data", segments=LONG, size=4, wrist=4), []
+    ensured = lambda: ensure_store(tmp_path / "data", "training", tmp_path / "store", workers=1, log=lines.append)
+    for number in (100, 150):
+        spoil_truncated(folder / f"episode_{number:07d}.npz")
+    assert ensured().frames == 218 + 215
+    lines.clear()
+    written = (tmp_path / "store/meta/info.json").stat().st_mtime_ns
+    assert ensured().frames == 218 + 215 and (tmp_path / "store/meta/info.json").stat().st_mtime_ns == written
+    assert [line.partition(":")[0] for line in lines] == ["left out episode_0000100.npz", "left out episode_0000150.npz"]
+    lines.clear()
+    np.savez(folder / "episode_0000150.npz", **calvin_folder.frame(150, size=4, wrist=4))
+    assert ensured().frames == 219 + 216 and "lacks episode_0000150.npz, which can be read now: importing again" in lines[0]
+    assert [line.partition(":")[0] for line in lines[2:]] == ["left out episode_0000100.npz"]
 
 
 def test_real_simulator_frames(test_data, tmp_path):

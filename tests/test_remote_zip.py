@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import calvin_folder
 import pytest
 
-from repro import clock
+from repro import clock, freshness
 from repro.data import calvin, calvin_frames, calvin_remote, remote_zip, stored
 from repro.data.calvin_import import ensure_store, import_calvin
 from repro.data.episodes import Store
@@ -452,7 +452,7 @@ def test_a_damaged_frame_is_asked_for_twice_left_out_and_counted(server, raw, tm
     assert not (tmp_path / "strict" / "training").exists()
 
 
-def test_the_disk_budget_ends_with_a_whole_store_or_before_anything_is_written(server, raw, tmp_path):
+def test_the_disk_budget_ends_with_a_whole_store_or_before_anything_is_written(server, raw, tmp_path, monkeypatch):
     url = server.zip("/task_X.zip", raw)
     lines = []
     one = sum((raw / "training" / f"episode_{n:07d}.npz").stat().st_size for n in range(1000, 1006))
@@ -460,6 +460,16 @@ def test_the_disk_budget_ends_with_a_whole_store_or_before_anything_is_written(s
     assert 0 < len(stores["training"]) < 12 and any("the disk budget ends after" in line for line in lines)
     assert stores["training"].meta["partial"]["episodes"] == len(stores["training"])
     assert sum(map(len, contents(tmp_path / "out").values())) <= 10 * one
+    lines.clear()
+    calvin_remote.fetch(url, tmp_path / "out", 12, disk_gb=12, log=lines.append, **QUICK)
+    (said,) = lines
+    assert f"training has {len(stores['training'])} of 12 episodes: the disk budget ended it" in said and "remove it to fetch more" in said
+    kept = tmp_path / "working" / "smoke" / "store"
+    shutil.copytree(tmp_path / "out", kept)
+    lines.clear()
+    monkeypatch.setattr(freshness, "code", lambda *names: "of another version")
+    fetched.episodes("smoke", kept.parent, SimpleNamespace(outputs=[]), None, url, 12, 12, lines.append)
+    assert f"{kept / 'training'} has" in lines[1] and [line for line in lines if "another version" in line] == lines[2:] != []
     with pytest.raises(UserError, match=r"no room for one episode(.|\n)*disk_gb"):
         calvin_remote.fetch(url, tmp_path / "none", 12, disk_gb=one / 1e9, log=lambda line: None, **QUICK)
     assert not (tmp_path / "none" / "training").exists()

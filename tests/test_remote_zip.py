@@ -32,7 +32,7 @@ class Server:
     """Files by name, served by ranges; counts what it sends. `fail(start, end)` -> status or None, asked before each answer."""
 
     def __init__(self):
-        self.files, self.sent, self.asked, self.ranges = {}, 0, [], True
+        self.files, self.sent, self.asked, self.ranges, self.leads = {}, 0, [], True, {}  # leads: path -> where it redirects to
         self.fail = lambda start, end: None
         self.change = lambda start, data: data
         outer = self
@@ -46,6 +46,12 @@ class Server:
             def do_GET(self):
                 content = outer.files.get(self.path)
                 start, end = (int(part) for part in re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"]).groups())
+                if self.path in outer.leads:
+                    self.send_response(302)
+                    self.send_header("Location", outer.leads[self.path])
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
                 status = 404 if content is None else outer.fail(start, end + 1)
                 if status:
                     self.send_response(status)
@@ -195,6 +201,33 @@ def test_a_server_that_stumbles_is_asked_again_and_one_that_stays_down_is_report
     server.fail = lambda start, end: 503
     with pytest.raises(UserError, match="HTTP 503"):
         RemoteZip(url, **QUICK)
+
+
+def test_an_address_it_was_led_to_that_expires_is_asked_for_anew(server):
+    content = server.files["/signed?1"] = bytes(range(256))
+    server.leads = {"/x": "/between", "/between": "/signed?1"}
+    remote = remote_zip.Remote(server.url("/x"), **QUICK)
+    server.leads.clear()  # what it was led to is asked directly
+    assert remote.read(3, 90) == content[3:90]
+    server.leads = {"/x": "/between", "/between": "/signed?2"}
+    server.files["/signed?2"] = server.files.pop("/signed?1")
+    true, paths = server.http.RequestHandlerClass.do_GET, []
+
+    def gone(handler):  # as a store of files answers for a signature of another hour
+        paths.append(handler.path)
+        if handler.path != "/signed?1":
+            return true(handler)
+        handler.send_response(403)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    server.http.RequestHandlerClass.do_GET = gone
+    assert remote.read(5, 200) == content[5:200]
+    assert paths == ["/signed?1", "/x", "/between", "/signed?2"] and remote.url == server.url("/x")
+    server.leads["/between"] = "/signed?1"
+    server.files.clear()
+    with pytest.raises(UserError, match=r"/x cannot be read in parts(.|\n)*HTTP 40[34]"):
+        remote.read(5, 200)
 
 
 # ------------------------------------------------------------------------------------------------------- the episodes

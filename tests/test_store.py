@@ -8,6 +8,7 @@ import sys
 import time
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -126,6 +127,42 @@ def test_bad_input_is_refused(tmp_path):
     with pytest.raises(UserError, match="one length"), StoreWriter(tmp_path / "new", 30) as writer:
         writer.add(Episode("x", {"action": np.zeros((3, 7)), "state": np.zeros((4, 7))}))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def other_pictures(path):
+    """The same file, but the pictures of its second episode are none."""
+    data = pq.ParquetFile(path)
+    groups = [data.read_row_group(i).to_pylist() for i in range(data.num_row_groups)]
+    with pq.ParquetWriter(path, data.schema_arrow) as writer:
+        for i, rows in enumerate(groups):
+            picture = lambda row, i=i: {"bytes": b"none" if i == 1 else row["observation.images.static"]["bytes"], "path": None}
+            rows = [row | {"observation.images.static": picture(row)} for row in rows]
+            writer.write_table(pa.Table.from_pylist(rows, schema=data.schema_arrow))
+
+
+DAMAGE = [  # (file, what happens to it, what is read, what is said)
+    ("meta/info.json", cut, lambda store: store(), "JSONDecodeError"),
+    ("meta/repro.json", cut, lambda store: store(), "JSONDecodeError"),
+    ("meta/repro.json", lambda path: path.write_text("{}"), lambda store: store(), "KeyError: 'hash'"),
+    ("meta/stats.json", cut, lambda store: store(), "JSONDecodeError"),
+    (module.EPISODES_PATH, cut, lambda store: store(), "Arrow"),
+    (module.EPISODES_PATH, lambda path: path.unlink(), lambda store: store(), "FileNotFoundError"),
+    ("data/chunk-000/file-000.parquet", cut, lambda store: store().read(1), r"\(episode 1\)(.|\n)*Arrow"),
+    ("data/chunk-000/file-000.parquet", cut, lambda store: store().column("action"), "Arrow"),
+    ("data/chunk-000/file-000.parquet", other_pictures, lambda store: store().read(1), r"\(episode 1\)(.|\n)*torn picture"),
+]
+
+
+@pytest.mark.parametrize("name, spoil, read, said", DAMAGE)
+def test_damage_names_the_file_and_what_to_do(tmp_path, name, spoil, read, said):
+    write(tmp_path / "store")
+    spoil(tmp_path / "store" / name)
+    with pytest.raises(UserError, match=f"{name}(.|\\n)*({said})(.|\\n)*import it again"):
+        read(lambda: Store(tmp_path / "store"))
 
 
 LOOP = """

@@ -138,6 +138,25 @@ def test_prepared_pictures_go_on_where_a_run_was_stopped(store, monkeypatch):
     assert not list(cache.glob("*/episodes.done"))
 
 
+def test_an_error_that_is_not_of_the_arrays_keeps_them(store, monkeypatch):
+    monkeypatch.setattr(batches_of, "KEPT", 1)
+    asked, torn = [], [True]
+
+    def prepare(step):
+        asked.append(int(step["observation.state"][0]))
+        if torn[0] and asked[-1] == 202:
+            raise UserError("a torn picture")
+        return {"first": step["observation.state"][:1]}
+
+    with pytest.raises(UserError, match="a torn picture"):
+        Batches(store, 8, 5, prepare=prepare, key="torn", workers=1)
+    torn[0] = False
+    asked.clear()
+    found = Batches(store, 24, 5, prepare=prepare, key="torn", workers=1)(0)
+    assert sorted(asked[1:]) == [200, 201, 202, *range(300, 307)], "what was made before stays"
+    assert (found["first"] == found["state"][:, :1]).all()
+
+
 def test_pictures_that_do_not_fit_on_the_disk_are_refused_first(store, monkeypatch):
     said = []
     monkeypatch.setattr(batches_of.shutil, "disk_usage", lambda place: SimpleNamespace(free=10))

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 
@@ -14,11 +15,12 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from repro.data import npy
+from repro import freshness
+from repro.data import calvin_import, episodes, npy
 from repro.data.calvin import Calvin
 from repro.data.calvin_commands import calvin
 from repro.data.calvin_frames import DamagedFrame, canonical, read_frame
-from repro.data.calvin_import import ensure_store, import_calvin
+from repro.data.calvin_import import ensure_store, import_calvin, read_episode
 from repro.data.episodes import Store
 from repro.machine import UserError
 
@@ -110,6 +112,30 @@ def test_workers_change_nothing(tmp_path):
     assert one["hash"] == two["hash"]
 
 
+def killed_at(split: tuple, start: int, *rest):
+    """read_episode, in a worker that memory runs out for at the sixteenth episode."""
+    if start == 250:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read_episode(split, start, *rest)
+
+
+def test_a_worker_that_is_killed_costs_nothing_that_was_committed(tmp_path, monkeypatch):
+    spans = [(100 + 10 * i, 103 + 10 * i) for i in range(18)]
+    calvin_folder.make(tmp_path / "data", segments=spans, notes=[(a, b, "open_drawer", "open it") for a, b in spans])
+    whole = import_calvin(tmp_path / "data", "training", tmp_path / "whole", workers=1)
+    monkeypatch.setattr(episodes, "FILE_EPISODES", 2)
+    with monkeypatch.context() as cut:
+        cut.setattr(calvin_import, "read_episode", killed_at)
+        with pytest.raises(UserError, match="A worker process died"):
+            import_calvin(tmp_path / "data", "training", tmp_path / "store", workers=2)
+    kept = json.loads((tmp_path / "store.part" / "progress.json").read_text())
+    assert kept["episodes"] == kept["note"]["tried"] >= 2
+    asked = []
+    monkeypatch.setattr(calvin_import, "read_episode", lambda split, start, *rest: asked.append(start) or read_episode(split, start, *rest))
+    again = import_calvin(tmp_path / "data", "training", tmp_path / "store", workers=1)
+    assert again["hash"] == whole["hash"] and len(asked) == 18 - kept["episodes"], "what earlier sessions made is kept"
+
+
 def test_ensure_store_imports_once_and_again_when_the_data_changed(tmp_path):
     calvin_folder.make(tmp_path / "data")
     lines = []
@@ -121,6 +147,49 @@ def test_ensure_store_imports_once_and_again_when_the_data_changed(tmp_path):
     np.savez(tmp_path / "data/training/episode_0000103.npz", **calvin_folder.frame(104))
     ensure_store(tmp_path / "data", "training", tmp_path / "store", workers=1, log=lines.append)
     assert (tmp_path / "store/meta/info.json").stat().st_mtime_ns != written and "importing again" in lines[0]
+
+
+def test_ensure_store_imports_again_with_other_code_and_discards_what_that_left_half_done(tmp_path, monkeypatch):
+    spans = [(100 + 10 * i, 103 + 10 * i) for i in range(6)]
+    calvin_folder.make(tmp_path / "data", segments=spans, notes=[(a, b, "open_drawer", "open it") for a, b in spans])
+    lines, asked, stop = [], [], []
+
+    def read(split, start, *rest):
+        asked.append(start)
+        if start in stop:
+            raise KeyboardInterrupt
+        return read_episode(split, start, *rest)
+
+    monkeypatch.setattr(calvin_import, "read_episode", read)
+    ensured = lambda name="store": ensure_store(tmp_path / "data", "training", tmp_path / name, workers=1, log=lines.append)
+    first = ensured()
+    stop.append(140)
+    with pytest.raises(KeyboardInterrupt):
+        ensured("half")
+    stop.clear()
+    asked.clear()
+    assert first.meta["code"] and len(ensured()) == 6 and not asked
+    monkeypatch.setattr(freshness, "code", lambda *names: "of another version")
+    lines.clear()
+    assert ensured().hash == first.hash and len(asked) == 6 and "was made by another version of this library: importing again" in lines[0]
+    asked.clear()
+    assert ensured("half").hash == first.hash and len(asked) == 6, "nothing of the other version's half"
+
+
+def test_frames_that_were_damaged_are_read_once_they_are_whole(tmp_path):
+    folder, lines = calvin_folder.make(tmp_path / "data", segments=LONG, size=4, wrist=4), []
+    ensured = lambda: ensure_store(tmp_path / "data", "training", tmp_path / "store", workers=1, log=lines.append)
+    for number in (100, 150):
+        spoil_truncated(folder / f"episode_{number:07d}.npz")
+    assert ensured().frames == 218 + 215
+    lines.clear()
+    written = (tmp_path / "store/meta/info.json").stat().st_mtime_ns
+    assert ensured().frames == 218 + 215 and (tmp_path / "store/meta/info.json").stat().st_mtime_ns == written
+    assert [line.partition(":")[0] for line in lines] == ["left out episode_0000100.npz", "left out episode_0000150.npz"]
+    lines.clear()
+    np.savez(folder / "episode_0000150.npz", **calvin_folder.frame(150, size=4, wrist=4))
+    assert ensured().frames == 219 + 216 and "lacks episode_0000150.npz, which can be read now: importing again" in lines[0]
+    assert [line.partition(":")[0] for line in lines[2:]] == ["left out episode_0000100.npz"]
 
 
 def test_real_simulator_frames(test_data, tmp_path):
@@ -227,6 +296,23 @@ def test_wrong_structure_is_refused(tmp_path):
     folder = calvin_folder.make(tmp_path / "boxes", boxes=True)
     (folder / "boxes.json").write_text((folder / "boxes.json").read_text()[:-120])
     refused(tmp_path / "boxes", tmp_path, "garbled")
+
+
+def test_boxes_of_other_frames_are_refused(tmp_path):
+    folder = calvin_folder.make(tmp_path / "data", boxes=True)
+    whole = json.loads((folder / "boxes.json").read_text())
+    spoil = lambda **other: (folder / "boxes.json").write_text(json.dumps(whole | other))
+    table = whole["rgb_static"]
+    spoil(rgb_static={f"{int(name) + 1000:07d}": boxes for name, boxes in table.items()})
+    assert "frames 1100..1211" in refused(tmp_path / "data", tmp_path, r"no boxes of frame 100, of the annotation 100\.\.107")
+    spoil(rgb_static={name: boxes for name, boxes in table.items() if name != "0000211"})
+    refused(tmp_path / "data", tmp_path, "no boxes of frame 211")
+    spoil(rgb_static={})
+    refused(tmp_path / "data", tmp_path, "(garbled|no boxes of frame 100)")
+    spoil(episodes=whole["episodes"][:2])
+    refused(tmp_path / "data", tmp_path, r"does not tell the targets of the annotation 100\.\.104")
+    (folder / "boxes.json").write_text("")
+    refused(tmp_path / "data", tmp_path, "boxes.json is empty")
 
 
 def test_empty_and_foreign_folders_are_refused(tmp_path):

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from levir_folder import BOX, CHANGE, MASK, SIZE, edit, grey_mask, levir_folder, picture
 
+from repro import freshness
 from repro.data import levir
 from repro.data.episodes import encode_png
 from repro.data.levir import NO_CHANGE, Pairs
@@ -116,7 +117,7 @@ def test_the_store_gives_back_the_pairs(tmp_path):
     assert pairs.pictures([])[0].shape == (0, SIZE, SIZE, 3)
 
 
-def test_a_store_is_made_once_and_again_when_the_source_changes(tmp_path):
+def test_a_store_is_made_once_and_again_when_the_source_changes(tmp_path, monkeypatch):
     root = levir_folder(tmp_path / "raw")
     first = levir.ensure_store(root, "train", tmp_path / "store", workers=1)
     stamp = (tmp_path / "store" / "meta" / "repro.json").stat().st_mtime_ns
@@ -135,10 +136,17 @@ def test_a_store_is_made_once_and_again_when_the_source_changes(tmp_path):
     assert shifted.hash != again.hash and np.allclose(shifted.column("box_main")[1], BOX + np.float32([2, 0, 2, 0]) / SIZE)
     label.write_bytes(old)
     assert levir.ensure_store(root, "train", tmp_path / "store", workers=1).hash == again.hash
-    stamp = (tmp_path / "store" / "meta" / "repro.json").stat().st_mtime_ns
+    stamp = (tmp_path / "store" / "meta" / "info.json").stat().st_mtime_ns
     label.touch()
     assert levir.ensure_store(root, "train", tmp_path / "store", workers=1).hash == again.hash
-    assert (tmp_path / "store" / "meta" / "repro.json").stat().st_mtime_ns == stamp, "a new time alone is no new file"
+    assert (tmp_path / "store" / "meta" / "info.json").stat().st_mtime_ns == stamp, "a new time alone is no new file"
+    with monkeypatch.context() as kept:
+        kept.setattr(levir, "_asked", lambda *about: pytest.fail("the files are read again"))
+        assert levir.ensure_store(root, "train", tmp_path / "store", workers=1).states == again.states
+    with monkeypatch.context() as newer:
+        newer.setattr(freshness, "code", lambda *names: "of another version")
+        assert levir.ensure_store(root, "train", tmp_path / "store", workers=1).hash == again.hash
+    assert (tmp_path / "store" / "meta" / "info.json").stat().st_mtime_ns != stamp, "other code may make another store"
     layout = levir.find(root)
     flawed = replace(layout, entries=(replace(layout.entries[0], problem="a flaw"), *layout.entries[1:]))
     assert levir._asked(flawed, "train", False) != levir._asked(layout, "train", False)

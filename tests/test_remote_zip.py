@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import calvin_folder
 import pytest
 
-from repro import clock
+from repro import clock, freshness
 from repro.data import calvin, calvin_frames, calvin_remote, remote_zip, stored
 from repro.data.calvin_import import ensure_store, import_calvin
 from repro.data.episodes import Store
@@ -32,7 +32,7 @@ class Server:
     """Files by name, served by ranges; counts what it sends. `fail(start, end)` -> status or None, asked before each answer."""
 
     def __init__(self):
-        self.files, self.sent, self.asked, self.ranges = {}, 0, [], True
+        self.files, self.sent, self.asked, self.ranges, self.leads = {}, 0, [], True, {}  # leads: path -> where it redirects to
         self.fail = lambda start, end: None
         self.change = lambda start, data: data
         outer = self
@@ -46,6 +46,12 @@ class Server:
             def do_GET(self):
                 content = outer.files.get(self.path)
                 start, end = (int(part) for part in re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"]).groups())
+                if self.path in outer.leads:
+                    self.send_response(302)
+                    self.send_header("Location", outer.leads[self.path])
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
                 status = 404 if content is None else outer.fail(start, end + 1)
                 if status:
                     self.send_response(status)
@@ -195,6 +201,34 @@ def test_a_server_that_stumbles_is_asked_again_and_one_that_stays_down_is_report
     server.fail = lambda start, end: 503
     with pytest.raises(UserError, match="HTTP 503"):
         RemoteZip(url, **QUICK)
+
+
+def test_an_address_it_was_led_to_that_expires_is_asked_for_anew(server):
+    content = server.files["/signed?1"] = bytes(range(256))
+    server.leads = {"/x": "/between", "/between": "/signed?1"}
+    remote = remote_zip.Remote(server.url("/x"), **QUICK)
+    server.leads.clear()  # what it was led to is asked directly
+    assert remote.read(3, 90) == content[3:90]
+    server.leads = {"/x": "/between", "/between": "/signed?2"}
+    server.files["/signed?2"] = server.files.pop("/signed?1")
+    true, paths, expired = server.http.RequestHandlerClass.do_GET, [], {"/signed?1"}
+
+    def gone(handler):  # as a store of files answers for a signature of another hour
+        paths.append(handler.path)
+        if handler.path not in expired:
+            return true(handler)
+        handler.send_response(403)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    server.http.RequestHandlerClass.do_GET = gone
+    assert remote.read(5, 200) == content[5:200]
+    assert paths == ["/signed?1", "/x", "/between", "/signed?2"] and remote.url == server.url("/x")
+    paths.clear()
+    expired.add("/signed?2")
+    with pytest.raises(UserError, match=r"/x cannot be read in parts(.|\n)*HTTP 403"):
+        remote.read(5, 200)
+    assert paths == ["/signed?2", "/x", "/between", "/signed?2"], "once"
 
 
 # ------------------------------------------------------------------------------------------------------- the episodes
@@ -452,7 +486,7 @@ def test_a_damaged_frame_is_asked_for_twice_left_out_and_counted(server, raw, tm
     assert not (tmp_path / "strict" / "training").exists()
 
 
-def test_the_disk_budget_ends_with_a_whole_store_or_before_anything_is_written(server, raw, tmp_path):
+def test_the_disk_budget_ends_with_a_whole_store_or_before_anything_is_written(server, raw, tmp_path, monkeypatch):
     url = server.zip("/task_X.zip", raw)
     lines = []
     one = sum((raw / "training" / f"episode_{n:07d}.npz").stat().st_size for n in range(1000, 1006))
@@ -460,6 +494,16 @@ def test_the_disk_budget_ends_with_a_whole_store_or_before_anything_is_written(s
     assert 0 < len(stores["training"]) < 12 and any("the disk budget ends after" in line for line in lines)
     assert stores["training"].meta["partial"]["episodes"] == len(stores["training"])
     assert sum(map(len, contents(tmp_path / "out").values())) <= 10 * one
+    lines.clear()
+    calvin_remote.fetch(url, tmp_path / "out", 12, disk_gb=12, log=lines.append, **QUICK)
+    (said,) = lines
+    assert f"training has {len(stores['training'])} of 12 episodes: the disk budget ended it" in said and "remove it to fetch more" in said
+    kept = tmp_path / "working" / "smoke" / "store"
+    shutil.copytree(tmp_path / "out", kept)
+    lines.clear()
+    monkeypatch.setattr(freshness, "code", lambda *names: "of another version")
+    fetched.episodes("smoke", kept.parent, SimpleNamespace(outputs=[]), None, url, 12, 12, lines.append)
+    assert f"{kept / 'training'} has" in lines[1] and [line for line in lines if "another version" in line] == lines[2:] != []
     with pytest.raises(UserError, match=r"no room for one episode(.|\n)*disk_gb"):
         calvin_remote.fetch(url, tmp_path / "none", 12, disk_gb=one / 1e9, log=lambda line: None, **QUICK)
     assert not (tmp_path / "none" / "training").exists()

@@ -8,11 +8,13 @@ import sys
 import time
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from repro.data import episodes as module
 from repro.data.episodes import Episode, Store, StoreWriter
+from repro.data.resumable import ResumableWriter
 from repro.machine import UserError
 
 
@@ -127,6 +129,42 @@ def test_bad_input_is_refused(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
 
 
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def other_pictures(path):
+    """The same file, but the pictures of its second episode are none."""
+    data = pq.ParquetFile(path)
+    groups = [data.read_row_group(i).to_pylist() for i in range(data.num_row_groups)]
+    with pq.ParquetWriter(path, data.schema_arrow) as writer:
+        for i, rows in enumerate(groups):
+            picture = lambda row, i=i: {"bytes": b"none" if i == 1 else row["observation.images.static"]["bytes"], "path": None}
+            rows = [row | {"observation.images.static": picture(row)} for row in rows]
+            writer.write_table(pa.Table.from_pylist(rows, schema=data.schema_arrow))
+
+
+DAMAGE = [  # (file, what happens to it, what is read, what is said)
+    ("meta/info.json", cut, lambda store: store(), "JSONDecodeError"),
+    ("meta/repro.json", cut, lambda store: store(), "JSONDecodeError"),
+    ("meta/repro.json", lambda path: path.write_text("{}"), lambda store: store(), "KeyError: 'hash'"),
+    ("meta/stats.json", cut, lambda store: store(), "JSONDecodeError"),
+    (module.EPISODES_PATH, cut, lambda store: store(), "Arrow"),
+    (module.EPISODES_PATH, lambda path: path.unlink(), lambda store: store(), "FileNotFoundError"),
+    ("data/chunk-000/file-000.parquet", cut, lambda store: store().read(1), r"\(episode 1\)(.|\n)*Arrow"),
+    ("data/chunk-000/file-000.parquet", cut, lambda store: store().column("action"), "Arrow"),
+    ("data/chunk-000/file-000.parquet", other_pictures, lambda store: store().read(1), r"\(episode 1\)(.|\n)*torn picture"),
+]
+
+
+@pytest.mark.parametrize("name, spoil, read, said", DAMAGE)
+def test_damage_names_the_file_and_what_to_do(tmp_path, name, spoil, read, said):
+    write(tmp_path / "store")
+    spoil(tmp_path / "store" / name)
+    with pytest.raises(UserError, match=f"{name}(.|\\n)*({said})(.|\\n)*import it again"):
+        read(lambda: Store(tmp_path / "store"))
+
+
 LOOP = """
 import sys, numpy as np
 from repro.data.episodes import Episode, StoreWriter
@@ -163,3 +201,70 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
     write(tmp_path / "store")
     os.rename(tmp_path / "store", tmp_path / "store.old")
     assert len(Store(tmp_path / "store")) == 3 and not (tmp_path / "store.old").exists()
+
+
+# --- stopped by a signal ------------------------------------------------------------------------------------------------------------
+
+
+def resumable(folder, count: int = 8, stop_at: int = -1) -> Store:
+    """`count` episodes, gone on with where the last call stopped. stop_at: raise between this episode and its note."""
+    with ResumableWriter(folder, 30, {}, {"count": count}) as writer:
+        for i in range(writer.note.get("tried", 0), count):
+            writer.add(episode(i, 5 + i % 3))
+            if i == stop_at:
+                raise KeyboardInterrupt
+            writer.note = {"tried": i + 1}
+    return Store(folder)
+
+
+def rows_of(store: Store) -> list:
+    return [store.column("action").tolist(), store.column("info.frame").tolist(), *(store.table(i).to_pylist() for i in range(len(store)))]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("place", [(pq.ParquetWriter, "write_table"), (ResumableWriter, "_write"), (StoreWriter, "_close_file"),
+                                   (os, "replace"), (os, "fsync"), (module, "merge"), (ResumableWriter, "commit")],
+                         ids=lambda place: place[1])  # fmt: skip
+def test_a_stop_in_the_midst_of_an_episode_shifts_nothing(tmp_path, monkeypatch, place, after):
+    monkeypatch.setattr(module, "FILE_EPISODES", 3)
+    whole, (owner, name) = resumable(tmp_path / "whole"), place
+    true, stops = getattr(owner, name), 0
+    for call in (1, 2, 3, 4, 5, 25, 30):  # it raises in so many different calls
+        folder, left = tmp_path / f"cut{call}", [call]
+
+        def stopped(*arguments, left=left, **options):
+            left[0] -= 1
+            if not left[0] and not after:
+                raise KeyboardInterrupt
+            made = true(*arguments, **options)
+            if not left[0]:
+                raise KeyboardInterrupt
+            return made
+
+        with monkeypatch.context() as cut:
+            cut.setattr(owner, name, stopped)
+            try:
+                resumable(folder)
+            except KeyboardInterrupt:
+                stops += 1
+        store = Store(folder) if (folder / "meta").is_dir() else resumable(folder)
+        assert store.hash == whole.hash and rows_of(store) == rows_of(whole), f"{name} {call}"
+    assert stops >= 2, "nothing was stopped"
+
+
+def test_a_stop_between_an_episode_and_its_note_does_not_add_it_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "FILE_EPISODES", 3)
+    whole = resumable(tmp_path / "whole")
+    for i in (0, 1, 4, 7):
+        with pytest.raises(KeyboardInterrupt):
+            resumable(tmp_path / f"cut{i}", stop_at=i)
+        store = resumable(tmp_path / f"cut{i}")
+        assert len(store) == 8 and store.hash == whole.hash and rows_of(store) == rows_of(whole)
+
+
+def test_a_store_with_other_rows_than_it_says_is_refused(tmp_path):
+    write(tmp_path / "store")
+    info = json.loads((tmp_path / "store/meta/info.json").read_text())
+    (tmp_path / "store/meta/info.json").write_text(json.dumps(info | {"total_frames": 15}))
+    with pytest.raises(UserError, match=r"other rows than it says(.|\n)*15 rows(.|\n)*16 rows of action"):
+        Store(tmp_path / "store").column("action")

@@ -248,6 +248,10 @@ def _drop_stale(store: Store, cache: Path, log: Callable) -> None:
             shutil.rmtree(about.parent)
 
 
+class _OtherShape(ValueError):
+    """`prepare` gave an array of another shape than for the first frame."""
+
+
 def _build(store: Store, prepare: Callable, key: str, folder: Path, workers: int, boxes: np.ndarray | None, log: Callable) -> None:
     """Written to `<folder>.part` and renamed. Episodes that a run has finished before it was killed, or stopped by clock.OutOfTime, are
     kept; `about.json` stands there from the start, so that a stale part is known as one."""
@@ -275,7 +279,7 @@ def _build(store: Store, prepare: Callable, key: str, folder: Path, workers: int
             for (row, _), found in zip(some, _many(prepare, [step for _, step in some]), strict=True):
                 for name, array in arrays.items():
                     if np.shape(found[name]) != array.shape[1:]:
-                        raise ValueError(f"prepare gave `{name}` {np.shape(found[name])} for row {row}, {array.shape[1:]} for the first")
+                        raise _OtherShape(f"prepare gave `{name}` {np.shape(found[name])} for row {row}, {array.shape[1:]} for the first")
                     array[row] = found[name]
         return i
 
@@ -294,7 +298,7 @@ def _build(store: Store, prepare: Callable, key: str, folder: Path, workers: int
                 progress(before)
         os.rename(part, folder)
         (folder / DONE).unlink(missing_ok=True)
-    except ValueError:
+    except _OtherShape:  # the arrays are of no use; of what else may be wrong (a torn store) they know nothing
         shutil.rmtree(part, ignore_errors=True)
         raise
 

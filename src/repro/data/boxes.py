@@ -23,6 +23,8 @@ class BoxIndex:
 
     def __init__(self, path: Path):
         self.path = path
+        if not path.stat().st_size:
+            raise UserError(f"{path} is empty.", expected='"episodes" and "rgb_static": {frame: {item: box}}', next_step="get it again")
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
             section = re.search(rb'"rgb_static"\s*:\s*\{', text)
             episodes = re.search(rb'"episodes"\s*:\s*(?=\[)', text)
@@ -34,16 +36,28 @@ class BoxIndex:
 
     def texts(self, frames: np.ndarray) -> list[str]:
         """The boxes of each frame as JSON; "{}" for a frame the file does not have."""
-        places = np.searchsorted(self.frames, frames)
         found = []
         with open(self.path, "rb") as file:
-            for frame, i in zip(frames, places, strict=True):
-                if i == len(self.frames) or self.frames[i] != frame:
+            for i in self._at(frames):
+                if i is None:
                     found.append("{}")
                     continue
                 file.seek(int(self.starts[i]))
                 found.append(json.dumps(json.loads(file.read(int(self.sizes[i])))))
         return found
+
+    def _at(self, frames) -> list[int | None]:
+        """Where each frame stands in `frames`; None for one the file does not have."""
+        places = np.searchsorted(self.frames, frames)
+        return [int(i) if i < len(self.frames) and self.frames[i] == frame else None for frame, i in zip(frames, places, strict=True)]
+
+    def need(self, start: int, end: int) -> None:
+        """UserError where the first or the last frame of an episode has no table: the file is of other frames."""
+        missing = [frame for frame, place in zip((start, end), self._at((start, end)), strict=True) if place is None]
+        if missing:
+            about = f"frames {self.frames[0]}..{self.frames[-1]}" if len(self.frames) else "no frames"
+            raise UserError(f"{self.path} has no boxes of frame {missing[0]}, of the annotation {start}..{end}.",
+                            "a table for each annotated frame", about, "get it from where the frames are from, or remove it")  # fmt: skip
 
     def boxes(self, frame: int) -> dict[str, list[int]]:
         return json.loads(self.texts(np.array([frame]))[0])
@@ -75,4 +89,4 @@ def _json_at(text: mmap.mmap, at: int, path: Path):
 def box_index(root: Path | str, split: str) -> BoxIndex | None:
     """The boxes of `root/split`, or None where there is no boxes.json."""
     path = Path(root) / split / "boxes.json"
-    return BoxIndex(path) if path.is_file() and path.stat().st_size else None
+    return BoxIndex(path) if path.is_file() else None

@@ -164,6 +164,12 @@ class Split:
                     found=f"{start}..{end}",
                     next_step="the two files belong to different versions of the data set: get both from one download",
                 )
+            if self.boxes:
+                self.boxes.need(start, end)
+                if (start, end) not in told:
+                    raise UserError(f"{self.boxes.path} does not tell the targets of the annotation {start}..{end} of {path}.",
+                                    "an entry in its episodes for each annotation", f"{len(told)} others",
+                                    "get it from where the annotations are from, or remove it")  # fmt: skip
             entry = told.get((start, end), {})
             items = [tuple(entry.get(key, ())) for key in ("targets", "goal_items")]
             found.append(Annotation(index, start, end, task_id, instruction, scene_of(start, end), *items))

@@ -15,15 +15,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from repro import clock
+from repro import clock, freshness
 from repro.data.calvin import Annotation, Calvin, Split
-from repro.data.calvin_frames import BLOCKS, FPS, Damage, canonical, read_frames
+from repro.data.calvin_frames import BLOCKS, FPS, Damage, DamagedFrame, canonical, check_frame, read_frame, read_frames
 from repro.data.episodes import Column, Episode, Store, encode_pictures
 from repro.data.parallel import in_order
 from repro.data.resumable import ResumableWriter
 from repro.data.stored import Stored, is_store
 from repro.machine import UserError
 
+READERS = ("data/boxes.py", "data/calvin.py", "data/calvin_frames.py", "data/calvin_import.py")  # decide, beside the data, what is stored
 PLAYED = ("scripted", "variation", "noise", "actions", "draw_every")  # what the play table's about.json says of its demonstrations
 ACTION_UNITS = {
     "metres_per_unit": 0.02, "radians_per_unit": 0.05, "control_hz": FPS,
@@ -73,13 +74,18 @@ def frames_a_picture(root: Path | str, split: str) -> int:
     return _about(root).get("draw_every", 1) if split == "training" else 1
 
 
+def code() -> str:
+    """Of what decides a store's content beside the data."""
+    return freshness.code(*READERS)
+
+
 def store_meta(root: Path | str, source: Split) -> dict:
     """What a store of `source`, a split of `root`, says of itself."""
     about = _about(root)
     return {
         "source": "CALVIN layout", "name": about["name"], "simulator": about["simulator"], "split": source.name,
         "robot_type": "franka", "scene_known_by": source.scene_known_by, "blocks": list(BLOCKS),
-        "action": ACTION_UNITS, "source_statistics": source.statistics, "source_fingerprint": source.fingerprint(),
+        "action": ACTION_UNITS, "source_statistics": source.statistics, "source_fingerprint": source.fingerprint(), "code": code(),
         "played": {name: about[name] for name in PLAYED if name in about},
     }  # fmt: skip
 
@@ -98,7 +104,7 @@ def import_calvin(root: Path | str, split: str, out: Path | str, workers: int = 
     """Write the annotated episodes of one split as a store at `out`. Streams: memory does not grow with the data.
 
     A damaged frame is left out of its episode and reported (the step before it is then followed by the step after it; `info.frame`
-    keeps the numbers, so that the gap can be seen). Killed, or stopped by clock.OutOfTime, it goes on at the next call.
+    keeps the numbers, so that the gap can be seen). Killed, it or a worker, or stopped by clock.OutOfTime, it goes on at the next call.
     Returns the report {episodes, frames, damaged: {name: why}, dropped: [annotation], scene_known_by, hash, out}.
     Raises UserError for a wrong structure or more than 1 % damaged frames; then nothing is left at `out`.
     """
@@ -119,7 +125,7 @@ def import_calvin(root: Path | str, split: str, out: Path | str, workers: int = 
             if columns:
                 writer.add(as_episode(source, note, columns))
             else:
-                dropped.append(note.index)
+                dropped = [*dropped, note.index]  # what the last note holds stays as it is
             writer.note = {"tried": tried, "damaged": damage.frames, "dropped": dropped}
             progress(tried)
             clock.check()
@@ -131,16 +137,42 @@ def import_calvin(root: Path | str, split: str, out: Path | str, workers: int = 
 
 
 def ensure_store(root: Path | str, split: str, out: Path | str, workers: int = 2, scene: str | None = None, log: Callable = print) -> Store:
-    """The store of a split: the one at `out` where it was made from the same data, gaze boxes and all, else a fresh import."""
+    """The store of a split: the one at `out` where it was made from the same data by the same code, gaze boxes and all, and no frame that
+    it lacks can be read now; else a fresh import. What it lacks is said each time."""
     source = Calvin(root).split(split, scene)
-    if is_store(out):
-        store = Store(out)
-        if store.meta.get("source_fingerprint") == source.fingerprint():
-            return store
-        log(f"{out} was made from other data than {root}/{split} holds now: importing again")
+    why = _outdated(Store(out), source) if is_store(out) else None
+    if why:
+        log(f"{out} {why}: importing again")
+    if why or not is_store(out):
+        if isinstance(source, Stored):
+            if source.store.meta.get("code") != code():
+                log(f"{source.folder} was made by another version of this library, and is used as it is")
+            source.copy(out)
+        else:
+            import_calvin(root, split, out, workers, scene, True, log)
+    store = Store(out)
+    for name, said in store.meta.get("damaged", {}).items():
+        log(f"left out {name}: {said}")
+    return store
+
+
+def _outdated(store: Store, source: Split | Stored) -> str | None:
+    """Why a store is not what `source` would give now; None where it is."""
+    if store.meta.get("source_fingerprint") != source.fingerprint():
+        return f"was made from other data than {source.folder} holds now"
     if isinstance(source, Stored):
-        return source.copy(out)
-    report = import_calvin(root, split, out, workers, scene, True, log)
-    for name, why in report["damaged"].items():
-        log(f"left out {name}: {why}")
-    return Store(out)
+        return None if store.meta.get("code") == source.store.meta.get("code") else f"is no copy of {source.folder}"
+    if store.meta.get("code") != code():
+        return "was made by another version of this library"
+    mended = next((name for name in store.meta.get("damaged", {}) if _readable(source, name)), None)
+    return mended and f"lacks {mended}, which can be read now"
+
+
+def _readable(source: Split, name: str) -> bool:
+    """Whether a frame that was damaged is so no longer."""
+    path = source.folder / name
+    try:
+        check_frame(read_frame(path, source.shapes), source.shapes, path)
+    except DamagedFrame:
+        return False
+    return True

@@ -36,7 +36,8 @@ def fetch(url: str, out: Path | str, episodes: int, disk_gb: float = 12.0, seed:
     """{split: Store} at out/validation and out/training, of so many episodes, or fewer where the disk budget ends before.
 
     `scene` "A".."D" for data whose scene no file tells; `connection`: waits and sleep of RemoteZip. A store that is there and was made by
-    the same call is used as it is; another one is an error. UserError leaves what was fetched, for the next call.
+    the same call is used as it is, and what `remarks` has to say of it is said; another one is an error. UserError leaves what was
+    fetched, for the next call.
     """
     out = Path(out)
     counts = {"validation": max(TASKS, round(VALIDATION * episodes)), "training": episodes}
@@ -47,6 +48,8 @@ def fetch(url: str, out: Path | str, episodes: int, disk_gb: float = 12.0, seed:
         if is_store(out / split) and {**asked[split]}.items() - (Store(out / split).meta.get("partial") or {}).items():
             raise UserError(f"{out / split} is another store", asked[split], Store(out / split).meta.get("partial", "no fetched one"),
                             "choose another folder, or remove it")  # fmt: skip
+        for line in remarks(Store(out / split)) if is_store(out / split) else ():
+            log(line)
     state = out / FETCHING
     archive = None
     for split, count in counts.items():
@@ -58,6 +61,17 @@ def fetch(url: str, out: Path | str, episodes: int, disk_gb: float = 12.0, seed:
             _split(archive, split, out / split, state, count, asked[split], budget, scene, commit, log)
     shutil.rmtree(state, ignore_errors=True)
     return {split: Store(out / split) for split in counts}
+
+
+def remarks(store: Store) -> list[str]:
+    """What is to be said of a fetched store that is used again: that it is short of what was asked for, or of an older library."""
+    partial, found = store.meta["partial"], []
+    if partial["episodes"] < (wanted := min(partial["asked"], partial["of"])):
+        why = "the disk budget ended it, or their frames were damaged"
+        found.append(f"{store.folder} has {partial['episodes']} of {wanted} episodes: {why}; remove it to fetch more")
+    if store.meta.get("code") != calvin_import.code():
+        found.append(f"{store.folder} was made by another version of this library; remove it to fetch it again")
+    return found
 
 
 def choose(notes: list[Annotation], count: int, seed: int) -> list[Annotation]:
@@ -86,7 +100,8 @@ def _split(archive: RemoteZip, split: str, out: Path, state: Path, count: int, a
     meta |= {"name": prefix.strip("/") or meta["name"], "partial": {**asked, "of": len(source.annotations)}}
     every = calvin_import.frames_a_picture(state / "data", split)
     clock.check()
-    with ResumableWriter(out, FPS, meta, {**asked, "scene": scene, "file": [archive.file.size, archive.file.tag]}) as writer:
+    made_of = {**asked, "scene": scene, "code": meta["code"], "file": [archive.file.size, archive.file.tag]}
+    with ResumableWriter(out, FPS, meta, made_of) as writer:
         log(f"{split}: {len(notes)} of {len(source.annotations)} annotated episodes, {len(members)} frames, {size / 1e6:.0f} MB to read"
             + (f"; {writer.episodes} episodes are here already" if writer.episodes else ""))  # fmt: skip
         damage = Damage(len(wanted), writer.note.get("damaged", {}))

@@ -15,7 +15,8 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,8 +78,11 @@ def encode_png(picture: np.ndarray) -> bytes:
 
 
 def decode_png(data: bytes) -> np.ndarray:
-    """RGB picture (H, W, 3) uint8 of a PNG."""
-    return cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    """RGB picture (H, W, 3) uint8 of a PNG; ValueError for what is none."""
+    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if found is None:
+        raise ValueError("a torn picture, or none")
+    return cv2.cvtColor(found, cv2.COLOR_BGR2RGB)
 
 
 def describe(values: np.ndarray) -> dict:
@@ -325,6 +329,18 @@ def _task_table(tasks: dict[str, int]) -> pa.Table:
 # --- reading ------------------------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _reading(what: object) -> Iterator[None]:
+    """UserError that names `what` for whatever a torn or garbled file makes its readers raise."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
+        raise UserError(f"{what} cannot be read.", "a file as it was written", f"{type(error).__name__}: {error}",
+                        "remove the store and import it again") from error  # fmt: skip
+
+
 class Store:
     """A store on disk. `info`: LeRobot's info.json; `meta`: ours (source, units, hash); `stats` name -> {min, max, mean, std, count}.
 
@@ -334,11 +350,17 @@ class Store:
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
         recover(self.folder)
-        self.info, self.meta = self._json("info"), self._json("repro")
+        self.info, self.meta = self._json("info", "features", "fps", "total_frames"), self._json("repro", "hash")
         if self.info.get("codebase_version") != VERSION:
             raise UserError(f"{self.folder} has another format.", expected=VERSION, found=self.info.get("codebase_version"))
         self.stats = {name: {key: np.array(v) for key, v in stats.items()} for name, stats in self._json("stats").items()}
         self.hash, self.fps, self.frames = self.meta["hash"], self.info["fps"], self.info["total_frames"]
+        self._open = threading.local()  # a parquet handle is not shared between threads
+        with _reading(self.folder / EPISODES_PATH):
+            self._list()
+
+    def _list(self) -> None:
+        """The episodes, and where each lies."""
         table = pq.ParquetFile(self.folder / EPISODES_PATH)
         names = [name for name in table.schema_arrow.names if not name.startswith("stats/")]
         self.episodes, self._places, self.digests, first = [], [], [], {}
@@ -349,7 +371,6 @@ class Store:
             file = (row["data/chunk_index"], row["data/file_index"])
             self._places.append((file, i - first.setdefault(file, i)))
             self.digests.append(row["digests"])
-        self._open = threading.local()  # a parquet handle is not shared between threads
 
     def __len__(self) -> int:
         return len(self.episodes)
@@ -359,14 +380,18 @@ class Store:
         """Names of the columns, without LeRobot's index columns."""
         return [name for name in self.info["features"] if name not in INDEX_COLUMNS]
 
-    def _json(self, name: str) -> dict:
+    def _json(self, name: str, *keys: str) -> dict:
         path = self.folder / "meta" / f"{name}.json"
         if not path.is_file():
             raise UserError(
                 f"{path} is missing.", expected=f"a store ({self.folder}/meta/...)",
                 next_step="make it with `repro calvin import` or `repro libero import`"
             )
-        return json.loads(path.read_text())
+        with _reading(path):
+            found = json.loads(path.read_text())
+            if lacking := [key for key in keys if key not in found]:
+                raise KeyError(lacking[0])
+        return found
 
     def need(self, columns: Sequence[str]) -> None:
         """UserError where the store lacks one of `columns`."""
@@ -379,23 +404,32 @@ class Store:
 
     def _file(self, file: tuple[int, int]) -> pq.ParquetFile:
         if getattr(self._open, "name", None) != file:
-            path = self.folder / DATA_PATH.format(chunk_index=file[0], file_index=file[1])
+            path = self._path(file)
             if not path.is_file():
                 raise UserError(f"{path} is missing: the store is not whole.", next_step="import it again")
             self._open.name, self._open.file = file, pq.ParquetFile(path)
         return self._open.file
+
+    def _path(self, file: tuple[int, int]) -> Path:
+        return self.folder / DATA_PATH.format(chunk_index=file[0], file_index=file[1])
+
+    def reading(self, i: int):
+        """A block in which the content of episode `i` is read: what is torn there is a UserError that names its file."""
+        return _reading(f"{self._path(self._places[i][0])} (episode {i})")
 
     def table(self, i: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Episode `i` as stored: pictures still PNG."""
         columns = list(self.columns if columns is None else columns)
         self.need(columns)
         file, group = self._places[i]
-        return self._file(file).read_row_group(group, columns=columns)
+        with self.reading(i):
+            return self._file(file).read_row_group(group, columns=columns)
 
     def read(self, i: int, columns: Sequence[str] | None = None, decode: bool = True) -> Episode:
         """Episode `i` with the named columns (all by default). Pictures are (T, H, W, 3) uint8, or lists of PNG bytes if not `decode`."""
         table, episode = self.table(i, columns), self.episodes[i]
-        values = {name: _values(table[name], self.info["features"][name], decode) for name in table.column_names}
+        with self.reading(i):
+            values = {name: _values(table[name], self.info["features"][name], decode) for name in table.column_names}
         return Episode(episode.task, values, dict(episode.info))
 
     def column(self, name: str):
@@ -404,8 +438,13 @@ class Store:
         feature = self.info["features"][name]
         if feature["dtype"] == "image":
             raise ValueError(f"{name} holds pictures: read them by episode")
-        files = dict.fromkeys(file for file, _ in self._places)
-        parts = [_values(self._file(file).read(columns=[name])[name], feature, True) for file in files]
+        parts = []
+        for file in dict.fromkeys(file for file, _ in self._places):
+            with _reading(self._path(file)):
+                parts.append(_values(self._file(file).read(columns=[name])[name], feature, True))
+        if (rows := sum(map(len, parts))) != self.frames:
+            raise UserError(f"{self.folder} holds other rows than it says: its columns do not belong to its episodes.",
+                            f"{self.frames} rows", f"{rows} rows of {name}", "remove it and import it again")  # fmt: skip
         return [text for part in parts for text in part] if feature["dtype"] == "string" else np.concatenate(parts)
 
 

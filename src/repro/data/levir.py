@@ -24,7 +24,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from repro import clock
+from repro import clock, freshness
 from repro.data.calvin_frames import DAMAGED_LIMIT
 from repro.data.episodes import Column, Episode, Store
 from repro.data.levir_arrow import png_of, size_of
@@ -39,6 +39,7 @@ __all__ = ["GREY", "NO_CHANGE", "Pair", "Pairs", "ensure_store", "ensure_stores"
            "state_table", "unpack", "write_store"]  # fmt: skip
 
 
+READERS = tuple(f"data/{name}.py" for name in ("levir", "levir_arrow", "levir_boxes", "levir_entries", "levir_layouts", "levir_pairs"))
 HEADERS = 128  # pictures whose size is looked up to say what size is usual
 
 
@@ -164,8 +165,8 @@ def _group(entries: list[Entry], difference: bool, size: str | None) -> tuple[di
 
 def import_levir(layout: Layout, split: str, place: Path | str, difference: bool = False, workers: int = 2, replace: bool = False,
                  log: Callable[[str], None] | None = None) -> dict:  # fmt: skip
-    """Write one split of a layout as a store, with `workers` processes; memory does not grow with the data. Killed, or stopped by
-    clock.OutOfTime, it goes on at the next call.
+    """Write one split of a layout as a store, with `workers` processes; memory does not grow with the data. Killed, it or a
+    worker, or stopped by clock.OutOfTime, it goes on at the next call.
 
     Returns {pairs, states: {cell: count}, left_out: {name: why}, hash}. Raises UserError for a wrong structure, or for more than 1 % of
     pairs that cannot be used; then nothing is left at `place`.
@@ -201,7 +202,7 @@ def import_levir(layout: Layout, split: str, place: Path | str, difference: bool
 
 
 def _asked(layout: Layout, split: str, difference: bool) -> str:
-    """A hash of what a store is made from: names, captions, boxes, and what the files hold."""
+    """A hash of what a store is made from: names, captions, boxes, what the files hold, and the code that reads them."""
     return _told(layout, split, difference, lambda file: zlib.crc32(file.read_bytes()))
 
 
@@ -211,7 +212,7 @@ def _stamped(layout: Layout, split: str, difference: bool) -> str:
 
 
 def _told(layout: Layout, split: str, difference: bool, of: Callable[[Path], object]) -> str:
-    told, of = hashlib.sha256(json.dumps([layout.kind, split, difference, GROUP]).encode()), cache(of)
+    told, of = hashlib.sha256(json.dumps([layout.kind, split, difference, GROUP, freshness.code(*READERS)]).encode()), cache(of)
     for entry in layout.of(split):
         files = [p if isinstance(p, Path) else p[0] for p in (entry.before, entry.after, entry.mask) if p is not None]
         held = [of(file) if file.is_file() else None for file in files]
@@ -235,8 +236,13 @@ def ensure_store(raw: Layout | Path | str, split: str, place: Path | str, differ
                  log: Callable[[str], None] | None = None) -> Pairs:  # fmt: skip
     """The store at `place` where it was made from this split of these files, else a fresh import; see `import_levir`."""
     layout = raw if isinstance(raw, Layout) else find(raw)
-    meta = Store(place).meta if (Path(place) / "meta" / "repro.json").is_file() else {}
-    if meta.get("stamped") != _stamped(layout, split, difference) and meta.get("asked") != _asked(layout, split, difference):
+    about, stamped = Path(place) / "meta" / "repro.json", _stamped(layout, split, difference)
+    meta = Store(place).meta if about.is_file() else {}
+    if meta.get("stamped") == stamped:
+        return Pairs(place)
+    if meta.get("asked") == _asked(layout, split, difference):
+        freshness.write(about, {**meta, "stamped": stamped})  # only times have changed: the next call need not read the files again
+    else:
         few_pairs = len(layout.of(split)) <= 8 * GROUP  # starting processes costs more than so few pairs
         import_levir(layout, split, place, difference, 1 if few_pairs else workers, True, log)
     return Pairs(place)

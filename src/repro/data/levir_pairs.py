@@ -185,8 +185,9 @@ class Pairs:
         made = np.empty((len(indices), *self.store.info["features"][name]["shape"]), np.uint8)
         for group in np.unique(groups):  # each row group is read once
             data = self.store.table(int(group), [name])[name].combine_chunks().field("bytes")
-            for at in np.flatnonzero(groups == group):
-                made[at] = decode_png(data[int(indices[at] - self.starts[group])].as_py())
+            with self.store.reading(int(group)):
+                for at in np.flatnonzero(groups == group):
+                    made[at] = decode_png(data[int(indices[at] - self.starts[group])].as_py())
         return made
 
 

@@ -386,6 +386,7 @@ def import_libero(sources: Sequence[str | Path] | str | Path, out: Path | str, o
                 elif len(episode.columns["action"].array):
                     writer.add(episode)
                 note |= {"last": number, "tried": note["tried"] + 1, "noops": note["noops"] + dropped}
+                writer.note = note  # the episode counts
                 progress(note["tried"])
             if seen and seen.episodes:
                 _conclude(note, label, source, seen, lie, gripper, insist)

@@ -9,6 +9,10 @@ from concurrent.futures.process import BrokenProcessPool
 from repro.machine import UserError
 
 
+class WorkerDied(UserError):
+    """A process that did a part of the work was killed: not for what it worked on, so that the same call may succeed later."""
+
+
 def in_order(function: Callable, tasks: Iterable[tuple], workers: int) -> Iterator:
     """function(*task) for each task, in order, by `workers` processes with at most three tasks each under way (1: in this process)."""
     if workers <= 1:
@@ -25,7 +29,7 @@ def in_order(function: Callable, tasks: Iterable[tuple], workers: int) -> Iterat
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
-        raise UserError(
+        raise WorkerDied(
             "A worker process died.",
             found=str(error),
             next_step="memory is the usual cause, or a script without `if __name__ == '__main__':`; workers=1 needs neither",

@@ -55,6 +55,7 @@ class Remote:
     def __init__(self, url: str, waits: tuple[float, ...] = WAITS, sleep: Callable[[float], None] = time.sleep):
         """Asks for the first byte: UserError where there is no such file, or where the server does not know ranges."""
         self.url, self.waits, self.sleep, self.received, self.connection = url, waits, sleep, 0, None
+        self.target = url  # where it led to: asked directly until that expires
         if urlsplit(url).scheme not in ("http", "https"):
             raise UserError(f"{url} is no web address", "http://... or https://...", url.split(":")[0])
         self.size, self.tag = 0, None
@@ -76,18 +77,22 @@ class Remote:
                         "check the connection (Kaggle: Session options, Internet), or try later; what was fetched is kept")  # fmt: skip
 
     def _ask(self, start: int, end: int) -> bytes:
-        for _ in range(REDIRECTS):
-            parts = urlsplit(self.url)
+        fresh = self.target == self.url
+        for _ in range(REDIRECTS + 1):
+            parts = urlsplit(self.target)
             if self.connection is None:
                 kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
                 self.connection = kind(parts.hostname, parts.port, timeout=TIMEOUT)
             path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             self.connection.request("GET", path, headers={"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"})
             answer = self.connection.getresponse()
-            if answer.status not in (301, 302, 303, 307, 308):
+            if answer.status in (301, 302, 303, 307, 308):
+                self.target = urljoin(self.target, answer.headers.get("Location", ""))
+            elif answer.status in (403, 410) and not fresh:  # a signed address that was good for a while: asked for anew, once
+                self.target, fresh = self.url, True
+            else:
                 break
             self._close()
-            self.url = urljoin(self.url, answer.headers.get("Location", ""))
         if answer.status in (429, 500, 502, 503, 504):
             raise OSError(f"HTTP {answer.status} {answer.reason}")  # for a moment only: repeated
         told = (answer.headers.get("Content-Range") or "").rpartition("/")[2]

@@ -1,11 +1,13 @@
 """A store that is written over several sessions: a killed run, or one whose session ends, loses at most what came after the last commit.
 
     with ResumableWriter(folder, fps, meta, asked={"url": url, "episodes": 500}) as writer:
-        for i in range(writer.episodes, 500): writer.add(...)
+        for i in range(writer.episodes, 500):
+            writer.add(...)
+            writer.note = {"tried": i + 1}
 
-A commit comes whenever a data file is full, when the block is left by an exception, and when it is asked for. What is committed are closed
-data files, `<folder>.part/rows.jsonl` (an episode a line) and `progress.json` (how many of these count). The finished store has the hash of
-one that was written at once; byte for byte it is the same where both were committed at the same episodes.
+A commit comes whenever a data file is full, when the block is left by an exception between two episodes, and when it is asked for. What is
+committed are closed data files, `<folder>.part/rows.jsonl` (an episode a line) and `progress.json` (how many of these count). The finished
+store has the hash of one that was written at once; byte for byte it is the same where both were committed at the same episodes.
 """
 
 import json
@@ -15,25 +17,38 @@ from pathlib import Path
 
 import numpy as np
 
-import repro
-from repro.data.episodes import DATA_PATH, EPISODES_PATH, FILES_PER_CHUNK, StoreWriter, merge
+from repro import freshness
+from repro.data.episodes import DATA_PATH, EPISODES_PATH, FILES_PER_CHUNK, Episode, StoreWriter, merge
+from repro.data.parallel import WorkerDied
 
 STATISTICS = ("min", "max", "mean", "std", "count")
 KEPT = ("asked", "features", "episodes", "frames", "file", "note", "committed")
 
 
 class ResumableWriter(StoreWriter):
-    """StoreWriter that keeps what it wrote when it is left by an exception, but for those of the types `drop`.
+    """StoreWriter that keeps what it wrote when it is left by an exception, but for those of the types `drop`: what the data are to blame
+    for, and the next call would meet again (a worker that died is not).
 
-    `asked` (JSON): what is being made, of which source; progress of anything else, or of another version of this library, is discarded.
-    `note`: the caller's own state (JSON), committed and restored with the rest; to be set after each add.
+    `asked` (JSON): what is being made, of which source, by which code (freshness.code of the reader's files); progress of anything else,
+    or written by other code of these modules, is discarded.
+    `note`: the caller's own state (JSON), committed and restored with the rest; to be set after each add: until then the episode is half
+    added, and an exception (a signal may raise one anywhere) leaves the last commit as it is.
     """
 
     def __init__(self, folder: Path | str, fps: int, meta: dict, asked: dict, replace: bool = False,
                  drop: type[Exception] | tuple = ()):  # fmt: skip
         super().__init__(folder, fps, meta, replace)
-        self.asked, self.note, self.drop = json.loads(json.dumps({**asked, "repro": repro.__version__})), {}, drop
+        writers = freshness.code("data/episodes.py", "data/resumable.py")
+        self.asked, self.note, self.drop = json.loads(json.dumps({**asked, "writers": writers})), {}, drop
         self.committed, self.finishing = 0, False  # bytes of rows.jsonl that count
+
+    @property
+    def note(self) -> dict:
+        return self._note
+
+    @note.setter
+    def note(self, value: dict) -> None:
+        self._note, self.between = value, True  # between two episodes: files, rows and note tell of the same ones
 
     @property
     def progress(self) -> Path:
@@ -76,6 +91,11 @@ class ResumableWriter(StoreWriter):
     def _data_file(self, number: int) -> Path:
         return self.part / DATA_PATH.format(chunk_index=number // FILES_PER_CHUNK, file_index=number % FILES_PER_CHUNK)
 
+    def add(self, episode: Episode) -> None:
+        """Append one episode; it counts once `note` is set."""
+        self.between = False
+        super().add(episode)
+
     @property
     def bytes(self) -> int:
         """On disk so far."""
@@ -88,6 +108,7 @@ class ResumableWriter(StoreWriter):
 
     def commit(self) -> None:
         """Close the data file, and note all that is needed to go on."""
+        between, self.between = self.between, False  # nor is it to be repeated where it was stopped: its rows may be in the file already
         if self.data is not None:
             super()._close_file()
         with open(self.kept_rows, "a") as file:
@@ -102,14 +123,18 @@ class ResumableWriter(StoreWriter):
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, self.progress)
+        self.between = between
 
     def __exit__(self, kind, error, trace):
-        if not self.episodes or (kind and issubclass(kind, self.drop)):
+        if not self.episodes or (kind and issubclass(kind, self.drop) and not issubclass(kind, WorkerDied)):
             super().__exit__(kind, error, trace)
         elif kind is None:
             self._finish()
-        else:
+        elif self.between:
             self.commit()  # what was made is kept for the next session
+        elif self.data is not None:  # what came after the last commit is removed by the next call
+            self.data.close()
+            self.sink.close()
 
     def _flush_rows(self) -> None:
         if self.finishing:  # until then rows are kept as lines: a table of episodes cannot be reopened

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from repro.data import batches, calvin_remote
+from repro.data.episodes import Store
 from repro.data.stored import copy_files
 from repro.kaggle.earlier import Earlier
 from repro.kaggle.inputs import SPLITS, Inputs, _json
@@ -31,6 +32,8 @@ def episodes(profile: str, work: Path, attached: Inputs, earlier: Earlier | None
     for folder in (work, *sorted(work.parent.iterdir()), *attached.outputs):
         if _holds(folder / "store", url, count):
             log(f"CALVIN: {folder / 'store'} holds what was fetched")
+            for line in (line for split in SPLITS for line in calvin_remote.remarks(Store(folder / "store" / split))):
+                log(line)
             return folder / "store"
     target = work.parent / NAME
     if not target.exists() and attached.fetching:  # of the last session: its frames are not fetched again

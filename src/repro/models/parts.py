@@ -55,7 +55,7 @@ def build(config, pretrained: bool | dict[str, bool] = True, instructions: Itera
         tokenizer = tokenizer or small_tokenizer(instructions, config.template)
         language = language or tiny.language(config, tokenizer)
     else:
-        language, own = towers.language(config.language, config.language_revision, known["language"], dtype=_dtype(config),
+        language, own = towers.language(config.language, config.language_revision, known["language"], dtype=_language_dtype(config),
                                         quantise=config.quantise)
         tokenizer = tokenizer or own
         if tokenizer is None:  # random weights for a test of speed or memory: the vocabulary does not matter
@@ -93,6 +93,12 @@ def restore(config, saved: dict[str, dict], tokenizer, vae_config: dict | None) 
 
 def _dtype(config) -> torch.dtype | None:
     return torch.float32 if config.dtype == "float32" else None if config.dtype == "auto" else getattr(torch, config.dtype)
+
+
+def _language_dtype(config) -> torch.dtype | None:
+    """With "auto", weights that train are held in 32 bits: in 16 a small step changes none of them. Autocast multiplies in 16."""
+    whole = config.dtype == "auto" and not config.lora_rank and config.quantise is None
+    return torch.float32 if whole else _dtype(config)
 
 
 def fingerprint(*modules: nn.Module) -> str:

@@ -18,7 +18,7 @@ import torch
 from repro import machine
 from repro.evaluation.policies import load_policy
 from repro.machine import UserError
-from repro.training import checkpoint, launch, loop
+from repro.training import change_training, checkpoint, launch, loop
 from repro.training.loop import Budget, TrainConfig, differences, loss_curve, rate, read_metrics, train
 
 CONFIG = TrainConfig(steps=8, accumulate=2, warmup=2, learning_rate=1e-2, reserve_seconds=0.0, log_seconds=0.0)
@@ -361,6 +361,14 @@ def test_a_process_is_on_its_gpu_before_its_model_is_and_the_model_before_the_fr
     with pytest.raises(UserError, match="far enough"):
         launch.train_from_config(path, quiet)
     assert done == ["state", "model", state.device]
+    done.clear()
+    monkeypatch.setattr(change_training, "PartialState", launch.PartialState)
+    monkeypatch.setattr(change_training, "Pairs", lambda folder: SimpleNamespace(column=lambda name: ["localisable"]))
+    monkeypatch.setattr(change_training.ChangeAgent, "build", frames)
+    path = launch.write_config(tmp_path / "b.json", name="b", store="store", folder=tmp_path / "b", model={"preset": "change_t4"})
+    with pytest.raises(UserError, match="far enough"):
+        launch.train_from_config(path, quiet)
+    assert done == ["state", state.device]
 
 
 def test_jobs_train_in_subprocesses_and_a_failed_one_shows_its_last_lines(tmp_path):

@@ -22,7 +22,7 @@ from repro.models import adapters, towers
 from repro.models.action_tokens import ActionTokens, normalise_state
 from repro.models.decoding import Reader, forward, greedy
 from repro.models.denoiser import Denoiser, cosine_alphas, grid_positions
-from repro.models.parts import Parts, fingerprint
+from repro.models.parts import Parts, fingerprint, restore
 from repro.models.prompt import IGNORE, IMAGE, Prompt, small_tokenizer
 from repro.models.reconvla import CLIP, PRESETS, ReconVLA, ReconVLAConfig
 from repro.models.towers import VisionTower, compose
@@ -556,6 +556,9 @@ def test_a_language_model_that_trains_whole_is_held_in_32_bits(monkeypatch):
         whole, adapted = (ReconVLA.build(PRESETS[name], STATS, pretrained=False, instructions=INSTRUCTIONS) for name in ("paper", "t4"))
     kinds = lambda module: {parameter.dtype for parameter in module.parameters() if parameter.requires_grad}
     assert kinds(whole) == kinds(adapted) == {torch.float32}
+    with torch.device("meta"):
+        acting = restore(PRESETS["paper"], {}, whole.text.tokenizer, None)
+    assert acting.language.lm_head.weight.dtype == torch.bfloat16, "to act is no step"
     assert adapted.decoder.lm_head.weight.dtype == whole.vision_tower.embeddings.patch_embedding.weight.dtype == torch.bfloat16
 
 

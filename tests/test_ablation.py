@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from repro import ablation, ablation_figures, ablation_tables, experiments, profiles, run_records, seeds
+from repro import ablation, ablation_figures, ablation_tables, clock, experiments, profiles, run_records, seeds
 from repro.cli import cli
 from repro.data.batches import Batches, other_boxes
 from repro.data.calvin_import import ensure_store
@@ -168,6 +168,38 @@ def test_a_seed_has_start_states_and_a_language_model_of_its_own(work):
     before = ablation.asked(settings, work)
     (work / "parts" / "vae" / "vae.safetensors").write_bytes(b"another")
     assert ablation.asked(settings, work) != before, "what other parts made is asked for anew"
+
+
+def test_a_part_that_lies_there_is_left_alone_while_others_read_it(tmp_path):
+    part, place = tmp_path / "parts" / "tower", tmp_path / "parts-seed1" / "tower"
+    part.mkdir(parents=True)
+    for say in ("one", "other"):
+        (part / "about.json").write_text(say), (part / "tower.safetensors").write_text(say)
+        experiments._copied(part, place)
+        assert {path.name: path.read_text() for path in place.iterdir()} == {"about.json": say, "tower.safetensors": say}
+        (place / "tower.safetensors").write_text("untouched")
+        experiments._copied(part, place)
+        assert (place / "tower.safetensors").read_text() == "untouched" and [path.name for path in place.parent.iterdir()] == ["tower"]
+
+
+def test_learning_passes_over_steps_that_float16_left_out(tmp_path):
+    lines = [{"step": 1, "skipped": 1.0}, {"step": 2, "action": 2.0}, {"step": 3, "action": 1.0},
+             {"step": 4, "skipped": 1.0, "held_out": 3.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert ablation.learning(tmp_path) == {"step": [2, 3], "action": [2.0, 1.0], "held_out_step": [4], "held_out": [3.0]}
+
+
+def test_minutes_end_before_the_session_does(tmp_path, monkeypatch):
+    """A training run goes by the session's end, where there is one; so that is what minutes move."""
+    found = []
+    monkeypatch.setattr(seeds, "do", lambda *_: found.append(clock.left() / 60))
+    monkeypatch.setattr(clock, "now", lambda: 0.0)
+    for end in (600.0, 60.0):
+        monkeypatch.setenv(clock.END, repr(end))
+        seeds.one(ablation, SETTINGS, tmp_path, "gaze:0:0", 3.0)
+    monkeypatch.delenv(clock.END)
+    seeds.one(ablation, SETTINGS, tmp_path, "gaze:0:0", 3.0)
+    assert found == [3.0, 1.0, np.inf]
 
 
 def test_minutes_stop_a_run_cleanly_and_unknown_rows_are_refused(work, monkeypatch):

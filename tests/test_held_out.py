@@ -18,7 +18,7 @@ from test_vggt_vla import SMALL
 from repro.data.batches import held_out_episodes
 from repro.data.episodes import Episode, Store, StoreWriter
 from repro.machine import UserError
-from repro.training import checkpoint, launch, logs
+from repro.training import checkpoint, launch, logs, loop
 from repro.training.loop import TrainConfig, read_metrics, train
 
 WATCHING = replace(CONFIG, measure_every=1, best=True)
@@ -194,6 +194,20 @@ def test_models_of_every_n_epochs_are_kept_beside_the_marks(tmp_path):
         train(Toy(), batches, tmp_path / "three", replace(CONFIG, keep_epochs=1), log=quiet)
 
 
+def test_a_mark_is_kept_before_the_run_moves_on_and_only_real_saves_are_measured(tmp_path, monkeypatch):
+    """A run that is killed between two saves begins again before both: a mark that came later would never be made."""
+    saved, took, save, count = [], [], checkpoint.save, loop.Budget.save_took
+    monkeypatch.setattr(checkpoint, "save", lambda folder, step, *rest: saved.append((folder.name, step)) or save(folder, step, *rest))
+    monkeypatch.setattr(loop.Budget, "save_took", lambda self, seconds: took.append(seconds) or count(self, seconds))
+    config = replace(WATCHING, marks=(0.5,))
+    run(tmp_path / "run", replace(config, budget_minutes=4.5), Clock(per_batch=30.0))
+    assert [name for name, step in saved if step == 4] == ["kept", "run", "best"]
+    checkpoint.shutil.rmtree(tmp_path / "run" / "best")
+    saved.clear(), took.clear()
+    run(tmp_path / "run", config)
+    assert saved == [("best", 4), ("run", 8)] and len(took) == 1
+
+
 # ---- early stopping ----------------------------------------------------------------------------------------------------------
 
 
@@ -226,6 +240,8 @@ def test_patience_counts_measurements_since_the_lowest():
     lines = [{"step": step, "held_out": loss} for step, loss in ((10, 3.0), (20, 2.0), (30, 2.0), (40, 2.5))] + [{"step": 45}]
     assert "not below 2 (step 20) for 2 measurements" in logs.stops_early(lines, 2)
     assert logs.stops_early(lines, 3) == logs.stops_early(lines, 0) == logs.stops_early([], 1) == ""
+    lines = [{"step": step, "held_out": loss} for step, loss in ((10, float("nan")), (20, 2.0), (30, float("nan")), (40, 1.0))]
+    assert logs.stops_early(lines, 1) == "" and "not below 2 (step 20) for 1 " in logs.stops_early(lines[:3], 1)
     with pytest.raises(UserError, match="patience"):
         TrainConfig(patience=-1)
 

@@ -14,13 +14,15 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
+from repro.attention import attention_of
+from repro.evaluation.floors import Blank
 from repro.evaluation.policies import mended
 from repro.machine import UserError
-from repro.models import adapters
+from repro.models import adapters, towers
 from repro.models.action_tokens import ActionTokens, normalise_state
 from repro.models.decoding import Reader, forward, greedy
 from repro.models.denoiser import Denoiser, cosine_alphas, grid_positions
-from repro.models.parts import Parts, fingerprint
+from repro.models.parts import Parts, fingerprint, restore
 from repro.models.prompt import IGNORE, IMAGE, Prompt, small_tokenizer
 from repro.models.reconvla import CLIP, PRESETS, ReconVLA, ReconVLAConfig
 from repro.models.towers import VisionTower, compose
@@ -357,6 +359,10 @@ def test_an_answer_that_is_no_chunk_is_counted_and_read_again():
     told, = mended(net).values()
     assert (told["value"], told["n"]) == (0.5, 4) and told["low"] < 0.5 < told["high"], "and a record says so"
     assert mended(net) == {} == mended(constrained), "what was told is told once; who cannot err has nothing to tell"
+    floor, net._read = Blank(net), lambda _i, _m, steps, _c: torch.full((2, steps), net.tokens.first + 3)  # without an end
+    floor.act(observations, INSTRUCTIONS[:2])
+    told, = mended(floor).values()
+    assert (told["value"], told["n"]) == (1.0, 2) and mended(net) == {}, "a floor's answers stand in its own record, not in the model's"
 
 
 def test_greedy_gives_grouped_heads_and_adapters_the_same_tokens():
@@ -455,6 +461,8 @@ def test_the_key_tells_frozen_weights_apart():
     keys = [large(given).key, large(given, cache_features=True).key]
     assert keys == [large(parts()).key, large(parts(), cache_features=True).key] and keys[0] != keys[1]
     assert large(given, target="whole").key == keys[0] and large(given, cache_latents=False).key != keys[0]
+    baseline, pictures = large(given, recon=False), large(given, cache_latents=False)  # of 6 x 6 px, and of 42 x 42
+    assert baseline.key != pictures.key and "pictures" not in keys[0] + baseline.key
     with torch.no_grad():
         given.vision.embeddings.patch_embedding.weight[0, 0, 0, 0] += 1
     assert [large(given).key == keys[0], large(given, cache_features=True).key == keys[1]] == [True, False]
@@ -519,11 +527,39 @@ def test_a_language_model_in_16_bits_with_adapters_in_32_learns_and_acts():
     assert all(torch.isfinite(value) for value in out.values()) and net.slots.grad.dtype == torch.float32
     assert net.act([observation()], INSTRUCTIONS[:1]).shape == (1, 2, 7)
     assert net.reconstruct([observation()], INSTRUCTIONS[:1], steps=2).shape == (1, 12, 12, 3)
+    assert np.isfinite(attention_of(net, [observation()], INSTRUCTIONS[:1]).maps()).all()
     plain, seen = large(), []  # a loop's own mixed precision stays on where the weights are float32
     plain.decoder.model.layers[0].self_attn.q_proj.register_forward_hook(lambda _m, _i, out: seen.append(out.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         plain.loss(batch(plain))
     assert seen == [torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_the_layers_of_a_language_model_in_16_bits_add_up_is_float32(dtype):
+    """In training and, token by token, in acting; in float16 sums of published models overflow."""
+    given, seen = parts(), []
+    adapters.add(given.language.to(dtype), adapters.LoRA(rank=2), checkpointing=False)
+    net = large(given, train_slots=True)
+    for layer in (*net.decoder.model.layers, net.decoder.model.norm):
+        layer.register_forward_hook(lambda _m, inputs, out: seen.extend(x.dtype for x in (*inputs, out) if isinstance(x, torch.Tensor)))
+    net.loss(batch(net))
+    assert len(seen) == 6 and set(seen) == {torch.float32}
+    net.act([observation()], INSTRUCTIONS[:1])
+    assert len(seen) > 6 * 15 and set(seen) == {torch.float32}
+
+
+def test_a_language_model_that_trains_whole_is_held_in_32_bits(monkeypatch):
+    """On a GPU "auto" is 16 bits, for what is frozen."""
+    monkeypatch.setattr(towers, "compute_dtype", lambda: (torch.bfloat16, "said so"))
+    with torch.device("meta"):
+        whole, adapted = (ReconVLA.build(PRESETS[name], STATS, pretrained=False, instructions=INSTRUCTIONS) for name in ("paper", "t4"))
+    kinds = lambda module: {parameter.dtype for parameter in module.parameters() if parameter.requires_grad}
+    assert kinds(whole) == kinds(adapted) == {torch.float32}
+    with torch.device("meta"):
+        acting = restore(PRESETS["paper"], {}, whole.text.tokenizer, None)
+    assert acting.language.lm_head.weight.dtype == torch.bfloat16, "to act is no step"
+    assert adapted.decoder.lm_head.weight.dtype == whole.vision_tower.embeddings.patch_embedding.weight.dtype == torch.bfloat16
 
 
 def test_frozen_parts_are_named_not_saved_and_another_one_is_refused(tmp_path):

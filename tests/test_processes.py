@@ -359,6 +359,18 @@ def test_a_float16_run_leaves_out_steps_that_overflow_and_no_more_than_that(tmp_
         one.finite(overflow, 33, scaled=False)
 
 
+def test_processes_that_would_have_no_sample_are_refused():
+    from types import SimpleNamespace
+
+    from repro.training import step
+
+    last = SimpleNamespace(num_processes=4, process_index=3)
+    shared = lambda **sizes: step.Step(Silent(), None, wide, last, replace(CONFIG, **sizes), None)
+    with pytest.raises(UserError, match="4 processes cannot share 1 x 2 samples"):
+        shared(batch_size=2, accumulate=1)
+    assert shared(batch_size=2, accumulate=2).mine and shared(batch_size=1, accumulate=4).mine
+
+
 def test_one_process_at_a_time_trains_into_a_folder(tmp_path):
     path, = configs(tmp_path, ["a"])
     with checkpoint.alone(tmp_path / "a.lock") as free:
@@ -412,6 +424,9 @@ def test_two_gpus_are_for_two_runs_or_for_both_processes_of_one(tmp_path, monkey
     launch.jobs(paths, log=lines.append)
     assert [env["CUDA_VISIBLE_DEVICES"] for _, env in called] == ["0,1", "0,1"]
     assert called[0][0] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "repro", "train", str(paths[0])]
+    called.clear()
+    launch.jobs(paths, slots=1, log=lines.append, processes=1)
+    assert [env["CUDA_VISIBLE_DEVICES"] for _, env in called] == ["0", "0"], "fewer at a time than there are GPUs"
     called.clear()
     launch.jobs(paths, log=lines.append, processes=4)
     assert "4 processes for one run, and 2 GPUs here: 2; the global batch stays the same" in lines

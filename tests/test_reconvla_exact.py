@@ -11,9 +11,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
-from transformers import SiglipVisionConfig, SiglipVisionModel
+from transformers import Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
 from repro.machine import UserError
+from repro.models import towers
 from repro.models.action_tokens import normalise_state
 from repro.models.denoiser import Denoiser
 from repro.models.official import load_official
@@ -200,6 +201,17 @@ def test_one_shard_or_many_and_the_denoiser_is_read_too(loaded, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), loaded.state_dict().values(), strict=True))
     theirs = "model.mm_inv_projector.net.final_layer.linear.weight"
     assert torch.equal(one.denoiser.net.final_layer.linear.weight, weight(theirs, ABOUT["shapes"][theirs]))
+
+
+def test_an_official_model_that_was_saved_is_loaded_by_published_names(loaded, tmp_path, monkeypatch):
+    """Its config.json names a folder of the authors' machine, where nobody finds a tower."""
+    loaded.eval().save(tmp_path)
+    asked, small = [], small_parts()
+    monkeypatch.setattr(towers, "vision", lambda name, *_, **__: asked.append(name) or small["vision"])
+    monkeypatch.setattr(towers, "language", lambda name, *_, **__: asked.append(name) or (Qwen2ForCausalLM(loaded.decoder.config), None))
+    again = ReconVLA.load(tmp_path).eval()
+    assert asked == [PRESETS["paper"].vision, PRESETS["paper"].language]
+    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), again.state_dict().values(), strict=True))
 
 
 def test_all_that_does_not_fit_is_listed_in_one_error(tmp_path):

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from repro import machine
+from repro.evaluation.policies import load_policy
 from repro.machine import UserError
-from repro.training import checkpoint, launch
+from repro.training import change_training, checkpoint, launch, loop
 from repro.training.loop import Budget, TrainConfig, differences, loss_curve, rate, read_metrics, train
 
 CONFIG = TrainConfig(steps=8, accumulate=2, warmup=2, learning_rate=1e-2, reserve_seconds=0.0, log_seconds=0.0)
@@ -111,6 +112,7 @@ def test_the_tiny_model_resumes_bit_for_bit_too(tmp_path):
     second = train(model(seed=5), lambda i: data, tmp_path / "cut", config, log=quiet)
     assert first.step == second.resumed_from == 2 and second.step == 4
     assert (whole.checkpoint / "model.safetensors").read_bytes() == (second.checkpoint / "model.safetensors").read_bytes()
+    assert load_policy(second.checkpoint).trained["dtype"] == "torch.float32"  # as records say
 
 
 def test_a_finished_run_is_left_alone(tmp_path):
@@ -211,6 +213,11 @@ def test_damaged_and_partial_checkpoints_are_passed_over_and_named(tmp_path):
     assert len(said) == 2 and "about.json is missing" in said[0] and "training.pt is not what was saved" in said[1]
     assert checkpoint.save(tmp_path, 4, write_toy, {}, {}, keep=9).name == "step_00000004"  # a damaged one gives way
     assert checkpoint.latest(tmp_path, said.append).name == "step_00000004" and not list(tmp_path.glob("*.part"))
+    for step in (1, 2, 3, 4):
+        (tmp_path / f"step_{step:08d}" / "about.json").unlink(missing_ok=True)
+    assert checkpoint.latest(tmp_path, said.append) is None
+    assert checkpoint.save(tmp_path, 1, write_toy, {}, {}, keep=2) == checkpoint.need(tmp_path)  # a run that begins anew
+    assert checkpoint.steps(tmp_path) == [tmp_path / "step_00000001"]
     with pytest.raises(UserError, match="no checkpoint"):
         checkpoint.need(tmp_path / "nothing")
 
@@ -328,6 +335,42 @@ def test_config_files_are_checked_before_anything_runs(tmp_path):
         launch.train_from_config(tmp_path / "missing.json")
 
 
+def test_fields_that_a_model_would_pass_over_are_refused(tmp_path):
+    job = dict(name="a", store=tmp_path / "store", folder=tmp_path / "a")
+    for model, field in (*(("keypoints", field) for field in ("like", "parts", "start")), ("vggt_tiny", "parts"), ("vggt_tiny", "start")):
+        path = launch.write_config(tmp_path / "a.json", **job, model={"preset": model}, **{field: "elsewhere"})
+        with pytest.raises(UserError, match=f"knows no such fields[\\s\\S]*{field}.*elsewhere"):
+            launch.train_from_config(path, quiet)
+
+
+def test_a_process_is_on_its_gpu_before_its_model_is_and_the_model_before_the_frames(tmp_path, monkeypatch):
+    """Else every process loads 4-bit weights onto the first GPU, and a frozen tower sees all frames on the CPU."""
+    done, state = [], SimpleNamespace(device=torch.device("meta"), is_main_process=True)
+    monkeypatch.setattr(launch, "PartialState", lambda cpu: done.append("state") or state)
+    monkeypatch.setattr(launch, "Store", lambda folder: SimpleNamespace(hash="aa", episodes=[], columns=["gaze.box"]))
+    made = torch.nn.Linear(1, 1)
+    made.prepare, made.key = None, "toy"
+    monkeypatch.setattr(launch, "_build", lambda *_: done.append("model") or made)
+
+    def frames(*_, **__):
+        done.append(made.weight.device)
+        raise UserError("far enough")
+
+    monkeypatch.setattr(launch, "Batches", frames)
+    path = launch.write_config(tmp_path / "a.json", name="a", store=tmp_path / "store", folder=tmp_path / "a")
+    with pytest.raises(UserError, match="far enough"):
+        launch.train_from_config(path, quiet)
+    assert done == ["state", "model", state.device]
+    done.clear()
+    monkeypatch.setattr(change_training, "PartialState", launch.PartialState)
+    monkeypatch.setattr(change_training, "Pairs", lambda folder: SimpleNamespace(column=lambda name: ["localisable"]))
+    monkeypatch.setattr(change_training.ChangeAgent, "build", frames)
+    path = launch.write_config(tmp_path / "b.json", name="b", store="store", folder=tmp_path / "b", model={"preset": "change_t4"})
+    with pytest.raises(UserError, match="far enough"):
+        launch.train_from_config(path, quiet)
+    assert done == ["state", state.device]
+
+
 def test_jobs_train_in_subprocesses_and_a_failed_one_shows_its_last_lines(tmp_path):
     from repro.data.episodes import Episode, StoreWriter
 
@@ -367,3 +410,23 @@ def test_bfloat16_on_a_cpu_is_for_those_that_have_it_and_the_checkpoint_says_so(
     assert torch.equal(one, two) != fast and torch.allclose(one, two, atol=0.05)
     assert checkpoint.about(asked.checkpoint)["dtype"] == ("torch.bfloat16" if fast else "torch.float32")
     assert any("bfloat16" in line for line in said) == fast
+    train(Toy(), batches, tmp_path / "asked", CONFIG, log=said.append)
+    assert any("trained in torch.bfloat16 so far, from here on in torch.float32" in line for line in said) == fast
+
+
+def test_a_run_that_began_in_another_precision_goes_on_with_a_scaler(tmp_path):
+    """As on a T4, with a checkpoint of a CPU: float16 needs a scaler, and the checkpoint holds none."""
+    summary, toy, scaler = train(Toy(), batches, tmp_path, CONFIG, log=quiet), Toy(), torch.amp.GradScaler("cpu")
+    about, before = checkpoint.about(summary.checkpoint), scaler.state_dict()
+    identity = {part: about[part] for part in ("model", "train", "data")}
+    assert loop._resume(summary.checkpoint, toy, torch.optim.AdamW(toy.parameters()), SimpleNamespace(scaler=scaler), identity)[0] == 8
+    assert scaler.state_dict() == before
+
+
+def test_weights_that_train_in_16_bits_are_refused(tmp_path):
+    toy = Toy()
+    toy.net.bias.data = toy.net.bias.data.half()
+    with pytest.raises(UserError, match=r"held in 16 bits[\s\S]*1 of them, torch.float16, such as net.bias"):
+        train(toy, batches, tmp_path, CONFIG, log=quiet)
+    toy.net.bias.requires_grad_(False)
+    loop._held_in_32_bits(toy)  # frozen ones may be

@@ -106,6 +106,15 @@ def test_dying_and_hanging_workers(tmp_path, monkeypatch):
         evaluate(F.ExpertPolicy(), launch("Hanging"), state, tmp_path / "b", instructions={"east": "x"}, workers=1, patience=1.0, **QUIET)
 
 
+def test_a_healthy_worker_is_heard_however_late_its_answer_is_read():
+    """While another worker was waited for, its time went by; a wide answer comes in parts, and between two of them nothing is there."""
+    with W.Worker(launch("Wide")) as worker:
+        for _ in range(3):
+            worker.ask("call", "observe", [], {})
+            worker.deadline = time.monotonic() - 1
+            assert worker.answer()["observation.images.static"].shape == (800, 800, 3)
+
+
 def children() -> list[psutil.Process]:
     """Live workers of this process."""
     found = []

@@ -90,6 +90,13 @@ class Hanging(Walker):
         time.sleep(60)
 
 
+class Wide(Walker):
+    """What it sees is more than a pipe holds."""
+
+    def observe(self):
+        return {"observation.images.static": np.full((800, 800, 3), 200, np.uint8)}
+
+
 class Chatty(Walker):
     """Prints, asks and writes to file descriptor 1, as simulators do."""
 

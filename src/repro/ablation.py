@@ -202,12 +202,13 @@ def _offline(settings: Profile, work: Path, run: Run, model, place: Path) -> dic
 
 def learning(place: Path, bins: int = 50) -> dict[str, list]:
     """A run's metrics in at most `bins` means: step, action, recon where there is one; held_out at steps of its own."""
-    lines = read_metrics(place / "metrics.jsonl")
+    every = read_metrics(place / "metrics.jsonl")
+    lines = [line for line in every if "action" in line]  # a step that float16 left out has none
     groups = np.array_split(np.arange(len(lines)), min(bins, len(lines)))
     names = [name for name in ("action", "recon", "box", "mask") if name in lines[-1]]
     found = {"step": [lines[group[-1]]["step"] for group in groups]}
     found |= {name: [round(float(np.mean([lines[i][name] for i in group])), 5) for group in groups] for name in names}
-    held = [line for line in lines if "held_out" in line]
+    held = [line for line in every if "held_out" in line]
     return found | {"held_out_step": [line["step"] for line in held], "held_out": [round(line["held_out"], 5) for line in held]}
 
 

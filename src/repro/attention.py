@@ -18,7 +18,7 @@ attention *from the positions that predict actions to image tokens*. It is not p
 """
 
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -139,7 +139,7 @@ def attention_of(model, observations: list[dict], instructions: list[str], actio
             found = model.sequence(observations, instructions, ids)
             embeddings, mask = found if isinstance(found, tuple) else (found, None)
             filled = {} if mask is None else {"attention_mask": mask.long(), "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
-            with record(model, queries, rollout) as recorded:
+            with record(model, queries, rollout) as recorded, getattr(model, "arithmetic", nullcontext)():
                 model.decoder.model(inputs_embeds=embeddings, use_cache=False, **filled)
         return recorded
     finally:

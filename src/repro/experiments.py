@@ -71,9 +71,21 @@ def parts(settings: Profile, work: Path, log=print, seed: int = 0) -> str:
         return str(work / "parts")
     place = work / f"parts-seed{seed}"
     for name in ("tower", "vae"):
-        shutil.copytree(work / "parts" / name, place / name, dirs_exist_ok=True)
+        _copied(work / "parts" / name, place / name)
     pointing.pretrain_language(place, settings.language_steps, seed, states, settings.part_pictures, log=log)
     return str(place)
+
+
+def _copied(part: Path, place: Path) -> None:
+    """The same part in another folder, whole or absent; one that lies there already, which a run may be reading, is left alone."""
+    told = place / "about.json"
+    if told.is_file() and told.read_bytes() == (part / "about.json").read_bytes():
+        return
+    aside = place.with_name(f"{place.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+    shutil.copytree(part, aside)
+    shutil.rmtree(place, ignore_errors=True)
+    aside.rename(place)
 
 
 def _write_job(settings: Profile, work: Path, place: Path, row: str, seed: int, minutes: float | None, train: dict, **more) -> Path:

@@ -123,6 +123,8 @@ def do(system, settings: Profile, work: Path, run: Run, minutes: float = 0.0, lo
 def one(system, settings: Profile, work: Path, key: str, minutes: float, log=print) -> bool:
     """The run called `key` ("row:seed:share"), as `run` asks for it in a process of its own."""
     row, seed, corrupt = key.rsplit(":", 2)
+    if minutes and math.isfinite(clock.left()):  # training goes by the session's end where there is one
+        clock.begin(min(minutes, clock.left() / 60))
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     return do(system, settings, work, Run(row, int(seed), float(corrupt)), minutes, log)
 

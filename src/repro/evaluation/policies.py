@@ -18,6 +18,7 @@ from repro.training import checkpoint
 from repro.training.loop import read_metrics
 
 MODELS = {"ReconVLA": "repro.models.reconvla", "VGGTVLA": "repro.models.vggt_vla", "KeypointPolicy": "repro.models.keypoint_policy"}
+TRAINED = ("step", "train", "clockwork", "data", "commit", "dtype", "peak_memory_gib")  # of about.json, what a record says of the training
 
 
 def find(folder: Path | str) -> Path:
@@ -59,7 +60,7 @@ def load_policy(folder: Path | str, store=None, run: Path | str | None = None, l
         policy = kind.load(path)
     if (path / "about.json").is_file():
         made = checkpoint.about(path)
-        policy.trained = {key: made[key] for key in ("step", "train", "clockwork", "data", "commit", "peak_memory_gib") if key in made}
+        policy.trained = {key: made[key] for key in TRAINED if key in made}
         lines = read_metrics(Path(run or path.parent) / "metrics.jsonl")
         policy.minutes = next((line["seconds"] for line in lines if line["step"] == made["step"]), 0.0) / 60
     return policy.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -72,7 +73,10 @@ def minutes(policy, begun: float | None = None, seconds: float = 0.0) -> float:
 
 def mended(policy) -> dict[str, dict]:
     """Metric of a record: the share of a policy's answers since the last call that were no chunk of actions and were read again within the
-    action tokens; {} for policies that are held to these from the start."""
+    action tokens; {} for policies that are held to these from the start. Answers of a floor that changes what a model is asked are the
+    model's."""
+    while hasattr(policy, "policy"):
+        policy = policy.policy
     answers = getattr(policy, "answers", 0)
     if not answers:
         return {}

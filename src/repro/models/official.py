@@ -72,7 +72,8 @@ def config_of(about: dict, shapes: dict[str, tuple[int, ...]]) -> ReconVLAConfig
     there: those that lack are named by `copy`. Its width, which the file does not say, is read off its first tensor."""
     rows = round(about["image_embed_len"] ** 0.5)
     paper, recon = PRESETS["paper"], about.get("recon_enable", bool(about.get("mm_pixel_decoder")))
-    changes = {"vision": about["mm_vision_tower"], "grid": (rows, rows), "static_tokens": -(-rows // 2), "recon": recon}
+    vision = about["mm_vision_tower"] if Path(about["mm_vision_tower"]).is_dir() else paper.vision  # often a path of the authors' machine
+    changes = {"vision": vision, "grid": (rows, rows), "static_tokens": -(-rows // 2), "recon": recon}
     if recon:
         kind = re.fullmatch(r"denoiser_vit(\d+)x", str(about.get("mm_inv_projector_type")))
         if kind is None or int(kind[1]) < 1:

@@ -37,11 +37,11 @@ class Parts:
 
 
 def build(config, pretrained: bool | dict[str, bool] = True, instructions: Iterable[str] = (), tokenizer=None, vision=None, vae=None,
-          vae_config: dict | None = None, language=None, projector=None, proprio=None, queries=None) -> Parts:
+          vae_config: dict | None = None, language=None, projector=None, proprio=None, queries=None, acting: bool = False) -> Parts:
     """The parts that a config names ("tiny": models/tiny.py; otherwise towers.*); those given are taken as they are.
 
     pretrained: for all, or by part. `instructions`: of the training data, for the tiny language model's tokenizer. A tiny tower that is
-    given is frozen if the config says so; one that is not given is random, and must train along.
+    given is frozen if the config says so; one that is not given is random, and must train along. acting: nothing is going to train.
     """
     known = pretrained if isinstance(pretrained, dict) else dict.fromkeys(("vision", "language", "vae"), pretrained)
     if vision is None:
@@ -55,8 +55,8 @@ def build(config, pretrained: bool | dict[str, bool] = True, instructions: Itera
         tokenizer = tokenizer or small_tokenizer(instructions, config.template)
         language = language or tiny.language(config, tokenizer)
     else:
-        language, own = towers.language(config.language, config.language_revision, known["language"], dtype=_dtype(config),
-                                        quantise=config.quantise)
+        language, own = towers.language(config.language, config.language_revision, known["language"],
+                                        dtype=_dtype(config) if acting else _trained_dtype(config), quantise=config.quantise)
         tokenizer = tokenizer or own
         if tokenizer is None:  # random weights for a test of speed or memory: the vocabulary does not matter
             tokenizer = small_tokenizer(instructions, config.template)
@@ -85,7 +85,7 @@ def restore(config, saved: dict[str, dict], tokenizer, vae_config: dict | None) 
         given["vision"] = tiny.TinyTower((config.height, config.width), config.channels)
         given["vision"].pretrained = True  # in a moment: whoever loads the weights names those that are missing
     known = {name: name in saved and name not in whole for name in MODULES.values()}
-    parts = build(config, known, tokenizer=tokenizer, vae_config=vae_config, **given)
+    parts = build(config, known, tokenizer=tokenizer, vae_config=vae_config, acting=True, **given)
     for name in whole:
         getattr(parts, name).identity = dict(saved[name])
     return parts
@@ -93,6 +93,13 @@ def restore(config, saved: dict[str, dict], tokenizer, vae_config: dict | None) 
 
 def _dtype(config) -> torch.dtype | None:
     return torch.float32 if config.dtype == "float32" else None if config.dtype == "auto" else getattr(torch, config.dtype)
+
+
+def _trained_dtype(config) -> torch.dtype | None:
+    """Of a language model: with "auto", one that trains whole is held in 32 bits. In 16 a small step changes no weight; autocast
+    multiplies in 16 all the same."""
+    whole = config.dtype == "auto" and not config.lora_rank and config.quantise is None
+    return torch.float32 if whole else _dtype(config)
 
 
 def fingerprint(*modules: nn.Module) -> str:

@@ -130,6 +130,7 @@ class ReconVLA(nn.Module):
         about = {name: getattr(c, name) for name in ("grid", "height", "width", "static_tokens", "resample", "latent_patch", "gaze_margin")}
         about |= {"gaze_truncate": True} if c.gaze_truncate else {}  # the key of data prepared before stays
         about |= {"image": self.image_size, "vae": part.fingerprint(self.vae) if self._encodes else "none"}
+        about |= {"pictures": True} if self.vae is not None and not self._encodes else {}
         return "reconvla " + json.dumps(about | ({"tower": part.fingerprint(self.vision_tower)} if self._sees_once else {}))
 
     @property
@@ -230,12 +231,12 @@ class ReconVLA(nn.Module):
 
     # ---- sequence -----------------------------------------------------------------------------------------------
     def embed(self, ids: Int[Tensor, "*b"]) -> Float[Tensor, "*b d"]:
-        embedded = self.decoder.get_input_embeddings()(ids)
+        embedded = self.decoder.get_input_embeddings()(ids).float()  # so what the layers add up is float32, and cannot overflow float16
         if self.slots is None:
             return embedded
         slot = ids - self.tokens.first
         offset = F.embedding(slot.clamp(0, BINS - 1), self.slots[0]) * ((slot >= 0) & (slot < BINS))[..., None]
-        return embedded + offset.to(embedded.dtype)
+        return embedded + offset
 
     def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
         logits = self.decoder.lm_head(hidden.to(self.decoder.lm_head.weight.dtype)).float()

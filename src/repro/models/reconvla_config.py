@@ -20,7 +20,8 @@ class ReconVLAConfig:
     freeze_vision: bool = True      # False: the tiny tower trains along, from what it has learned or from random weights
     vae: str = "tiny"               # of models/tiny.py; "pixels": none, latents are the target's pixels, area-averaged
     vae_revision: str | None = None
-    dtype: str = "float32"          # of pretrained parts but the VAE; "auto": by the device's capability
+    dtype: str = "float32"          # of pretrained parts but the VAE; "auto": by the device's capability; a language model that trains
+                                    # whole is float32 until it has
     quantise: str | None = None     # "nf4": the language model's frozen weights in 4 bits
     lora_rank: int = 0              # 0: the language model trains whole, as in the paper
     lora_alpha: float = 32.0

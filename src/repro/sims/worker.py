@@ -38,6 +38,7 @@ from repro.sims.rollouts import Group, Rollout
 
 MAGIC, HEAD = b"RPR1", struct.Struct("<4sIQ")
 KINDS = "biuf"  # dtypes that travel: bool, integers, floating point
+MOMENT = 5.0  # seconds for each part of an answer, however late it is read: another worker was waited for
 RESTARTS, STARTS = 25, 5  # of one chain, and of one process in a row, before the evaluation gives up
 
 
@@ -212,9 +213,9 @@ class Worker:
         return answer["answer"]
 
     def _read(self, count: int) -> bytes:
-        found, pipe = bytearray(), self.process.stdout.fileno()
+        found, pipe, least = bytearray(), self.process.stdout.fileno(), min(self.patience, MOMENT)
         while len(found) < count:
-            if not select.select([pipe], [], [], max(0.0, self.deadline - time.monotonic()))[0]:
+            if not select.select([pipe], [], [], max(least, self.deadline - time.monotonic()))[0]:
                 raise self._lost(f"hung: no answer for {self.patience:.0f} s")
             part = os.read(pipe, count - len(found))
             if not part:

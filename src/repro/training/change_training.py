@@ -30,12 +30,12 @@ def run(job, config: ChangeConfig, settings: TrainConfig, log: Callable[[str], N
         if "localisable" not in some.column("state"):
             raise UserError(f"{some.store.folder} has no pair with a box: there is no pointing to learn", "masks, or boxes as given",
                             f"{len(some)} pairs, none localisable", "LEVIR-CC has captions alone; LEVIR-MCI has its pairs with masks")
+    state = PartialState(cpu=not torch.cuda.is_available())  # each process has its GPU from here on; 4-bit parts are loaded onto it
     torch.manual_seed(settings.seed)  # the first weights
     model = ChangeAgent.build(config, sorted({caption for captions in pairs.column("captions") for caption in captions}))
     for some in (pairs, Pairs(job.validation) if job.validation else pairs):  # one that is too long would stop the run in its middle
         for caption in {caption for captions in some.column("captions") for caption in captions}:
             model.ids(caption)
-    state = PartialState(cpu=not torch.cuda.is_available())
     say = log if state.is_main_process else lambda line: None
     model.to(state.device)  # a frozen tower sees all pairs before the loop begins
     batches = batches_of(pairs, model, settings.batch_size, settings.seed, say)

@@ -71,7 +71,7 @@ def digest(path: Path) -> str:
 
 
 def save(folder: Path | str, step: int, write: Callable[[Path], None], state: dict, about: dict, keep: int = 2) -> Path:
-    """Write checkpoint `step` of a run into `folder` and delete all but the `keep` newest; returns its path.
+    """Write checkpoint `step` of a run into `folder`, delete all but the `keep` newest and whatever is of later steps; returns its path.
 
     `write(path)` puts the model's own files there; `state` is the training state; `about` goes into about.json. UserError where the disk
     is full: nothing half-written is left, and the checkpoints before stay.
@@ -102,7 +102,9 @@ def save(folder: Path | str, step: int, write: Callable[[Path], None], state: di
         shutil.rmtree(path)
     os.replace(part, path)
     flush(folder)
-    for old in steps(folder)[:-keep]:
+    found = steps(folder)
+    here = found.index(path) + 1
+    for old in found[: max(0, here - keep)] + found[here:]:  # later ones are damaged, passed over by `latest`, or come again
         shutil.rmtree(old)
     return path
 

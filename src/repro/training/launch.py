@@ -45,6 +45,8 @@ CHANGE = {f"change_{name}": config for name, config in change_agent_config.PRESE
 PRESETS = {**reconvla.PRESETS, **keypoint_policy.PRESETS, **vggt_vla.PRESETS, **CHANGE}
 TRAIN = {**vggt_vla.TRAIN, **{f"change_{name}": train for name, train in change_agent_config.TRAIN.items()}}
 
+UNUSED = {KeypointConfig: ("parts", "like", "start"), VGGTVLAConfig: ("parts", "start")}  # fields of a job, by model
+
 
 @dataclass(frozen=True)
 class Job:
@@ -143,15 +145,19 @@ def _train(job: Job, path: Path, log: Callable[[str], None]) -> Summary:
     config, settings = model_config(job.model, []), train_config(job, path)
     if isinstance(config, ChangeConfig):
         return change_training.run(job, config, settings, log)
+    unused = {name: getattr(job, name) for name in UNUSED.get(type(config), ()) if getattr(job, name)}
+    if unused:
+        raise UserError(f"{job.name}: {type(config).__name__.removesuffix('Config')} knows no such fields", "a job without them", unused)
     store = Store(job.store)
     config = model_config(job.model, store.episodes)
+    state = PartialState(cpu=not torch.cuda.is_available())  # each process has its GPU from here on; 4-bit parts are loaded onto it
     torch.manual_seed(settings.seed)  # the first weights
     model = _build(job, config, store)
     data = {"hash": store.hash} | (begin(model, job) if job.start else {})
+    model.to(state.device)  # frozen parts see all frames before the loop begins
     if job.parts:
         began_as = getattr(model.decoder, "began_as", None)
         data["parts"] = part.identities(model) | ({"language, as it began": began_as} if began_as else {})
-    state = PartialState(cpu=not torch.cuda.is_available())
     say = log if state.is_main_process else lambda line: None
     points = isinstance(config, KeypointConfig | VGGTVLAConfig)
     gaze = config.point_weight > 0 if points else config.aux != "none" or (config.recon and config.target == "gaze")
@@ -230,12 +236,12 @@ def begin(model: ReconVLA, job: Job) -> dict:
 
 
 def jobs(configs: list[Path | str], slots: int | None = None, log: Callable[[str], None] = print, processes: int = 0) -> None:
-    """Run the jobs of several config files in subprocesses, as many at a time as there are GPUs, else `slots` on the CPU.
+    """Run the jobs of several config files in subprocesses, `slots` at a time, and no more than there are GPUs, where there are any.
 
-    `slots` defaults to one per core, at most one per job; the cores are divided among them. `processes` of one job: each takes a GPU of its
-    own, and they share its global batch; 0: what REPRO_PROCESSES says, else 1, and never more than there are GPUs. Lines are passed on as
-    "[name] line". All jobs are let finish; then the failed ones are one error with the last lines of each. clock.OutOfTime where the
-    session ends before a job does: it goes on in the next.
+    `slots` defaults to one per GPU, or one per core, at most one per job; the cores are divided among them. `processes` of one job: each
+    takes a GPU of its own, and they share its global batch; 0: what REPRO_PROCESSES says, else 1, and never more than there are GPUs.
+    Lines are passed on as "[name] line". All jobs are let finish; then the failed ones are one error with the last lines of each.
+    clock.OutOfTime where the session ends before a job does: it goes on in the next.
     """
     clock.check()
     gpus = len(machine.capabilities())
@@ -272,7 +278,8 @@ def side_by_side(commands: list[tuple[str, Callable[[], list[str] | None]]], slo
     """
     gpus = len(machine.capabilities())
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-    slots = gpus // processes if gpus else slots or max(1, min(machine.cores() // processes, len(commands)))
+    room = gpus // processes
+    slots = min(slots or room, room) if gpus else slots or max(1, min(machine.cores() // processes, len(commands)))
     free: queue.Queue[int] = queue.Queue()
     for slot in range(slots):
         free.put(slot)

@@ -140,7 +140,7 @@ def stops_early(lines: list[dict], patience: int) -> str:
     Only lines decide, so a run that is started again comes to the same answer.
     """
     found = list(watched(lines).items())
-    best = min(found, key=lambda pair: pair[1], default=(0, math.inf))
+    best = min((pair for pair in found if math.isfinite(pair[1])), key=lambda pair: pair[1], default=(0, math.inf))
     since = sum(step > best[0] for step, _ in found)
     return f"the held-out loss is not below {best[1]:.4g} (step {best[0]}) for {since} measurements" if 0 < patience <= since else ""
 

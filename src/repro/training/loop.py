@@ -130,6 +130,7 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
     budget = Budget(0.0 if limited else config.budget_minutes, config.checkpoint_minutes, config.reserve_seconds, clock)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, betas=config.betas,
                                   weight_decay=config.weight_decay)
+    _held_in_32_bits(model)
     model.train()
     model = accelerator.prepare_model(model, evaluation_mode=True)  # no wrapper: step.py sums the gradients
     optimizer = accelerator.prepare_optimizer(optimizer)
@@ -144,7 +145,8 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
     same_step(step, folder, accelerator)
     resumed_from, saved_at = step, step if last else -1
     if last:
-        say(f"resumed from {last}")
+        before = checkpoint.about(last).get("dtype", str(dtype))
+        say(f"resumed from {last}" + (f"; trained in {before} so far, from here on in {dtype}" if before != str(dtype) else ""))
     metrics = Metrics(folder / "metrics.jsonl", step, accelerator.is_main_process)
 
     def about() -> dict:
@@ -155,8 +157,10 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
 
     def save() -> Path:
         nonlocal saved_at, last
+        if saved_at == step:
+            return last
         began = clock()
-        if accelerator.is_main_process and saved_at != step:
+        if accelerator.is_main_process:
             metrics.flush()
             state = {"optimizer": optimizer.state_dict(), "seconds": seconds_before + clock() - budget.start,
                      "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {}}
@@ -209,13 +213,13 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
                 said = " ".join(f"{name} {value:.3f}" for name, value in values.items())
                 progress(step, f"{said} | {(step - resumed_from) * samples / worked:.0f} samples/s" if worked else said)
                 shown = step
-            if measured and config.best:
-                keep_best()
-            if measured:
-                early = stops_early(metrics.lines, config.patience)
             marked = step in {round(share * config.steps) for share in config.marks}
             if (marked or (epoch and step // epoch > (step - 1) // epoch)) and accelerator.is_main_process:
                 checkpoint.save(folder / "kept", step, plain.save, {}, about(), config.steps)
+            if measured and config.best:
+                keep_best()  # saves the run itself, so it comes after what would not be made again
+            if measured:
+                early = stops_early(metrics.lines, config.patience)
             budget.step_took(clock() - began)  # with all that came after it: one more of the slowest must fit
         path = save()
     metrics.close()
@@ -239,6 +243,15 @@ def _aside(model, measure, accelerator: Accelerator, here: Callable) -> dict[str
             return {name: float(value) for name, value in measure(model).items()}
     finally:
         model.train(was_training)
+
+
+def _held_in_32_bits(model: torch.nn.Module) -> None:
+    """UserError where weights that train are held in 16 bits: a step smaller than their rounding is none."""
+    narrow = {name: weight.dtype for name, weight in model.named_parameters() if weight.requires_grad and weight.dtype.itemsize < 4}
+    if narrow:
+        raise UserError("weights that train are held in 16 bits, in which small steps are lost", "float32; products are in 16 anyway",
+                        f"{len(narrow)} of them, {', '.join(sorted(map(str, set(narrow.values()))))}, such as {next(iter(narrow))}",
+                        'set dtype to "float32" or "auto" in the model\'s config; a language model in 4 bits needs lora_rank')
 
 
 def _epoch(batches, config: TrainConfig) -> float:
@@ -285,7 +298,7 @@ def _resume(path: Path, model, optimizer, accelerator: Accelerator, identity: di
         model.load_state_dict(type(model).load(path).state_dict())
     state = checkpoint.load_state(path)
     optimizer.load_state_dict(state["optimizer"])
-    if accelerator.scaler:
+    if accelerator.scaler and state["scaler"]:  # a run that began in another precision has none
         accelerator.scaler.load_state_dict(state["scaler"])
     return about["step"], state["seconds"]
 

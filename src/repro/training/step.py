@@ -2,9 +2,9 @@
 
 A step is `accumulate` micro-batches, numbered through the whole run. With W processes each takes every W-th of them; where W does not
 divide them, each micro-batch is first cut into equal pieces. Losses and gradients are summed with each piece's share as its weight, so a
-step is the same for any W (to rounding). Before each piece every generator is seeded by (seed, micro-batch, piece): noise and dropout are
-the same on one GPU and on two, and a run that is resumed needs no generator's state. A loss that is a mean over valid tokens is, over
-pieces of a micro-batch, the mean of their means.
+step is the same for any W (to rounding), but for what is drawn in it: before each piece every generator is seeded by (seed, micro-batch,
+piece), so noise and dropout are the same for each W that divides `accumulate`, and others where micro-batches are cut. A resumed run
+needs no generator's state. A loss that is a mean over valid tokens is, over pieces of a micro-batch, the mean of their means.
 
 Where a GPU's memory does not hold a piece, it is halved, for good and said aloud; nothing else of the step changes.
 """
@@ -37,6 +37,10 @@ class Step:
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         world = accelerator.num_processes
         self.pieces = world // math.gcd(world, config.accumulate)
+        if config.batch_size < self.pieces:
+            raise UserError(f"{world} processes cannot share {config.accumulate} x {config.batch_size} samples: some would have none",
+                            f"batch_size {self.pieces} or more, or accumulate a multiple of {world}",
+                            f"batch_size {config.batch_size}, accumulate {config.accumulate}", "take fewer processes, or change these two")
         every = [(j, piece) for j in range(config.accumulate) for piece in range(self.pieces)]
         self.mine = every[accelerator.process_index::world]
 

@@ -35,7 +35,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from repro import clock
+from repro import clock, freshness
 from repro.data.calvin_frames import DAMAGED_LIMIT
 from repro.data.episodes import Episode, Store, as_column
 from repro.data.evidence import LOOKED, Evidence, check
@@ -52,6 +52,7 @@ ROWS, COLUMNS = (slice(None), slice(None, None, -1)), (slice(None), slice(None),
 UPRIGHT = {"raw": ROWS, "rotated": COLUMNS, "upright": (slice(None),)}  # how pictures (T, H, W, 3) lie -> what makes them upright
 GRIPPER = {"closes": (-1.0, 0.0), "opens": (1.0, 0.0), "opens01": (2.0, -1.0)}  # what +1 does (opens01: 1 open, 0 closed) -> scale, shift
 BEGUN = {"last": -1, "looked": -1}  # of a source: number of the last episode that is written, and of the last that Evidence looked at
+READERS = ("data/libero.py", "data/lerobot.py", "data/evidence.py", "data/libero_tasks.py")  # code that decides what a store holds
 EXTRAS = ("expert_actions", "state", "environment_state", "steps", "boxes", "agentview_rgb", "eye_in_hand_rgb")  # of a scripted one
 AGAIN = "download it again, or make it again, or leave it out: give the other files as SOURCES"
 PIECES, PIECE = 64, 4096  # of a source, and bytes of each: what its mark is made from
@@ -479,7 +480,8 @@ def _encoded(episode: Episode) -> Episode:
 
 
 def _asked(task_names=(), drop_noops=False, orientation=None, gripper="closes") -> dict:
-    return {"task_names": sorted(task_names), "drop_noops": drop_noops, "orientation": orientation, "gripper": gripper}
+    return {"task_names": sorted(task_names), "drop_noops": drop_noops, "orientation": orientation, "gripper": gripper,
+            "code": freshness.code(*READERS)}
 
 
 def _maker(source: Source) -> tuple[bool, str]:

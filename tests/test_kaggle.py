@@ -17,7 +17,7 @@ import nbformat
 import pytest
 from packaging.requirements import Requirement
 
-from repro import experiments, profiles
+from repro import experiments, machine, profiles
 from repro.kaggle import bundle, checks, environment, inputs, push, session, times
 from repro.machine import UserError
 
@@ -342,7 +342,7 @@ def test_a_session_begins_finds_nothing_says_so_and_packs_its_results(kaggle, ca
     assert kit.calvin("") == "" and kit.calvin("/mine") == "/mine"
     said = capsys.readouterr().out
     assert "nothing was installed" in said and "No CALVIN here: the embedded play table stands in" in said and "internet: off" in said
-    assert os.environ["REPRO_WORK"] == str(kaggle / "working" / "smoke") and os.environ["HF_HUB_OFFLINE"] == "1"
+    assert machine.work("smoke") == kit.work == kaggle / "working" / "smoke" and os.environ["HF_HUB_OFFLINE"] == "1"
     kit.section("00_environment")
     kit.section("01_calvin_data")
     assert "section 2 of 2: 01_calvin_data" in capsys.readouterr().out

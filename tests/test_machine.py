@@ -78,7 +78,7 @@ def test_root_is_the_nearest_parent_with_notebooks(bare, monkeypatch):
     monkeypatch.setenv("REPRO_ROOT", str(deep))
     assert machine.work("cpu") == deep / "work" / "cpu"
     monkeypatch.setenv("REPRO_WORK", str(bare / "elsewhere"))
-    assert machine.work("cpu") == bare / "elsewhere"
+    assert machine.work("cpu") == bare / "elsewhere" / "cpu", "profiles are never mixed"
 
 
 def test_kaggle_works_in_its_saved_folder(bare, monkeypatch):

@@ -67,6 +67,17 @@ def test_id_depends_on_what_was_run_only():
     assert len(ids) == 5 and all(i.startswith("reconvla-") for i in ids)
 
 
+def test_a_record_takes_the_place_of_an_older_configurations_alone(tmp_path):
+    for steps in (100, 200):
+        path = run_records.save(make("gaze", config={"profile": "cpu", "steps": steps}), tmp_path)
+    assert list(tmp_path.iterdir()) == [path] and run_records.load(path)["config"]["steps"] == 200
+    torn = tmp_path / f"{path.stem[:-10]}0123456789.json"
+    torn.write_text('{"id": ')  # is left for load_all to name
+    others = [make("gaze", **more, config={"profile": "cpu"}) for more in ({"seed": 1}, {"simulator": "CALVIN"}, {"benchmark": "other"})]
+    others += [make("gaze", config=config) for config in ({"profile": "cpu", "step": 50}, {"protocol": "a"}, {"protocol": "b"})]
+    assert len({path, torn, *(run_records.save(one, tmp_path) for one in others)}) == 8 == len(list(tmp_path.iterdir()))
+
+
 @pytest.mark.parametrize("damage, words", [
     (lambda r: r.pop("seed"), "'seed'"),
     (lambda r: r.update(minutes="long"), "'minutes'"),

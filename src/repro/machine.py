@@ -104,8 +104,8 @@ def root() -> Path:
 
 
 def work(profile: str) -> Path:
-    """Where a run of `profile` writes everything: REPRO_WORK, else <root>/work/<profile>. Not created here."""
-    return Path(os.environ["REPRO_WORK"]).resolve() if os.environ.get("REPRO_WORK") else root() / "work" / profile
+    """Where a run of `profile` writes everything: <REPRO_WORK>/<profile>, else <root>/work/<profile>. Not created here."""
+    return (Path(os.environ["REPRO_WORK"]).resolve() if os.environ.get("REPRO_WORK") else root() / "work") / profile
 
 
 def prepared(store: Path) -> Path:

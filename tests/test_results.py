@@ -61,6 +61,12 @@ def test_record_round_trip(tmp_path):
     assert set(record["packages"]) >= {"python", "torch", "numpy"} and record["commit"] and "CPU" in record["hardware"]
 
 
+def test_a_record_can_be_made_without_git(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("REPRO_BUNDLE", raising=False)
+    assert make()["commit"] == "unknown (git is not installed)"
+
+
 def test_id_depends_on_what_was_run_only():
     assert make()["id"] == make(lengths=(1, 1, 1, 1), minutes=9)["id"], "a repeated run replaces its record"
     ids = {make()["id"], make(seed=1)["id"], make("whole")["id"], make(config={"steps": 4})["id"], make(data_hash="cd34")["id"]}

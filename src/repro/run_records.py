@@ -33,14 +33,20 @@ LATER = {"peak_memory_gib": dict}  # what records made by earlier versions lack:
 PACKAGES = ("torch", "transformers", "numpy", "opencv-python-headless", "pyarrow", "accelerate", "pillow", "matplotlib")
 
 
+def _commit() -> str:
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return "unknown (git is not installed)"
+    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "") if head.returncode == 0 else "unknown (no git checkout)"
+
+
 def provenance() -> dict:
     """Commit ("+changes": of an edited tree; of a built notebook its library), package versions and hardware of this process."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
-    changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=False)
-    commit = head.stdout.strip() + ("+changes" if changed.stdout.strip() else "") if head.returncode == 0 else "unknown (no git checkout)"
-    if os.environ.get("REPRO_BUNDLE"):  # an uploaded notebook carries its library, and no git
-        commit = f"library {os.environ['REPRO_BUNDLE']}"
+    # an uploaded notebook carries its library, and no git
+    commit = f"library {os.environ['REPRO_BUNDLE']}" if os.environ.get("REPRO_BUNDLE") else _commit()
     packages = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -92,7 +98,7 @@ def check(record: dict, where: str) -> dict:
 
 
 def save(record: dict, folder: str | Path) -> Path:
-    """Write `<folder>/<id>.json`, whole or not at all, in the place of what the same profile answered to the same question before (SAME)."""
+    """Write `<folder>/<id>.json`, whole or not at all, in the place of what its profile answered to the same question before (SAME)."""
     path = Path(folder) / f"{record.get('id', 'record')}.json"
     check(record, str(path))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -206,6 +206,13 @@ def test_what_sources_state_stands_beside_what_is_here():
         assert told.startswith(f"{case['with context and slack']:.1f} GiB at batch {case['batch']}, {case['how']}, ")
 
 
+def test_a_row_without_rates_is_shown_without(tmp_path):
+    path = tmp_path / "claims.toml"
+    path.write_text(CLAIMS.read_text() + '\n[[row]]\ntable = 2\nlabel = "no rates"\nbenchmark = "b"\naverage_length = "1.5"\n')
+    header, rows = R.paper_table(R.claims(path), [], 2)
+    assert rows[-1][:8] == ["no rates (paper)", *["-"] * 5, "1.5", "no rates printed"]
+
+
 @pytest.mark.parametrize("text, words", [
     ("[paper\n", "not TOML"), ('[paper]\nname = "x"\n', "arxiv"),
     (CLAIMS.read_text() + '\n[[row]]\ntable = 2\nlabel = "half"\nbenchmark = "b"\nrates = ["1"]\naverage_length = "1"\n', "half"),

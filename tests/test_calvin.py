@@ -433,15 +433,20 @@ def test_guides_commands(tmp_path):
     np.testing.assert_array_equal(cv2.imread(str(out / records[0]["crop"]))[:, :, ::-1], calvin_folder.frame(100)["rgb_static"][1:8, x0:9])
     line = json.loads((out / "0_open_drawer/crop_info.jsonl").read_text().splitlines()[0])
     assert line["coordinates"] == {"x1": x0, "y1": 1, "x2": 9, "y2": 8} and line["source"] == "truth" and line["score"] > 0
+    again = (folder / "boxes.json").read_text().replace(f"[{x0}, 1, 9, 8]", f"[{x0}, 1, 8, 7]")
+    (folder / "boxes.json").write_text(again)
+    assert f"[{x0}, 1, 8, 7]" in again and "truth" in call("crop", "--root_folder", out, "--npz_src_dir", folder, "--detector", "truth")
+    line = json.loads((out / "0_open_drawer/crop_info.jsonl").read_text().splitlines()[0])
+    assert line["coordinates"] == {"x1": x0, "y1": 1, "x2": 8, "y2": 7}, "other boxes, other crops"
     assert "fallback" in call("crop", "--root_folder", out, "--detector", "none")
 
 
 def test_extract_leaves_nothing_when_it_stops(tmp_path):
     folder = calvin_folder.make(tmp_path / "data")
     spoil_missing(folder / "episode_0000105.npz")
-    command = [sys.executable, "-m", "repro.data.calvin_commands", "extract", "--ann_path", folder / "lang_annotations/auto_lang_ann.npy"]
+    command = [sys.executable, "-m", "repro", "calvin", "extract", "--ann_path", folder / "lang_annotations/auto_lang_ann.npy"]
     command += ["--npz_src_dir", folder, "--root_folder", tmp_path / "out", "--workers", "1"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode != 0 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
     assert "episode_0000105.npz" in done.stderr
     assert not list(tmp_path.glob("out*"))

@@ -78,7 +78,7 @@ def test_doctor_reports_each_check_with_a_next_step(repro, monkeypatch, tmp_path
     assert checks["kernel"]["status"] == "OK" and checks["jupyter"]["status"] == "OK" and checks["work folder"]["status"] == "OK"
     assert all(check["next_step"] for check in report["checks"] if check["status"] != "OK")
     assert report["machine"]["cores"] == machine.cores()
-    assert all(name in checks["data"]["found"] for name in ("REPRO_CALVIN", "-p libero_root", "-p levir_root"))
+    assert all(name in checks["data"]["found"] for name in ("-p calvin_root", "-p libero_root", "-p levir_root"))
     assert code == any(check["status"] == "FAIL" for check in report["checks"])
 
 
@@ -87,6 +87,9 @@ def test_doctor_fails_on_what_cannot_work(repro, monkeypatch, tmp_path):
     monkeypatch.setenv("REPRO_CALVIN", str(tmp_path))
     code, out, _ = repro("doctor")
     assert code == 1 and "[FAIL] data" in out and "has no training and no validation" in out and "next step: set REPRO_CALVIN" in out
+    for split in ("training", "validation"):
+        (tmp_path / split).mkdir()
+    assert doctor.data().status == doctor.OK and f"repro run -p calvin_root {tmp_path}" in doctor.data().found
     monkeypatch.delenv("REPRO_CALVIN")
     (tmp_path / "file").touch()
     monkeypatch.setenv("REPRO_WORK", str(tmp_path / "file" / "work"))
@@ -145,6 +148,9 @@ NOWHERE = ("--model", "nothing", "--store", "nowhere")
     (("evaluate", "--minutes", "2", *NOWHERE), "--minutes does nothing without --check"),
     (("evaluate", "--check", "--blind", "run", *NOWHERE), "--blind does nothing with --check"),
     (("evaluate", "--blind", "run", "--no-floors", *NOWHERE), "--blind does nothing with --no-floors"),
+    (("ablation", "--seeds", "a"), "'--seeds': 'a' is not"),
+    (("ablation", "--seeds", "1,"), "'--seeds': '1,' is not"),
+    (("ablation", "--corrupt", "x"), "'--corrupt': 'x' is not"),
     (("demos", "libero", "out", "--workers", "0"), "'--workers'"),
     (("demos", "libero", "out", "--per-task", "0"), "'--per-task'"),
     (("demos", "calvin", "out", "--per-task", "-1"), "'--per-task'"),

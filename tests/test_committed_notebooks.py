@@ -131,6 +131,11 @@ def test_publishing_strips_this_machine_and_refuses_what_is_stale(executed, proj
     text = (executed / "00_first.ipynb").read_text()
     assert str(project) not in text and "start_time" not in text and "duration" not in text
     assert (executed.parent / "runs" / "one.json").is_file()
+    (executed.parent / "figures").mkdir()
+    for name in ("figures/old.png", "report.md", "notes.md"):
+        (executed.parent / name).write_text("of an older publication")
+    publish.publish("smoke", echo=Screen())
+    assert {path.name for path in executed.parent.iterdir()} == {"notebooks", "runs", "notes.md"}, "what the run did not make is gone"
     before = {path.name: path.read_bytes() for path in executed.iterdir()}
     (project / "work" / "smoke" / "runs" / "one.json").write_text(f'{{"at": "{project}/work"}}')
     with pytest.raises(UserError, match="runs/one.json names a folder of this machine"):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -257,6 +258,19 @@ def test_the_gaze_follows_to_the_destination_while_the_target_is_held(tmp_path):
         boxes = Store(folder).read(0, ["gaze.box"]).columns["gaze.box"]
         np.testing.assert_allclose(boxes[4], held, atol=1e-6)
         np.testing.assert_allclose(boxes[[0, 5]], [[0.25, 0.2, 0.5, 0.5]] * 2, atol=1e-6)
+
+
+def test_another_camera_gives_other_boxes_from_the_same_state(tmp_path, monkeypatch):
+    monkeypatch.setattr("repro.gaze.annotate.check_state", lambda *rest, **more: {})
+    states = np.tile(np.array([0] * 6 + [0.05, -0.1, 0.46, 0, 0, 1] * 3, np.float32), (2, 1))
+    columns = {"observation.images.static": np.zeros((2, 40, 40, 3), np.uint8), "observation.environment_state": states}
+    with StoreWriter(tmp_path / "store", fps=30) as writer:
+        writer.add(Episode("push the drawer", columns, {"task_id": "push", "scene": "D"}))
+    found, usual = [], render.static_camera()
+    for camera in (None, replace(usual, focal=usual.focal * 0.8), replace(usual, eye=usual.eye * 1.1)):
+        annotate(tmp_path / "store", "state", camera=camera)
+        found.append(tuple(Store(tmp_path / "store").read(0, ["gaze.box"]).columns["gaze.box"][0].tolist()))
+    assert len(set(found)) == 3 and (0, 0, 1, 1) not in found
 
 
 def test_annotate_says_what_is_missing(tmp_path):

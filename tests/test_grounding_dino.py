@@ -8,8 +8,10 @@ The weights are small and random (`grounding_dino.tiny`): they tell whether the 
 
 import importlib.util
 import json
+import os
 import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -219,6 +221,16 @@ def test_the_published_models_are_known_by_their_sizes(tmp_path, pth):
     program.write_text("raise SystemExit('executed')")
     with pytest.raises(UserError, match="never executed"):
         GroundingDino(pth, config=program)
+
+
+def test_looking_for_weights_lists_no_folder_of_frames(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "zz" / "dino")
+    for name in ("calvin/training/ep_start_end_ids.npy", "store/meta/info.json", "store/data/a.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    listed, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda place: listed.append(Path(place).name) or scandir(place))
+    assert find_weights([tmp_path]) == tmp_path / "zz" / "dino" and listed == [tmp_path.name, "calvin", "zz", "dino"]
 
 
 def test_find_weights(folder, pth, tmp_path):

@@ -17,7 +17,7 @@ import nbformat
 import pytest
 from packaging.requirements import Requirement
 
-from repro import experiments, profiles
+from repro import experiments, machine, profiles
 from repro.kaggle import bundle, checks, environment, inputs, push, session, times
 from repro.machine import UserError
 
@@ -342,7 +342,7 @@ def test_a_session_begins_finds_nothing_says_so_and_packs_its_results(kaggle, ca
     assert kit.calvin("") == "" and kit.calvin("/mine") == "/mine"
     said = capsys.readouterr().out
     assert "nothing was installed" in said and "No CALVIN here: the embedded play table stands in" in said and "internet: off" in said
-    assert os.environ["REPRO_WORK"] == str(kaggle / "working" / "smoke") and os.environ["HF_HUB_OFFLINE"] == "1"
+    assert machine.work("smoke") == kit.work == kaggle / "working" / "smoke" and os.environ["HF_HUB_OFFLINE"] == "1"
     kit.section("00_environment")
     kit.section("01_calvin_data")
     assert "section 2 of 2: 01_calvin_data" in capsys.readouterr().out
@@ -491,12 +491,16 @@ def test_only_what_is_missing_is_installed_and_everything_else_is_pinned(project
     monkeypatch.syspath_prepend(tmp_path / "site")
     pip = Pip(then=add)
     monkeypatch.setattr(environment.subprocess, "run", pip)
-    assert environment.ensure(project, "smoke", [tmp_path / "wheels"]) == {"reprotestpackage": "1.2"}
+    assert environment.ensure(project, "smoke", [tmp_path / "wheels"], online=False) == {"reprotestpackage": "1.2"}
     ((command, constraints),) = pip.calls
     assert command[-1] == "reprotestpackage>=1" and "--no-index" in command and str(tmp_path / "wheels") in command
     assert f"numpy=={metadata.version('numpy')}\n" in constraints and f"torch=={metadata.version('torch')}\n" in constraints
     assert "installed reprotestpackage 1.2 from" in capsys.readouterr().out
     assert environment.ensure(project, "smoke") == {} and len(pip.calls) == 1
+    shutil.rmtree(tmp_path / "site")  # wheels of another package are attached, and internet is on
+    assert environment.ensure(project, "smoke", [tmp_path / "wheels"], online=True) == {"reprotestpackage": "1.2"}
+    assert "--no-index" not in pip.calls[1][0] and str(tmp_path / "wheels") in pip.calls[1][0]
+    assert f"from {tmp_path / 'wheels'} and the package index" in capsys.readouterr().out
 
 
 def test_an_installation_that_fails_or_does_nothing_is_an_error_with_the_next_click(project, monkeypatch):
@@ -504,6 +508,8 @@ def test_an_installation_that_fails_or_does_nothing_is_an_error_with_the_next_cl
         environment.subprocess, "run", Pip(1, "WARNING: x\nERROR: No matching distribution found for reprotestpackage>=1\n")
     )
     with pytest.raises(UserError, match=r"No matching distribution(.|\n)*turn on Internet(.|\n)*repro kaggle wheels"):
+        environment.ensure(project, "smoke", [project.parent], online=False)
+    with pytest.raises(UserError, match=r"No matching distribution(.|\n)*next step: Run All again(.|\n)*repro kaggle wheels"):
         environment.ensure(project, "smoke")
     silent = Pip()
     monkeypatch.setattr(environment.subprocess, "run", silent)

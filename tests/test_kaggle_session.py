@@ -390,13 +390,20 @@ def test_another_profile_results_zip_and_an_older_output_are_left_alone_and_that
 
 
 def test_an_output_of_other_parameters_or_another_library_is_used_and_said_so(kaggle, monkeypatch, capsys):
-    left_behind(kaggle, monkeypatch, seed=0)
+    place = left_behind(kaggle, monkeypatch, seed=0)
+    for name in ("runs/row-1.json", "report.md"):
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text("{}")
     kit = session.begin("smoke", "00_a 01_b", parameters={"seed": 1})
     assert kit.done == [] and (kit.work / "train" / "step_1").is_dir()
     assert "its parameters were others (seed 0 -> 1)" in capsys.readouterr().out
+    assert not [*kit.work.glob("runs/*.json"), *kit.work.glob("report.*")], "its records never stand beside new ones"
+    (kit.work / "runs").mkdir(exist_ok=True)
+    (kit.work / "runs" / "row-2.json").write_text("{}")
     monkeypatch.setenv("REPRO_BUNDLE", "library-2")
     kit = session.begin("smoke", "00_a 01_b", parameters={"seed": 0})
     assert kit.done == [] and "another library (library-1; this is library-2): its files are used" in capsys.readouterr().out
+    assert (kit.work / "runs" / "row-2.json").is_file(), "what this work folder made since stays"
 
 
 def test_a_stand_in_and_real_data_are_never_mixed(kaggle, monkeypatch, capsys):

@@ -62,6 +62,9 @@ def test_gpus_are_asked_of_nvidia_smi_and_torch_makes_no_context(monkeypatch, tm
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: (8, 6))
     assert machine.capabilities() == [(8, 6)]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho '0, GPU-aa, NVIDIA GB10, 12.1, [N/A]'\n")
+    assert machine.gpus() == [] and machine.capabilities() == [(8, 6)], "nvidia-smi does not tell the memory: torch is asked"
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed, no driver, x, y, z'\nexit 9\n")
     assert machine.gpus() == []
 
@@ -78,7 +81,7 @@ def test_root_is_the_nearest_parent_with_notebooks(bare, monkeypatch):
     monkeypatch.setenv("REPRO_ROOT", str(deep))
     assert machine.work("cpu") == deep / "work" / "cpu"
     monkeypatch.setenv("REPRO_WORK", str(bare / "elsewhere"))
-    assert machine.work("cpu") == bare / "elsewhere"
+    assert machine.work("cpu") == bare / "elsewhere" / "cpu", "profiles are never mixed"
 
 
 def test_kaggle_works_in_its_saved_folder(bare, monkeypatch):

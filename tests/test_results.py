@@ -61,10 +61,27 @@ def test_record_round_trip(tmp_path):
     assert set(record["packages"]) >= {"python", "torch", "numpy"} and record["commit"] and "CPU" in record["hardware"]
 
 
+def test_a_record_can_be_made_without_git(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("REPRO_BUNDLE", raising=False)
+    assert make()["commit"] == "unknown (git is not installed)"
+
+
 def test_id_depends_on_what_was_run_only():
     assert make()["id"] == make(lengths=(1, 1, 1, 1), minutes=9)["id"], "a repeated run replaces its record"
     ids = {make()["id"], make(seed=1)["id"], make("whole")["id"], make(config={"steps": 4})["id"], make(data_hash="cd34")["id"]}
     assert len(ids) == 5 and all(i.startswith("reconvla-") for i in ids)
+
+
+def test_a_record_takes_the_place_of_an_older_configurations_alone(tmp_path):
+    for steps in (100, 200):
+        path = run_records.save(make("gaze", config={"profile": "cpu", "steps": steps}), tmp_path)
+    assert list(tmp_path.iterdir()) == [path] and run_records.load(path)["config"]["steps"] == 200
+    torn = tmp_path / f"{path.stem[:-10]}0123456789.json"
+    torn.write_text('{"id": ')  # is left for load_all to name
+    others = [make("gaze", **more, config={"profile": "cpu"}) for more in ({"seed": 1}, {"simulator": "CALVIN"}, {"benchmark": "other"})]
+    others += [make("gaze", config=config) for config in ({"profile": "cpu", "step": 50}, {"protocol": "a"}, {"protocol": "b"})]
+    assert len({path, torn, *(run_records.save(one, tmp_path) for one in others)}) == 8 == len(list(tmp_path.iterdir()))
 
 
 @pytest.mark.parametrize("damage, words", [
@@ -187,6 +204,13 @@ def test_what_sources_state_stands_beside_what_is_here():
         assert here[f"trainable parameters, {name}"].startswith(f"{case['trainable_millions']:.1f} M ")
         told = next(text for what, text in here.items() if what.startswith(f"GPU memory of a step, {name}, "))
         assert told.startswith(f"{case['with context and slack']:.1f} GiB at batch {case['batch']}, {case['how']}, ")
+
+
+def test_a_row_without_rates_is_shown_without(tmp_path):
+    path = tmp_path / "claims.toml"
+    path.write_text(CLAIMS.read_text() + '\n[[row]]\ntable = 2\nlabel = "no rates"\nbenchmark = "b"\naverage_length = "1.5"\n')
+    header, rows = R.paper_table(R.claims(path), [], 2)
+    assert rows[-1][:8] == ["no rates (paper)", *["-"] * 5, "1.5", "no rates printed"]
 
 
 @pytest.mark.parametrize("text, words", [

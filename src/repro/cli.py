@@ -88,13 +88,24 @@ def train(config: Path) -> None:
     train_from_config(config)
 
 
+def _numbers(kind: type, **words):
+    """A callback that reads comma-separated numbers, or a word that stands for some."""
+    def read(context, option, text: str | None) -> tuple | None:
+        try:
+            return None if text is None else words[text] if text in words else tuple(map(kind, text.split(",")))
+        except ValueError as error:
+            raise click.BadParameter(f"{text!r} is not comma-separated numbers, e.g. 0,1") from error
+    return read
+
+
 @cli.command()
 @click.option("--system", type=click.Choice(["reconvla", "vggt_vla", "change_agent"]), default="reconvla", show_default=True,
               help="Whose rows.")
 @click.option("--profile", default="cpu", show_default=True, help="smoke | cpu | t4 | paper")
 @click.option("--rows", help="Comma-separated (default: the profile's).")
-@click.option("--seeds", help="Comma-separated.")
-@click.option("--corrupt", help="Shares of wrong gaze boxes, comma-separated, e.g. 0.08,0.33,1; none: without.")
+@click.option("--seeds", callback=_numbers(int), help="Comma-separated.")
+@click.option("--corrupt", callback=_numbers(float, none=()),
+              help="Shares of wrong gaze boxes, comma-separated, e.g. 0.08,0.33,1; none: without.")
 @click.option("--minutes", default=0.0, help="Stop before so much wall clock is over, ready to go on; 0: no limit.")
 @click.option("--slots", type=click.IntRange(min=1), help="Runs at a time (default: one a core or GPU).")
 @click.option("--join", type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -102,7 +113,7 @@ def train(config: Path) -> None:
 @click.option("--tables", is_flag=True, help="Only tables and figures of what is done.")
 @click.option("--publish", is_flag=True, help="Only these, with the records, into results/<profile>.")
 @click.option("--one", hidden=True)
-def ablation(system: str, profile: str, rows: str | None, seeds: str | None, corrupt: str | None, minutes: float, slots: int | None,
+def ablation(system: str, profile: str, rows: str | None, seeds: tuple | None, corrupt: tuple | None, minutes: float, slots: int | None,
              join: Path | None, tables: bool, publish: bool, one: str | None) -> None:
     """Every row over seeds: train, evaluate, look, record. Call it again until all is done; what is done is kept."""
     from dataclasses import replace
@@ -115,14 +126,13 @@ def ablation(system: str, profile: str, rows: str | None, seeds: str | None, cor
     name, its_seeds = {"reconvla": ("ablation", "seeds"), "vggt_vla": ("vla_ablation", "vla_seeds"),
                        "change_agent": ("change_ablation", "agent_seeds")}[system]
     of = import_module(f"repro.{name}")
-    if system != "reconvla" and (rows or corrupt):
+    if system != "reconvla" and (rows or corrupt is not None):
         raise UserError(f"{system}'s rows are always all of them, as they are", "--seeds alone", "--rows or --corrupt")
     if one:
         over.one(of, settings, work, one, minutes, click.echo)
         return
-    chosen = seeds and tuple(map(int, seeds.split(",")))
-    given = {its_seeds: chosen, "few_seeds": chosen, "rows": rows and tuple(rows.split(",")), "few_rows": () if rows else None,
-             "corrupt": corrupt and (() if corrupt == "none" else tuple(map(float, corrupt.split(","))))}
+    given = {its_seeds: seeds, "few_seeds": seeds, "rows": rows and tuple(rows.split(",")), "few_rows": () if rows else None,
+             "corrupt": corrupt}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
     if publish:
         of.publish(work, machine.root() / "results" / profile, of.draw(settings, work), click.echo)

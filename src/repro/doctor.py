@@ -161,19 +161,19 @@ def work_folder(profile: str) -> Check:
 
 
 def data() -> Check:
-    """The embedded scenes need no data; a CALVIN download is used where REPRO_CALVIN names it, others where a run is given them."""
+    """The embedded scenes need no data; downloads are read by a run that is given them. REPRO_CALVIN, where it is set, must name one."""
     try:
         folder = machine.calvin_data()
     except UserError as error:
         return Check("data", FAIL, str(error).splitlines()[0], "correct or unset REPRO_CALVIN")
     if folder is None:
-        return Check("data", OK, "embedded scenes, made on the spot; set REPRO_CALVIN to use a CALVIN download, and give "
-                     "LIBERO's and LEVIR's to the run: repro run -p libero_root FOLDER -p levir_root FOLDER")
+        return Check("data", OK, "embedded scenes, made on the spot; a download is given to the run: "
+                     "repro run -p calvin_root FOLDER -p libero_root FOLDER -p levir_root FOLDER")
     missing = [name for name in ("training", "validation") if not (folder / name).is_dir()]
     if missing:
         step = "set REPRO_CALVIN to the folder that holds both, e.g. task_D_D"
         return Check("data", FAIL, f"{folder} has no {' and no '.join(missing)}", step)
-    return Check("data", OK, f"CALVIN at {folder}")
+    return Check("data", OK, f"CALVIN at {folder}: its simulator is looked for beside it; to read it: repro run -p calvin_root {folder}")
 
 
 def jupyter() -> Check:

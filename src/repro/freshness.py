@@ -14,6 +14,9 @@ from pathlib import Path
 
 import repro
 
+# what no result depends on: places, and how a run ends, splits its work or tells its errors
+NO_RESULT = ("REPRO_ROOT", "REPRO_WORK", "REPRO_SCRATCH", "REPRO_TRACEBACK", "REPRO_SESSION_END", "REPRO_PROCESSES")
+
 
 def digest(*parts: bytes | str) -> str:
     """16 hex digits of SHA-256 over the parts."""
@@ -38,8 +41,7 @@ def surroundings(root: Path, parameters: dict) -> dict[str, str]:
     code = [part for file in sorted(package.rglob("*.py")) for part in (str(file.relative_to(package)), file.read_bytes())]
     claims = [file.read_bytes() for file in sorted(root.glob("papers/*/*.toml"))]
     versions = sorted(f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions())
-    places = ("REPRO_ROOT", "REPRO_WORK", "REPRO_SCRATCH")
-    settings = {k: v for k, v in sorted(os.environ.items()) if k.startswith("REPRO_") and k not in places}
+    settings = {k: v for k, v in sorted(os.environ.items()) if k.startswith("REPRO_") and k not in NO_RESULT}
     named = [root / Path(value).expanduser() for value in (*settings.values(), *parameters.values()) if isinstance(value, str) and value]
     data = [_stamp(path) for path in named if path.exists()]
     return {

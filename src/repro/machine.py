@@ -38,7 +38,8 @@ def capabilities() -> list[tuple[int, int]]:
 
 
 def gpus() -> list[dict]:
-    """name, capability (major, minor) and memory_gib of each visible GPU, by nvidia-smi; [] where there is none, or no nvidia-smi."""
+    """name, capability (major, minor) and memory_gib of each visible GPU, by nvidia-smi; [] where there is none, no nvidia-smi, or one that
+    does not tell all of them ("[N/A]")."""
     if not shutil.which("nvidia-smi"):
         return []
     command = ["nvidia-smi", "--query-gpu=index,uuid,name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
@@ -46,8 +47,11 @@ def gpus() -> list[dict]:
     rows = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines()] if done.returncode == 0 else []
     found = {}
     for index, uuid, name, capability, memory in (row for row in rows if len(row) == 5):
-        gib = round(float(memory) / 1024, 1)
-        found[index] = (uuid, {"name": name, "capability": tuple(map(int, capability.split("."))), "memory_gib": gib})
+        try:
+            gib = round(float(memory) / 1024, 1)
+            found[index] = (uuid, {"name": name, "capability": tuple(map(int, capability.split("."))), "memory_gib": gib})
+        except ValueError:
+            return []  # whoever asks goes on to ask torch
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return [about for _, about in found.values()]
@@ -104,8 +108,8 @@ def root() -> Path:
 
 
 def work(profile: str) -> Path:
-    """Where a run of `profile` writes everything: REPRO_WORK, else <root>/work/<profile>. Not created here."""
-    return Path(os.environ["REPRO_WORK"]).resolve() if os.environ.get("REPRO_WORK") else root() / "work" / profile
+    """Where a run of `profile` writes everything: <REPRO_WORK>/<profile>, else <root>/work/<profile>. Not created here."""
+    return (Path(os.environ["REPRO_WORK"]).resolve() if os.environ.get("REPRO_WORK") else root() / "work") / profile
 
 
 def prepared(store: Path) -> Path:
@@ -118,7 +122,10 @@ def prepared(store: Path) -> Path:
 
 
 def calvin_data() -> Path | None:
-    """The user's own CALVIN folder (the one that holds training/ and validation/), from REPRO_CALVIN; None where it is not set."""
+    """The user's own CALVIN folder (the one that holds training/ and validation/), from REPRO_CALVIN; None where it is not set.
+
+    CALVIN's simulator is looked for beside it. No run reads it by itself: it is given as `-p calvin_root`.
+    """
     if not os.environ.get("REPRO_CALVIN"):
         return None
     folder = Path(os.environ["REPRO_CALVIN"]).expanduser().resolve()
@@ -127,7 +134,7 @@ def calvin_data() -> Path | None:
             f"REPRO_CALVIN names {folder}, which is not a folder",
             expected="the folder of one CALVIN split, e.g. task_D_D, holding training/ and validation/",
             found="a file" if folder.exists() else "nothing at that path",
-            next_step="correct or unset REPRO_CALVIN (unset: the embedded play table is used)",
+            next_step="correct or unset REPRO_CALVIN; a run reads the data it is given: -p calvin_root FOLDER",
         )
     return folder
 

@@ -114,6 +114,9 @@ def publish(profile: str, root: Path | None = None, echo=print) -> Path:
     _refuse_private_paths(part, root, work)
     for made in sorted(part.iterdir()):
         _swap(made, target / made.name)
+    for name in ENTRIES:  # what the run did not make: of an older publication
+        if not (work / name).exists():
+            shutil.rmtree(target / name) if (target / name).is_dir() else (target / name).unlink(missing_ok=True)
     part.rmdir()
     echo(f"published {len(copies)} notebooks to {target}")
     return target

@@ -35,7 +35,7 @@ def claims(path: str | Path) -> dict:
         if need not in found.get("paper", {}):
             raise UserError(f"{path}: [paper] has no `{need}`", need, sorted(found.get("paper", {})), "add it")
     for i, row in enumerate(found.get("row", [])):
-        if not {"table", "label", "benchmark", "average_length"} <= set(row) or len(row.get("rates", [])) not in (0, 5):
+        if not {"table", "label", "benchmark", "average_length"} <= set(row) or len(row.setdefault("rates", [])) not in (0, 5):
             raise UserError(f"{path}: row {i} ({row.get('label', 'no label')})",
                             "table, label, benchmark, average_length, rates (five or none)", sorted(row), "complete the row")
     for i, claim in enumerate(found.get("claim", [])):

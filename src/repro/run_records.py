@@ -28,18 +28,25 @@ FIELDS = {  # what every record holds, and its type
     "metrics": dict, "hardware": str, "minutes": (int, float), "commit": str, "packages": dict, "simulator": str, "renderer": str,
     "not_comparable_with": list, "created": str,
 }
+SAME = ("system", "variant", "benchmark", "simulator", "seed")  # two records that agree in these would look alike in every table
 LATER = {"peak_memory_gib": dict}  # what records made by earlier versions lack: of the process that wrote it, by kind (clock.peak_gib)
 PACKAGES = ("torch", "transformers", "numpy", "opencv-python-headless", "pyarrow", "accelerate", "pillow", "matplotlib")
 
 
+def _commit() -> str:
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return "unknown (git is not installed)"
+    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "") if head.returncode == 0 else "unknown (no git checkout)"
+
+
 def provenance() -> dict:
     """Commit ("+changes": of an edited tree; of a built notebook its library), package versions and hardware of this process."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
-    changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=False)
-    commit = head.stdout.strip() + ("+changes" if changed.stdout.strip() else "") if head.returncode == 0 else "unknown (no git checkout)"
-    if os.environ.get("REPRO_BUNDLE"):  # an uploaded notebook carries its library, and no git
-        commit = f"library {os.environ['REPRO_BUNDLE']}"
+    # an uploaded notebook carries its library, and no git
+    commit = f"library {os.environ['REPRO_BUNDLE']}" if os.environ.get("REPRO_BUNDLE") else _commit()
     packages = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -91,14 +98,26 @@ def check(record: dict, where: str) -> dict:
 
 
 def save(record: dict, folder: str | Path) -> Path:
-    """Write `<folder>/<id>.json`, whole or not at all."""
+    """Write `<folder>/<id>.json`, whole or not at all, in the place of what its profile answered to the same question before (SAME)."""
     path = Path(folder) / f"{record.get('id', 'record')}.json"
     check(record, str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(record, indent=1, default=str, allow_nan=False) + "\n")
     os.replace(part, path)
+    for other in path.parent.glob(f"{record['id'].rpartition('-')[0]}-*.json"):
+        if other != path and "profile" in record["config"] and _question(other) == _question(path):
+            other.unlink(missing_ok=True)  # runs side by side
     return path
+
+
+def _question(path: Path) -> list | None:
+    """What a file's record has of SAME, its profile, and the training step it is of; None where it has no profile, or is no record."""
+    try:
+        found = json.loads(path.read_text())
+        return [*(found[field] for field in SAME), found["config"]["profile"], found["config"].get("step")]
+    except (OSError, ValueError, TypeError, KeyError):  # `load_all` will say
+        return None
 
 
 def load(path: str | Path) -> dict:

@@ -1,18 +1,16 @@
 """`repro calvin ...`: import CALVIN data into a store, or make the ReconVLA guide's folders and JSON.
 
-    python -m repro.data.calvin_commands import downloads/task_D_D store/training --split training
-    python -m repro.data.calvin_commands extract --ann_path .../auto_lang_ann.npy --npz_src_dir .../training --root_folder extracted
-    python -m repro.data.calvin_commands crop --root_folder extracted --npz_src_dir .../training --detector colour
-    python -m repro.data.calvin_commands json --root_folder extracted --output calvin_train.json
+    repro calvin import downloads/task_D_D store/training --split training
+    repro calvin extract --ann_path .../auto_lang_ann.npy --npz_src_dir .../training --root_folder extracted
+    repro calvin crop --root_folder extracted --npz_src_dir .../training --detector colour
+    repro calvin json --root_folder extracted --output calvin_train.json
 """
 
 from pathlib import Path
 
 import click
 
-from repro import clock
 from repro.data.calvin_import import import_calvin
-from repro.machine import UserError
 
 
 @click.group("calvin", help="Read CALVIN data: import it into a store, or make the ReconVLA guide's folders and JSON.",
@@ -71,22 +69,3 @@ def json_command(root_folder: Path, output: Path, future_k: int) -> None:
     from repro.data import guide
 
     click.echo(f"{guide.write_json(root_folder, output, future_k)} records in {output}")
-
-
-def main() -> None:
-    """Run the commands; a UserError is a message, not a traceback."""
-    try:
-        calvin(standalone_mode=False)
-    except clock.OutOfTime as stopped:
-        click.echo(f"{stopped}; what is done is kept: the same command goes on from there")
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
-    except click.ClickException as error:
-        error.show()
-        raise SystemExit(error.exit_code) from None
-    except click.Abort:
-        raise SystemExit(130) from None
-
-
-if __name__ == "__main__":
-    main()

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from repro import freshness
 from repro.data import npy
 from repro.data.batches import chunk_rows, last_of_run
 from repro.data.boxes import box_index
@@ -103,16 +104,19 @@ def crop(root_folder: Path | str, detector: str = "colour", npz_src_dir: Path | 
     """Write crop/frame_XXXXXXX.png beside every picture, and crop_info.jsonl. Returns how many crops came from which source.
 
     `detector`: "truth" (boxes.json in `npz_src_dir`), "colour", "transformers" or "groundingdino-py" (the pictures; the last two with
-    `weights`), or "none" (whole pictures). Folders that are done with the same detector are left as they are.
+    `weights`), or "none" (whole pictures). Folders that are done with the same detector, rules and true boxes are left as they are.
     """
-    from repro.gaze.detectors import load  # gaze builds on data; only this command reaches back
+    from repro.gaze.annotate import rules  # gaze builds on data; only this command reaches back
+    from repro.gaze.detectors import load
 
     boxes = box_index(Path(npz_src_dir).parent, Path(npz_src_dir).name) if npz_src_dir else None
     if detector == "truth" and boxes is None:
         raise UserError(f"{npz_src_dir} holds no boxes.json." if npz_src_dir else "Where are the true boxes?", next_step="use colour",
                         expected="--npz_src_dir with true boxes (play table, calvin_sim)")  # fmt: skip
     finder = load(detector, weights) if detector not in ("truth", "none") else None
-    how, sources = f"{detector} {finder.fingerprint() if finder else ''}".strip(), Counter()
+    how, sources = f"{detector} {finder.fingerprint() if finder else ''}".strip() + f", rules {rules()}", Counter()
+    if detector == "truth":
+        how += f", boxes {freshness.digest(boxes.path.read_bytes())}"
     for _, folder in folders(Path(root_folder)):
         made = folder / "crop_info.jsonl"
         done = [json.loads(line) for line in made.read_text().splitlines()] if made.is_file() else []

@@ -7,7 +7,6 @@ Episodes stream through; what is done is kept, so that a run that was killed, or
 (`data.columns`).
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from repro import freshness
 from repro.data.columns import replace_columns
 from repro.data.episodes import Episode, Store
 from repro.gaze import state
@@ -28,6 +28,7 @@ from repro.machine import UserError
 from repro.sims.tabletop.raster import Camera
 
 STATIC, STATE, BOXES, PROPRIO = "observation.images.static", "observation.environment_state", "info.boxes", "observation.state"
+RULES = ("annotate", "options", "phrase", "nouns", "state", "crops", "detectors", "candidates", "grounding_dino", "grounding_dino_models")
 EXACT = ("truth", "state")  # where boxes come from without looking
 
 
@@ -59,7 +60,8 @@ def annotate(folder: Path | str, detector: str | Detector = "truth", options: Op
     elif weights is not None:
         raise UserError(f"Boxes by {name} need no weights.", expected="no weights", found=str(weights), next_step="another detector")
     else:
-        how = name
+        taken = f" {camera.size} {camera.focal} {camera.eye.tolist()} {camera.axes.tolist()}" if camera and name == "state" else ""
+        how = name + taken
     _need(store, name)
     if name == "state":
         if store.meta.get("simulator") == "tabletop":
@@ -88,7 +90,7 @@ def annotate(folder: Path | str, detector: str | Detector = "truth", options: Op
 
     wanted = {"truth": [BOXES, STATE], "state": [STATE]}.get(name, [STATIC]) + [PROPRIO, "action"]
     reads = [column for column in dict.fromkeys(wanted + ([STATIC] if crop_size else [])) if column in store.columns]
-    key = f"gaze {_rules()}: {how}, follow {follow}, ahead {look_ahead}, crop {crop_size} {margin} {minimum}"
+    key = f"gaze {rules()}: {how}, follow {follow}, ahead {look_ahead}, crop {crop_size} {margin} {minimum}"
     store = replace_columns(folder, detect, reads=reads, key=key, log=log, drops=() if crop_size else ("gaze.crop",))
     for i, info in enumerate(store.episodes):
         found = store.read(i, ["gaze.source", "gaze.note"]).columns
@@ -110,10 +112,9 @@ def _need(store: Store, name: str) -> None:
                         next_step="another detector (truth, state, colour, transformers), or import data that has them")  # fmt: skip
 
 
-def _rules() -> str:
-    """Hash of the rules that boxes follow from besides the detector: with other rules a store is annotated anew."""
-    files = (Path(__file__).with_name(f"{name}.py") for name in ("annotate", "options", "phrase", "nouns", "state", "crops"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+def rules() -> str:
+    """Hash of the rules that boxes follow from besides the detector's own fingerprint: with other rules a store is annotated anew."""
+    return freshness.code(*(f"gaze/{name}.py" for name in RULES))
 
 
 # ---- one episode ----------------------------------------------------------------------------------------------------------------------

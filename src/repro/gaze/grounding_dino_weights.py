@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from repro import machine
 from repro.machine import UserError
 
 KAGGLE_INPUT = machine.kaggle_root() / "input"
+LISTED, INDEX = 5000, "ep_start_end_ids.npy"  # entries of a folder that are looked at; the file beside CALVIN's frames
 WEIGHTS = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.txt")  # files asked of the hub
 TOKENIZER = ("config.json", "tokenizer*", "vocab.txt")
 SEPARATORS = {"[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}  # what cuts the text into phrases; transformers' port has the ids fixed
@@ -33,14 +35,28 @@ SWIN = {
 def find_weights(folders: Sequence[str | Path] = (KAGGLE_INPUT,)) -> Path | None:
     """The first GroundingDINO below `folders`, told by content: a folder in transformers' layout, else a groundingdino*.pth; or None."""
     files = []
-    for top in folders:
-        for folder, below, names in os.walk(top):
-            below[:] = sorted(below) if len(Path(folder).relative_to(top).parts) < 7 else []  # Kaggle's models lie six deep
-            whole = "config.json" in names and any(name.endswith((".safetensors", ".bin")) for name in names)
-            if whole and _is_grounding_dino(Path(folder, "config.json")):
-                return Path(folder)
-            files += [Path(folder, name) for name in sorted(names) if re.fullmatch(r"groundingdino.*\.pth", name)]
+    for folder, names in (one for top in folders for one in _below(Path(top))):
+        whole = "config.json" in names and any(name.endswith((".safetensors", ".bin")) for name in names)
+        if whole and _is_grounding_dino(folder / "config.json"):
+            return folder
+        files += [folder / name for name in names if re.fullmatch(r"groundingdino.*\.pth", name)]
     return files[0] if files else None
+
+
+def _below(folder: Path, depth: int = 7) -> Iterator[tuple[Path, list[str]]]:
+    """(folder, its files) of `folder` and those below it; Kaggle's models lie six deep. CALVIN's half a million frames and stores are not
+    listed, of any other folder the first LISTED entries are."""
+    if (folder / INDEX).is_file() or (folder / "meta" / "info.json").is_file():
+        return
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(islice(entries, LISTED), key=lambda entry: entry.name)
+    except OSError:  # absent, or not to be read
+        return
+    yield folder, [entry.name for entry in found if entry.is_file()]
+    for entry in found if depth else ():
+        if entry.is_dir(follow_symlinks=False):
+            yield from _below(Path(entry.path), depth - 1)
 
 
 def _is_grounding_dino(file: Path) -> bool:

@@ -189,7 +189,7 @@ def check(images: Sequence[np.ndarray], scene_obs: np.ndarray, scene: str, order
     if fit.looked >= least and (shares[best] < FITS or distance > OFF * side):
         raise UserError("The pictures do not fit the camera.", f"colours on {FITS:.0%} of the blocks, {OFF * side:.1f} px off at most",
                         f"{shares[best]:.0%} of {told} in the best order ({say(best)}); {distance:.1f} px off, in the median "
-                        f"{right:+.1f} px right and {down:+.1f} px down", _remedy(images, places))  # fmt: skip
+                        f"{right:+.1f} px right and {down:+.1f} px down", _remedy(images, places, shares[best]))  # fmt: skip
     if fit.looked >= least and shares[order] < shares[best] - CLEARLY:
         raise UserError(f"The blocks of scene_obs do not stand in the order assumed, scene {scene}.", say(order),
                         f"order {say(best)} fits {shares[best]:.0%} of {told}, the assumed one {shares[order]:.0%}",
@@ -202,10 +202,13 @@ def check(images: Sequence[np.ndarray], scene_obs: np.ndarray, scene: str, order
     return fit
 
 
-def _remedy(images: np.ndarray, places: list) -> str:
+def _remedy(images: np.ndarray, places: list, share: float) -> str:
+    """What to do: turn them where that fits as `check` wants it, and better than the `share` of the pictures as they are."""
     turned = {"flipped vertically": images[:, ::-1], "flipped horizontally": images[:, :, ::-1], "turned around": images[:, ::-1, ::-1]}
     for how, pictures in turned.items():
-        if max(_evidence(pictures, places)[0].values()) >= FITS:
+        shares, _, offs = _evidence(pictures, places)
+        best = max(shares, key=shares.get)
+        if shares[best] >= FITS and shares[best] > share and offs[best][2] <= OFF * images.shape[1]:
             return f"{how}, these pictures fit: turn them"
     return "pass the camera that took them (camera_of, --camera), or the pictures of these very states"
 

@@ -28,6 +28,7 @@ MODULES = {"opencv-python-headless": "cv2", "pillow": "PIL", "pyyaml": "yaml"}  
 HEADLESS = ("jupytext", "papermill", "nbformat", "nbclient", "ipykernel")  # for `repro run`; a notebook that runs needs none
 PRETRAINED = ("diffusers", "peft", "bitsandbytes")  # not for the tiny models of smoke and cpu
 NEVER = ("torch", "numpy", "transformers")  # never installed: without them this is not Kaggle's image
+AGAIN = "Run All again in a few minutes, or attach the data set that `repro kaggle wheels` makes"
 SWITCH = "turn on Internet (right panel, Session options), or attach the data set that `repro kaggle wheels` makes; then Run All again"
 # What Kaggle's image lacks, or may lack; in requirements.txt's version, but for diffusers: 0.39 and later want safetensors 0.8, it has 0.7.
 WHEELS = ("jaxtyping", "wadler-lindig", "diffusers==0.37.1", "bitsandbytes")
@@ -61,9 +62,9 @@ def installed() -> dict[str, str]:
 
 
 def ensure(pyproject: Path, profile: str, wheels: Sequence[Path] = (), online: bool = True, echo=print) -> dict[str, str]:
-    """Install what is missing, once and quietly, from `wheels` (folders) where there are such; {name: version} of what was added.
+    """Install what is missing, once and quietly; {name: version} of what was added. Says what it did.
 
-    Says what it did. `online`: whether an index may be asked.
+    `wheels`: folders that are looked through for it, whatever packages theirs are of. `online`: whether an index may be asked, too.
     UserError where torch, numpy or transformers are missing or of a version we cannot use, where pip fails, and where
     something that was there changed.
     """
@@ -82,7 +83,7 @@ def ensure(pyproject: Path, profile: str, wheels: Sequence[Path] = (), online: b
         return {}
     if not wheels and not online:
         raise UserError(f"{', '.join(map(str, lacking))} must be installed", "internet, or attached wheels", "neither", SWITCH)
-    _pip(lacking, wheels, before)
+    _pip(lacking, wheels, online, before)
     still, after = missing(wanted), installed()
     changed = [f"{name} {version} -> {after.get(name)}" for name, version in before.items() if after.get(name) != version]
     if still or changed:
@@ -90,24 +91,25 @@ def ensure(pyproject: Path, profile: str, wheels: Sequence[Path] = (), online: b
                         f"missing {', '.join(map(str, still)) or 'none'}; changed {', '.join(changed) or 'none'}",
                         "restart the session (Run, Restart & clear cell outputs) and Run All")  # fmt: skip
     added = {name: version for name, version in after.items() if name not in before}
+    places = [*map(str, wheels), *(["the package index"] if online else [])]
     echo(f"packages: installed {', '.join(f'{name} {version}' for name, version in sorted(added.items()))} from "
-         f"{', '.join(map(str, wheels)) or 'the package index'}; {len(before)} others left as they were")  # fmt: skip
+         f"{' and '.join(places)}; {len(before)} others left as they were")  # fmt: skip
     return added
 
 
-def _pip(lacking: Sequence[Requirement], wheels: Sequence[Path], before: dict[str, str]) -> None:
+def _pip(lacking: Sequence[Requirement], wheels: Sequence[Path], online: bool, before: dict[str, str]) -> None:
     """One quiet `pip install` under the constraint that everything stays as it is."""
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "constraints.txt"
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in sorted(before.items()) if _valid(name, version)))
-        source = ["--no-index", *(part for folder in wheels for part in ("--find-links", str(folder)))] if wheels else []
+        source = [*([] if online else ["--no-index"]), *(part for folder in wheels for part in ("--find-links", str(folder)))]
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--constraint",
                    str(constraints), *source, *map(str, lacking)]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.strip().splitlines()[-1:]
         raise UserError(f"could not install {', '.join(map(str, lacking))}", "they are all that is missing here",
-                        " | ".join(errors[:3]) or f"pip ended with {done.returncode}", SWITCH)  # fmt: skip
+                        " | ".join(errors[:3]) or f"pip ended with {done.returncode}", AGAIN if online else SWITCH)  # fmt: skip
 
 
 def _valid(name: str, version: str) -> bool:

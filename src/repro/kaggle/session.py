@@ -290,7 +290,7 @@ def begin(profile: str, sections: str, session_hours: float = 11.0, gpus_per_run
     kit = Session(profile, sections.split(), work, attached, read_times(machine.root() / "kaggle" / "times.json"), parameters or {})
     go_on(kit)
     set_end(session_hours)  # after the packages: psutil may be one of them
-    os.environ["REPRO_WORK"] = str(work)
+    os.environ["REPRO_WORK"] = str(working)
     kit._save()
     cells.watch(kit)
     return kit
@@ -312,6 +312,7 @@ def go_on(kit: Session) -> None:
     if mixed and before.saved not in kit.descends:
         raise UserError(f"{kit.work} was made of other data than {before.folder}", f"{before.data} as there", kit.here,
                         f"{mixed[0]} is a stand-in in one of them: !rm -r {kit.work}, then Run All")  # fmt: skip
+    newer = before.saved in kit.descends  # what is here went on from it before
     earlier.take(before, kit.work)
     kit.data.update(before.data)
     kit.earlier, kit.descends = before, list(dict.fromkeys([before.saved, *before.descends, *kit.descends]))
@@ -329,6 +330,9 @@ def go_on(kit: Session) -> None:
                 break
             kit.done.append(name)
             kit.state[name] = "finished"
+    if (before.library != _library() or other) and not newer:
+        for path in (*(kit.work / "runs").glob("*.json"), *kit.work.glob("report.*")):  # made again: none of another library stands beside
+            path.unlink()
 
 
 @contextmanager

@@ -38,6 +38,11 @@ def test_vggt_vlas_block_and_the_check_are_the_records():
     record = json.loads((ROOT / "results" / "cpu" / "check.json").read_text())
     assert said == f"```\n{record['text']}```" and "+changes" not in record["commit"] and len(record["lines"]) == 15
     assert f"without a backbone, {record['checkpoint']['step']:,} steps on the grocery table" in README
+    libero = json.loads((ROOT / "results" / "sims" / "check.json").read_text())
+    found = {line["name"]: (line["status"], line["found"]) for line in libero["lines"]}
+    assert libero["text"] == (ROOT / "results" / "sims" / "check.txt").read_text() and "+changes" not in libero["commit"]
+    assert len(found) == 12 and [name for name, (status, _) in found.items() if status != "OK"] == ["own rollouts"]
+    assert f"there it looks: {found['looks'][1]})" in README and found["own rollouts"][1].startswith("2 of 3 ")
 
 
 def test_the_job_for_your_own_libero_data_trains_on_what_an_import_gives(tmp_path, monkeypatch):

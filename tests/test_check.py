@@ -90,7 +90,7 @@ def altered(store, out, only=lambda info: True, **changes):
 
 def lines(policy, store, monkeypatch, **settings):
     """{name: status} of all lines but the two that train."""
-    monkeypatch.setattr(check, "load_policy", lambda folder, store, language: policy)
+    monkeypatch.setattr(check, "load_policy", lambda folder, store, **parts: policy)
     found = list(check.checks("nowhere", store, overfit=False, **settings))
     assert all(bool(line.next_step) == (line.status != OK) for line in found), "a next step where there is something to do"
     return {line.name: line.status for line in found}
@@ -312,7 +312,7 @@ def test_a_damaged_picture_is_a_line_that_names_its_episode(store, tmp_path, mon
         patch.setattr(episodes, "encode_png", lambda picture: whole(picture)[: 20 if picture[0, 0, 0] == 77 else None])
         mark = lambda pictures: np.concatenate([pictures[:-1], np.full_like(pictures[-1:], 77)])  # each episode's last
         broken = altered(store, tmp_path / "broken", static=mark)
-    monkeypatch.setattr(check, "load_policy", lambda folder, store, language: Recalls.__new__(Recalls))
+    monkeypatch.setattr(check, "load_policy", lambda folder, store, **parts: Recalls.__new__(Recalls))
     monkeypatch.setattr(Recalls, "parameters", lambda self: [])
     loads, data = check.checks("nowhere", broken)
     assert (loads.status, data.name, data.status) == (OK, "data", FAIL)

@@ -316,8 +316,8 @@ def test_a_damaged_picture_is_a_line_that_names_its_episode(store, tmp_path, mon
     monkeypatch.setattr(Recalls, "parameters", lambda self: [])
     loads, data = check.checks("nowhere", broken)
     assert (loads.status, data.name, data.status) == (OK, "data", FAIL)
-    assert "episode 0: a picture cannot be read" in data.found and data.next_step == "import the data again"
-    with pytest.raises(UserError, match="episode 0: a picture"):
+    assert "(episode 0) cannot be read" in data.found and data.next_step == "remove the store and import it again"
+    with pytest.raises(UserError, match="(?s)episode 0.*cannot be read"):
         check.evidence_of(broken)
 
 

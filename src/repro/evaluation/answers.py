@@ -5,17 +5,13 @@ its error stands beside three others on the same frames: of the best constant an
 pictures of another episode. Frames are of the training data where `repro evaluate --check` is given these: no measure of generalisation.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from repro.data.episodes import Store, decode_png
 from repro.evaluation.offline import recorded_chunks
 from repro.intervals import bootstrap
-from repro.machine import UserError
 
 FRAMES, TOGETHER = 48, 16  # observations that the policy is asked about, and at once
 RISE = 0.1  # share by which an error has to rise for what was taken away to have mattered
@@ -49,21 +45,11 @@ def frames_of(store: Store, count: int = FRAMES) -> list[Frame]:
         columns = store.read(info.index, decode=False).columns  # pictures: lists of PNG
         drawn = np.flatnonzero(columns.get("info.drawn", np.ones(info.length, bool)))
         for t in drawn[np.linspace(0, len(drawn) - 1, min(each, len(drawn))).astype(int)]:
-            with reading(store, info.index):
+            with store.reading(info.index):
                 seen = {name: decode_png(values[t]) if ".images." in name else values[t] for name, values in columns.items()
                         if name.startswith("observation.")}
             found.append(Frame(info.index, seen, info.task, columns["action"][t:]))
     return found
-
-
-@contextmanager
-def reading(store: Store, episode: int) -> Iterator[None]:
-    """A damaged picture is a UserError with the number of its episode."""
-    try:
-        yield
-    except cv2.error as error:
-        raise UserError(f"{store.folder}, episode {episode}: a picture cannot be read", "a whole PNG", error.err,
-                        "import the data again") from error
 
 
 def asked(policy, frames: list[Frame]) -> np.ndarray:

@@ -635,7 +635,11 @@ def test_the_paper_in_nf4_is_the_paper_with_a_frozen_language_model_and_trains_w
     with torch.device("meta"):  # its config alone; bitsandbytes takes no meta tensors, and what trains is not quantised
         net = ReconVLA.build(replace(nf4, quantise=None), STATS, pretrained=False, instructions=INSTRUCTIONS)
     trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    recorded = json.loads((Path(__file__).parents[1] / "results/benchmarks/memory.json").read_text())["cases"]["paper, NF4"]
+    record = json.loads((Path(__file__).parents[1] / "results/benchmarks/memory.json").read_text())
+    for case, c in (("t4", PRESETS["t4"]), ("paper, NF4", nf4)):
+        told = [record["configs"][case][name] for name in ("vision", "language", "width", "depth", "heads", "draws", "rank", "quantise")]
+        assert told == [c.vision, c.language, c.denoiser_width, c.denoiser_depth, c.denoiser_heads, c.draws, c.lora_rank, c.quantise], case
+    recorded = record["cases"]["paper, NF4"]
     assert trained - net.slots.numel() == pytest.approx(1e6 * recorded["trainable_millions"], abs=1000)  # its step has no slots
     assert recorded["micro_batch"] == 1 and recorded["fits"]
 

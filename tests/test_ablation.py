@@ -342,6 +342,15 @@ def test_what_was_done_twice_counts_once():
     assert ablation_tables.latest([one, mark, newer]) == [mark, newer]
 
 
+def test_the_comparison_that_counts_leaves_the_first_seed_out():
+    def one(name, seed, outcomes):
+        return {"variant": name, "seed": seed, "benchmark": "play table ABC->D, 13 tasks, chains of 5", "outcomes": outcomes, "config": {},
+                "metrics": {"average length": {}}}
+    first = [one("baseline", 0, "0000"), one("gaze", 0, "5555")]
+    assert ablation_tables.counted(first).endswith("without the first seed: no other seed is done yet.")
+    assert "+1 (one seed)" in ablation_tables.counted([*first, one("baseline", 1, "1111"), one("gaze", 1, "2222")])
+
+
 def test_the_least_loss_is_the_entropy_of_its_targets():
     assert ablation_figures.least_loss(2.0) == pytest.approx(0.5 * np.log(2 * np.pi * np.e * 4), abs=1e-3)
 

@@ -62,7 +62,7 @@ def test_a_place_where_nothing_can_be_written_is_refused_first(made, tmp_path):
 
 def test_what_cannot_be_read_is_null_and_the_line_is_kept(made, tmp_path, monkeypatch):
     """The lines were shown; a record of them says no folder of the machine, also not of those in an error's text."""
-    monkeypatch.setenv("REPRO_WORK", str(tmp_path / "mine" / "cpu"))
+    monkeypatch.setenv("REPRO_WORK", str(tmp_path / "mine"))
     out = tmp_path / "elsewhere" / "check.txt"
     answer = called((made[0], tmp_path / "no store"), "--language", tmp_path / "words", "--out", out)
     assert answer.exit_code == 1 and f"{tmp_path}/no store" in answer.output and "[FAIL] loads" in answer.output

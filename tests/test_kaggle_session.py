@@ -397,13 +397,16 @@ def test_an_output_of_other_parameters_or_another_library_is_used_and_said_so(ka
     kit = session.begin("smoke", "00_a 01_b", parameters={"seed": 1})
     assert kit.done == [] and (kit.work / "train" / "step_1").is_dir()
     assert "its parameters were others (seed 0 -> 1)" in capsys.readouterr().out
-    assert not [*kit.work.glob("runs/*.json"), *kit.work.glob("report.*")], "its records never stand beside new ones"
-    (kit.work / "runs").mkdir(exist_ok=True)
+    assert (kit.work / "runs" / "row-1.json").is_file() and (kit.work / "report.md").is_file(), "what is not asked for again is kept"
     (kit.work / "runs" / "row-2.json").write_text("{}")
     monkeypatch.setenv("REPRO_BUNDLE", "library-2")
     kit = session.begin("smoke", "00_a 01_b", parameters={"seed": 0})
     assert kit.done == [] and "another library (library-1; this is library-2): its files are used" in capsys.readouterr().out
     assert (kit.work / "runs" / "row-2.json").is_file(), "what this work folder made since stays"
+    shutil.rmtree(kit.work)
+    kit = session.begin("smoke", "00_a 01_b", parameters={"seed": 0})
+    assert not [*kit.work.glob("runs/*.json"), *kit.work.glob("report.*")], "records of another library never stand beside new ones"
+    assert "its files are used but for its records and report" in capsys.readouterr().out
 
 
 def test_a_stand_in_and_real_data_are_never_mixed(kaggle, monkeypatch, capsys):

@@ -430,3 +430,11 @@ def test_weights_that_train_in_16_bits_are_refused(tmp_path):
         train(toy, batches, tmp_path, CONFIG, log=quiet)
     toy.net.bias.requires_grad_(False)
     loop._held_in_32_bits(toy)  # frozen ones may be
+
+
+def test_a_field_of_the_model_that_came_later_does_not_stop_earlier_runs():
+    from repro.models.reconvla import PRESETS
+    from repro.training import loop
+
+    assert "gaze_truncate" not in loop._model(PRESETS["tiny"]) and loop._model(PRESETS["t4"])["gaze_truncate"] is True
+    assert loop.differences({"model": loop._model(PRESETS["tiny"])}, {"model": loop._model(PRESETS["tiny"])}) == []

@@ -304,6 +304,14 @@ def markdown(records: list[dict]) -> str:
     return "\n\n".join(f"## {title}\n\n{results.markdown(*table)}" for title, table in parts if table[1]) + "\n"
 
 
+def counted(records: list[dict]) -> str:
+    """The comparison that counts, in a sentence: gaze minus baseline, evaluation scene, without the first seed."""
+    found = lengths(records, chain_benchmarks(records)[0])
+    later = [{seed: values for seed, values in found.get(name, {}).items() if seed != min(found[name])} for name in ("gaze", BASELINE)]
+    apart = difference(*later, (-5, 5))
+    return f"`gaze` minus `baseline`, average length, without the first seed: {signed(apart) if apart else 'no other seed is done yet'}."
+
+
 def short_table(records: list[dict]) -> Table:
     """The chain tables in one: of each benchmark the average length, of the first, which no row was trained in, first tasks and the
     difference to the baseline as well."""
@@ -326,7 +334,7 @@ def readme_section(folder: Path | str) -> str:
     spent = [r["training_minutes"] for r in trained if "training_minutes" in r]
     took = f", training of {min(spent):.0f} to {max(spent):.0f} min each on one core" if spent else ""
     return (f"{seeds.where_from(records, folder)}; {len(trained)} trained runs{took}. **Not comparable with the paper.**\n\n"
-            f"{results.markdown(*short_table(records))}\n")
+            f"{results.markdown(*short_table(records))}\n\n{counted(records)}\n")
 
 
 def publish(work: Path, target: Path, drawn: Iterable[str] = (), log=print) -> Path:

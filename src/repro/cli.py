@@ -128,6 +128,9 @@ def ablation(system: str, profile: str, rows: str | None, seeds: tuple | None, c
     of = import_module(f"repro.{name}")
     if system != "reconvla" and (rows or corrupt is not None):
         raise UserError(f"{system}'s rows are always all of them, as they are", "--seeds alone", "--rows or --corrupt")
+    if system == "change_agent" and join:
+        raise UserError("the change agent's records do not say what was asked for, so none is taken over", "--join with the other systems",
+                        f"--join {join}", "leave it out: its runs take minutes")
     if one:
         over.one(of, settings, work, one, minutes, click.echo)
         return

@@ -142,7 +142,7 @@ def ensure_store(root: Path | str, split: str, out: Path | str, workers: int = 2
     source = Calvin(root).split(split, scene)
     why = _outdated(Store(out), source) if is_store(out) else None
     if why:
-        log(f"{out} {why}: importing again")
+        log(f"{out} {why}: importing again; gaze boxes, too, are found anew")
     if why or not is_store(out):
         if isinstance(source, Stored):
             if source.store.meta.get("code") != code():

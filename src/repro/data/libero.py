@@ -504,7 +504,8 @@ def ensure_store(sources: Sequence[str | Path] | str | Path, out: Path | str, on
         made_of = fingerprint(found, chosen(found, asked["task_names"], only))
         if (store.meta.get("asked"), store.meta.get("source_fingerprint")) == (asked, made_of):
             return store
-        log(f"{out} was made from other files or episodes, in another way, or by a version that did not note them: importing again")
+        log(f"{out} was made from other files or episodes, in another way, or by another version: importing again; gaze boxes, too, "
+            "are found anew")
     import_libero(sources, out, only, replace=True, log=log, **how)
     return Store(out)
 

@@ -78,7 +78,7 @@ def _known(read: Callable):
 def _without(text: str, places: tuple[Path | str, ...]) -> str:
     """The text with the last names of these places in the place of their paths; of others, what is below the repository, home, .."""
     known = {str(path): path.name for place in places for path in (Path(place), Path(place).expanduser().resolve())}
-    known |= {f"{top}/": "" for top in (machine.root(), machine.work("").parent, Path.cwd(), Path.home(), tempfile.gettempdir())}
+    known |= {f"{top}/": "" for top in (machine.root(), machine.work(""), Path.cwd(), Path.home(), tempfile.gettempdir())}
     for path in sorted((path for path in known if path.startswith("/")), key=len, reverse=True):
         text = text.replace(path, known[path])
     return text

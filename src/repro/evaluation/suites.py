@@ -12,8 +12,8 @@ the grocery table: 280, as libero_object), ended by the first step after which t
 executed is the convention's (evaluation/protocols.py), or given.
 
 Layout "official": episode i of a task starts from init state i. That alone proves little where these hardly differ: on libero_object a
-replay of one demonstration and a blind policy solve most of them; on the grocery table, of 360, a replay of one from another official start
-60 %, a policy trained blind 32 %. "wide" moves target and basket by up to 7 and 5 cm, drawn from seeds that no scripted demonstration has
+replay of one demonstration and a blind policy solve most of them; on the grocery table a replay of one from another official start 63 % of
+120, a policy trained blind 32 %. "wide" moves target and basket by up to 7 and 5 cm, drawn from seeds that no scripted demonstration has
 (`libero_hdf5.WIDE_SEED`).
 """
 

@@ -319,8 +319,8 @@ def go_on(kit: Session) -> None:
     other = sorted(name for name in kit.parameters.keys() | before.parameters.keys()
                    if kit.parameters.get(name) != before.parameters.get(name))  # fmt: skip
     if before.library != _library():
-        print(f"it was made by another library ({before.library or 'unknown'}; this is {_library()}): its files are used, every section "
-              "runs again and takes up what still fits")  # fmt: skip
+        print(f"it was made by another library ({before.library or 'unknown'}; this is {_library()}): its files are used but for its "
+              "records and report, every section runs again and takes up what still fits")  # fmt: skip
     elif other:
         changed = ", ".join(f"{name} {before.parameters.get(name)!r} -> {kit.parameters.get(name)!r}" for name in other)
         print(f"its parameters were others ({changed}): its files are used, every section runs again and takes up what still fits")
@@ -330,7 +330,7 @@ def go_on(kit: Session) -> None:
                 break
             kit.done.append(name)
             kit.state[name] = "finished"
-    if (before.library != _library() or other) and not newer:
+    if before.library != _library() and not newer:
         for path in (*(kit.work / "runs").glob("*.json"), *kit.work.glob("report.*")):  # made again: none of another library stands beside
             path.unlink()
 

@@ -152,7 +152,8 @@ def cached(sentences: Iterable[str], name: str, revision: str | None, length: in
     asked = {"name": name, "text_length": length, "asked_revision": asked_revision(name, revision)}
     if file is not None and Path(file).exists():
         found, asked = Table.load(file), known(name) | asked
-        if all(found.about.get(key) == value for key, value in asked.items()):
+        early = {"asked_revision": asked["asked_revision"]}  # which early files do not say
+        if all((early | found.about).get(key) == value for key, value in asked.items()):
             table = found
         else:
             log(f"{file} is of another language model, revision or length than {name} now: made anew")

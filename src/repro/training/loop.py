@@ -138,7 +138,7 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
     same_everywhere(plain, accelerator)
     every = list(plain.parameters())
     say(f"{sum(p.numel() for p in every if p.requires_grad):,} trainable of {sum(p.numel() for p in every):,} parameters")
-    identity = {"model": asdict(plain.config), "train": _deciding(config), "data": data}
+    identity = {"model": _model(plain.config), "train": _deciding(config), "data": data}
 
     last = checkpoint.latest(folder, say)
     step, seconds_before = _resume(last, plain, optimizer, accelerator, identity) if last else (0, 0.0)
@@ -278,6 +278,11 @@ def _is_best(folder: Path, step: int, losses: dict[int, float]) -> bool:
 def _deciding(config: TrainConfig) -> dict:
     """Fields that decide the run. `final` came later: left out at 0, so that checkpoints from before it go on."""
     return {name: value for name, value in asdict(config).items() if name not in CLOCKWORK and (name, value) != ("final", 0.0)}
+
+
+def _model(config) -> dict:
+    """Its fields. `gaze_truncate` came later: left out where it is off, so that checkpoints from before it go on."""
+    return {name: value for name, value in asdict(config).items() if (name, value) != ("gaze_truncate", False)}
 
 
 def _agree(accelerator: Accelerator, flags: list) -> list:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -340,6 +341,14 @@ def test_what_was_done_twice_counts_once():
     newer = {**one, "created": "2026-01-02"}
     mark = {**one, "config": {"asked": "x", "step": 5}}
     assert ablation_tables.latest([one, mark, newer]) == [mark, newer]
+
+
+def test_join_says_where_it_can_do_nothing(tmp_path):
+    with pytest.raises(UserError, match="holds no record"):
+        seeds.join(SimpleNamespace(digest=lambda *given: "x"), SETTINGS, tmp_path, tmp_path)
+    for system, option in (("reconvla", "--tables"), ("vggt_vla", "--publish"), ("change_agent", "--slots=1")):
+        said = CliRunner().invoke(cli, ["ablation", "--profile", "smoke", "--system", system, "--join", str(tmp_path), option])
+        assert isinstance(said.exception, UserError) and "--join" in str(said.exception)
 
 
 def test_the_comparison_that_counts_leaves_the_first_seed_out():

@@ -434,7 +434,15 @@ def test_weights_that_train_in_16_bits_are_refused(tmp_path):
 
 def test_a_field_of_the_model_that_came_later_does_not_stop_earlier_runs():
     from repro.models.reconvla import PRESETS
-    from repro.training import loop
 
     assert "gaze_truncate" not in loop._model(PRESETS["tiny"]) and loop._model(PRESETS["t4"])["gaze_truncate"] is True
-    assert loop.differences({"model": loop._model(PRESETS["tiny"])}, {"model": loop._model(PRESETS["tiny"])}) == []
+
+
+@pytest.mark.parametrize("part, field, value", [("train", "steps", "many"), ("train", "learning_rate", "a"), ("train", "steps", True),
+                                                ("", "held_out", "x"), ("", "store", 5)])
+def test_a_value_of_a_wrong_kind_is_named(tmp_path, part, field, value):
+    job = {"name": "x", "store": str(tmp_path), "folder": str(tmp_path / "run"), "model": {}, "train": {}}
+    (job[part] if part else job)[field] = value
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    with pytest.raises(UserError, match=f"{field} of a wrong kind"):
+        launch.train_from_config(tmp_path / "job.json", lambda line: None)

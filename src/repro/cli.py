@@ -131,6 +131,9 @@ def ablation(system: str, profile: str, rows: str | None, seeds: tuple | None, c
     if system == "change_agent" and join:
         raise UserError("the change agent's records do not say what was asked for, so none is taken over", "--join with the other systems",
                         f"--join {join}", "leave it out: its runs take minutes")
+    if join and (tables or publish):
+        raise UserError(f"--join does nothing with {'--tables' if tables else '--publish'}", "--join with a run, which takes records over",
+                        next_step="run it once with --join and --minutes 1, then ask for the tables")
     if one:
         over.one(of, settings, work, one, minutes, click.echo)
         return
@@ -140,9 +143,11 @@ def ablation(system: str, profile: str, rows: str | None, seeds: tuple | None, c
     if publish:
         of.publish(work, machine.root() / "results" / profile, of.draw(settings, work), click.echo)
         return
-    if not tables:
-        over.run(of, settings, work, minutes, slots, click.echo, join)
+    left = [] if tables else over.run(of, settings, work, minutes, slots, click.echo, join)
     records = of.write(work, click.echo)
+    if left and not records:
+        click.echo("no run is whole yet: the same command goes on")
+        return
     if not records:
         raise UserError("no run of the ablation is done", next_step=f"repro ablation --system {system} --profile {profile}")
     click.echo(of.markdown(records))
@@ -229,18 +234,20 @@ def demos_calvin(folder: Path, scenes: str, validation_scene: str, tasks: str | 
 
 @demos.command("libero")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--suite", default="libero_object", show_default=True, help="libero_object | libero_spatial | grocery (embedded: no MuJoCo)")
+@click.option("--suite", type=click.Choice(["libero_object", "libero_spatial", "grocery"]), default="libero_object", show_default=True,
+              help="grocery: embedded, no MuJoCo.")
 @click.option("--tasks", help="Numbers or names, comma-separated (default: all).")
 @click.option("--per-task", type=click.IntRange(min=1), default=50, show_default=True)
 @click.option("--layout", default="official", show_default=True, help="official | wide: target +-7 cm, basket +-5 cm (libero_object).")
 @click.option("--assets", help="LIBERO's asset folder (default: REPRO_LIBERO_ASSETS, or inside hf-libero).")
-@click.option("--noise", default="0", show_default=True, help="Scales of the disturbance, comma-separated, one drawn an episode.")
+@click.option("--noise", callback=_numbers(float), default="0", show_default=True,
+              help="Scales of the disturbance, comma-separated, one drawn an episode.")
 @click.option("--every", type=click.IntRange(min=1), default=1, show_default=True,
               help="Steps between pictures; above 1 the files are no longer LIBERO's own layout.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True)
-def demos_libero(folder: Path, suite: str, tasks: str | None, per_task: int, layout: str, assets: str | None, noise: str, every: int,
-                 seed: int, workers: int) -> None:
+def demos_libero(folder: Path, suite: str, tasks: str | None, per_task: int, layout: str, assets: str | None, noise: tuple[float, ...],
+                 every: int, seed: int, workers: int) -> None:
     """LIBERO's own simulator, or the embedded grocery table, LIBERO's HDF5 files."""
     from repro.data import libero_hdf5
     from repro.sims import environments
@@ -249,8 +256,8 @@ def demos_libero(folder: Path, suite: str, tasks: str | None, per_task: int, lay
     options = {"orientation": "raw", **({"assets": assets} if assets else {})}
     chosen = [int(task) if task.isdigit() else task for task in tasks.split(",")] if tasks else range(6 if embedded else 10)
     launch = lambda name: environments.launch("grocery" if embedded else "libero", suite=name, **options)
-    libero_hdf5.write(folder, suite, chosen, per_task, layout, seed, workers, launch, [float(scale) for scale in noise.split(",")],
-                      every=every, log=click.echo)
+    libero_hdf5.write(folder, suite, chosen, per_task, layout, seed, workers, launch, list(noise), every=every,
+                      log=click.echo)
     click.echo(f"written: {folder / suite}; next: repro libero import {folder / suite} STORE")
 
 

@@ -136,6 +136,9 @@ def join(system, settings: Profile, work: Path, folder: Path, log=print) -> list
     """
     asked, found = system.digest(settings, work), {}
     told = run_records.load_all(folder)
+    if not told:
+        raise UserError(f"{folder} holds no record", "*.json as --publish writes them, e.g. results/cpu/runs/ablation", "none",
+                        "give the folder of the records itself")
     for record in told:
         if record["config"].get("asked") == asked:
             found.setdefault(Run(record["config"]["row"], record["seed"], record["config"]["corrupt"]), []).append(record)

@@ -211,9 +211,10 @@ def _open_folder(folder: Path, what: dict, fresh: bool, renew: bool, log) -> Pat
         if found != what:
             differs = [k for k in what if found.get(k) != what[k]]
             raise UserError(f"{folder} holds outcomes of another evaluation", {k: what[k] for k in differs},
-                            {k: found.get(k) for k in differs}, "choose another folder, or fresh=True to throw those outcomes away")
+                            {k: found.get(k) for k in differs},
+                            "choose another folder (--out), or throw those outcomes away (--fresh; fresh=True)")
     elif file.exists():
-        raise UserError(f"{file} has no evaluation.json beside it", "both files, or none", "outcomes alone", "remove it, or fresh=True")
+        raise UserError(f"{file} has no evaluation.json beside it", "both files, or none", "outcomes alone", "remove it, or --fresh")
     else:
         freshness.write(about, what)
     file.touch()

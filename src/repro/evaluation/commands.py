@@ -26,7 +26,8 @@ CHECK, BOTH = ("simulator", "no_overfit", "minutes"), ("out", *PARTS)  # options
 @click.option("--simulator", type=click.Choice(["tabletop", "grocery", "calvin", "libero", "none"]),
               help="With --check (default: the data's own).")
 @click.option("--no-overfit", is_flag=True, help="With --check: do not train on one demonstration.")
-@click.option("--minutes", default=3.0, show_default=True, help="With --check: of that training, which is done twice.")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=3.0, show_default=True,
+              help="With --check: of that training, which is done twice.")
 @click.option("--language", metavar="FOLDER", help="Another place of a VGGT-VLA's frozen language model, for sentences new to it.")
 @click.option("--vision", metavar="FOLDER", help="Another place of its frozen vision tower.")
 @click.option("--vggt", metavar="FILE", help="Another place of its frozen VGGT weights.")
@@ -98,7 +99,9 @@ def _suite(model: Path, store: Path, options: dict) -> None:
 
     data, seed = Store(store), options["seed"]
     policy = load_policy(model, data, language=options["language"], elsewhere=_elsewhere(options))
-    out = options["out"] or Path("work/evaluation")
+    out, trained_on = options["out"] or Path("work/evaluation"), getattr(policy, "trained", {}).get("data", {}).get("hash")
+    if trained_on and trained_on != data.hash:
+        click.echo(f"{store} is not the data that {model} was trained on: what is replayed and pictures' sizes are this store's")
     tasks = options["tasks"].split(",") if options["tasks"] else None
     plan = suites.plan_of(options["suite"], options["layout"], options["episodes"], tasks, options["protocol"], seed, options["execute"],
                           orientation=getattr(policy.config, "orientation", "upright"), **suites.sizes_of(data))

@@ -80,7 +80,16 @@ def _checked(kind: type, values: dict, source: str):
                         "add them, or write the file by repro.training.launch.write_config")
     if wrong := [f.name for f in fields(kind) if f.default_factory is dict and not isinstance(values.get(f.name, {}), dict)]:
         raise UserError(f"{source}: {', '.join(wrong)} of a wrong kind", "a JSON object {..}", [values[name] for name in wrong])
+    if wrong := [name for name, value in values.items() if not _fits(value, next(f.type for f in fields(kind) if f.name == name))]:
+        raise UserError(f"{source}: {', '.join(wrong)} of a wrong kind", "; ".join(
+            f"{f.name}: {getattr(f.type, '__name__', f.type)}" for f in fields(kind) if f.name in wrong), [values[name] for name in wrong])
     return kind(**values)
+
+
+def _fits(value: object, kind: object) -> bool:
+    """Whether a JSON value can stand in a field of this plain type; of others nothing is said here."""
+    allowed = {float: (int, float), int: (int,), str: (str, os.PathLike), bool: (bool,)}.get(kind)
+    return allowed is None or (isinstance(value, allowed) and (kind is bool or not isinstance(value, bool)))
 
 
 def _known(kind: type, values: dict, source: str) -> None:

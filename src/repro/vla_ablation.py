@@ -161,19 +161,12 @@ def looks(settings: Profile, work: Path, run: Run, model, log=print) -> list[dic
 
 def load(folders: Iterable[Path]) -> list[dict]:
     """Records of these folders, of the latest settings only, each number once."""
-    return _once(record for folder in folders if folder.is_dir() for record in run_records.load_all(folder))
+    return ablation_tables.latest([record for folder in folders if folder.is_dir() for record in run_records.load_all(folder)])
 
 
 def records(work: Path) -> list[dict]:
     """Those of the runs of a work folder that are done, of the latest settings only, each number once."""
-    return _once(seeds.named(sorted((work / "ablation" / SYSTEM).glob("*/done.json")), lambda place: place / "runs"))
-
-
-def _once(found: Iterable[dict]) -> list[dict]:
-    """Of the latest settings; the newest where a floor was scored twice: all floors used to be one run, whose records may lie beside those
-    of the two runs that they are now."""
-    told = ablation_tables.latest(sorted(found, key=lambda record: record["created"]))
-    return list({(r["variant"], r["benchmark"], r["seed"]): r for r in told}.values())
+    return ablation_tables.latest(seeds.named(sorted((work / "ablation" / SYSTEM).glob("*/done.json")), lambda place: place / "runs"))
 
 
 def variants(found: Iterable[dict]) -> list[str]:

@@ -15,7 +15,7 @@ import torch
 
 from repro import attention, clock, machine, pictures, run_records
 from repro.data.episodes import Store
-from repro.evaluation import chains, floors, offline, protocols, suites
+from repro.evaluation import chain_scores, chains, floors, offline, protocols, suites
 from repro.evaluation.policies import about, load_policy, mended, minutes  # noqa: F401 (callers know them from here)
 from repro.machine import UserError
 from repro.models.reconvla import ReconVLA
@@ -188,8 +188,7 @@ def demonstrations(work: Path) -> dict[str, np.ndarray]:
     store = Store(work / "store" / "training")
     if store.meta.get("simulator") in ("libero", suites.TABLE):
         return suites.recorded(store)
-    first = {info.task_id: info.index for info in reversed(store.episodes)}
-    return {task: store.read(index, columns=["action"]).columns["action"] for task, index in first.items()}
+    return chain_scores.demonstrations(store)
 
 
 def policies(models: dict[str, object], work: Path, sentences: dict[str, str], seed: int) -> dict[str, object]:

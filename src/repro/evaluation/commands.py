@@ -2,6 +2,7 @@
 
     repro evaluate --model RUN --store STORE --suite grocery
     repro evaluate --model RUN --store STORE --check --out check.txt
+    repro evaluate chains --model RUN --store STORE
     repro evaluate change-agent --run RUN --before a.png --after b.png
 """
 
@@ -49,7 +50,7 @@ CHECK, BOTH = ("simulator", "no_overfit", "minutes"), ("out", *PARTS)  # options
 def evaluate(context, model: Path | None, store: Path | None, check: bool, **options) -> None:
     """Closed-loop success of a checkpoint on LIBERO's suites or the grocery table, its floors beside it; or, with --check, its health.
 
-    `repro evaluate change-agent` answers for two pictures of one place."""
+    `repro evaluate chains` scores it on chains of five, `repro evaluate change-agent` answers for two pictures of one place."""
     if context.invoked_subcommand:
         return
     if model is None or store is None:
@@ -92,14 +93,14 @@ def _check(model: Path, store: Path, options: dict) -> None:
 
 
 def _suite(model: Path, store: Path, options: dict) -> None:
-    from repro import results
+    from repro import machine, results
     from repro.data.episodes import Store
     from repro.evaluation import suites
     from repro.evaluation.policies import load_policy
 
     data, seed = Store(store), options["seed"]
     policy = load_policy(model, data, language=options["language"], elsewhere=_elsewhere(options))
-    out, trained_on = options["out"] or Path("work/evaluation"), getattr(policy, "trained", {}).get("data", {}).get("hash")
+    out, trained_on = options["out"] or machine.work("evaluation"), getattr(policy, "trained", {}).get("data", {}).get("hash")
     if trained_on and trained_on != data.hash:
         click.echo(f"{store} is not the data that {model} was trained on: what is replayed and pictures' sizes are this store's")
     tasks = options["tasks"].split(",") if options["tasks"] else None
@@ -125,6 +126,60 @@ def _floors(policy, data, plan, options: dict) -> dict[str, object]:
         raise UserError(f"{options['blind']} was not trained blind", '"blind": true in its model', "false", "another run, or no --blind")
     replayed, began = suites.demonstrations(data, plan)
     return suites.beside(policy, replayed, plan, options["seed"], blind, began)
+
+
+@evaluate.command("chains")
+@click.option("--model", type=click.Path(path_type=Path), required=True,
+              help="A run's folder, one checkpoint, or a folder of the official ReconVLA code (config.json, *.safetensors).")
+@click.option("--store", type=click.Path(path_type=Path), required=True, help="Its training data; of an official one any of CALVIN's.")
+@click.option("--simulator", type=click.Choice(["tabletop", "calvin"]), default="tabletop", show_default=True,
+              help="The embedded play table, or CALVIN's own (CALVIN_ROOT).")
+@click.option("--scene", default="D", show_default=True)
+@click.option("--chains", "count", type=click.IntRange(min=1), help="Default: 100 on the play table, in CALVIN the protocol's.")
+@click.option("--tasks", help="Of the play table, comma-separated (default: those of the store).")
+@click.option("--protocol", type=click.Choice(["calvin", "reconvla"]), default="calvin", show_default=True,
+              help="1000 chains of 360 steps a task, or ReconVLA's script: 500 of 500.")
+@click.option("--server-seam", is_flag=True, help="Acting canvas with the seam of ReconVLA's server, 6 pixels off its training's.")
+@click.option("--nf4", is_flag=True, help="An official checkpoint's language model in 4 bits, which fits one T4.")
+@click.option("--vision", metavar="FOLDER", help="SigLIP's config.json, for an official checkpoint without a network.")
+@click.option("--floors/--no-floors", default=True, show_default=True, help="Blanked, shuffled, replay, random, constant, and the expert.")
+@click.option("--blind", type=click.Path(path_type=Path), metavar="RUN", help="One trained without pictures, in the place of blanked ones.")
+@click.option("--simulators", type=click.IntRange(min=1), default=32, show_default=True, help="Stepped together.")
+@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that share them; CALVIN: at least 1.")
+@click.option("--seed", default=0, show_default=True, help="Of the play table's start states.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of outcomes and records (default: work/evaluation).")
+@click.option("--fresh", is_flag=True, help="Throw away outcomes of another policy under the same name.")
+def evaluate_chains(model: Path, store: Path, out: Path | None, **options) -> None:
+    """Average length of chains of five and success at each place of the chain, floors beside it; the same command goes on after a stop."""
+    from dataclasses import replace
+
+    from repro import machine, results
+    from repro.data.episodes import Store
+    from repro.evaluation import chain_scores
+    from repro.evaluation.policies import load_policy
+
+    if options["blind"] and not options["floors"]:
+        raise UserError("--blind does nothing with --no-floors", "a floor beside the score, or none", next_step="leave one of them out")
+    data, out, protocol = Store(store), out or machine.work("evaluation"), {"calvin": "CALVIN", "reconvla": "ReconVLA"}
+    policy = load_policy(model, data, elsewhere=_elsewhere({"vggt": None, **options}), quantise="nf4" if options["nf4"] else None)
+    if options["server_seam"]:
+        if getattr(policy.config, "height", None) != chain_scores.CANVAS:
+            raise UserError("the seam of ReconVLA's server belongs to its own canvas", f"height {chain_scores.CANVAS}",
+                            getattr(policy.config, "height", type(policy).__name__), "leave --server-seam out")
+        policy.config = replace(policy.config, acting_static_rows=chain_scores.SERVER_ROWS)
+    blind = load_policy(options["blind"], data) if options["blind"] else None
+    if blind is not None and not getattr(blind.config, "blind", False):
+        raise UserError(f"{options['blind']} was not trained blind", '"blind": true in its model', "false", "another run, or no --blind")
+    chosen = options["tasks"].split(",") if options["tasks"] else None
+    plan = chain_scores.plan_of(data, options["simulator"], options["scene"], options["count"], chosen, protocol[options["protocol"]],
+                                options["seed"])
+    floors = chain_scores.beside(policy, data, plan, options["seed"], blind) if options["floors"] else {}
+    name = "released checkpoint" if getattr(policy, "released", False) else type(policy).__name__
+    records = chain_scores.score({name: policy, **floors}, plan, out, data, options["seed"], options["simulators"], options["workers"],
+                                 options["fresh"], click.echo)
+    click.echo(f"{plan.benchmark}, {plan.rules.max_steps} steps a task")
+    click.echo(results.markdown(*results.chain_table(records)))
+    click.echo(f"records: {out / 'runs'}")
 
 
 @evaluate.command("change-agent")

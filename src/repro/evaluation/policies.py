@@ -1,6 +1,7 @@
 """A policy from its checkpoint, whichever model it is: the checkpoint says so.
 
     policy = load_policy("work/train/gaze")           # a run's folder: its last whole checkpoint; or one checkpoint
+    policy = load_policy("ReconVLA", store)           # the authors' released folder, on data in CALVIN's units
     policy.act(observations, instructions)            # (B, K, 7)
 """
 
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 
 from repro.intervals import wilson
-from repro.machine import UserError
+from repro.machine import UserError, compute_dtype
 from repro.models import fingerprint
 from repro.training import checkpoint
 from repro.training.loop import read_metrics
@@ -40,14 +41,21 @@ def class_of(folder: Path | str) -> type:
 
 
 def load_policy(folder: Path | str, store=None, run: Path | str | None = None, language: str | None = None,
-                elsewhere: dict[str, str] | None = None):
-    """The policy of a checkpoint or a run, on the GPU where there is one.
+                elsewhere: dict[str, str] | None = None, quantise: str | None = None):
+    """The policy of a checkpoint or a run, on the GPU where there is one; or of a folder of the official ReconVLA code.
 
     store: data it is to be used with, whose conventions are compared with those it was trained with. run: the folder with metrics.jsonl,
     if not around the checkpoint. language, elsewhere: other places of a VGGT-VLA's same frozen parts (VGGTVLA.load). Where it was trained
-    by this library, `trained` on it says how far and on what, `minutes` how long that took.
+    by this library, `trained` on it says how far and on what, `minutes` how long that took. quantise="nf4": an official one in 4 bits.
     """
+    from repro.models import official
+
+    if official.holds(folder):
+        return _released(Path(folder).expanduser(), store, elsewhere or {}, quantise)
     path = find(folder)
+    if quantise:
+        raise UserError(f"{path} is loaded in the precision it was trained in", "an official folder (config.json, *.safetensors)",
+                        "a checkpoint of this library", "leave 4 bits out, or train in them: preset paper_nf4")
     kind, elsewhere = class_of(path), {name: place for name, place in (elsewhere or {}).items() if place}
     if kind.__name__ == "VGGTVLA":
         policy = kind.load(path, language, store, elsewhere)
@@ -64,6 +72,24 @@ def load_policy(folder: Path | str, store=None, run: Path | str | None = None, l
         lines = read_metrics(Path(run or path.parent) / "metrics.jsonl")
         policy.minutes = next((line["seconds"] for line in lines if line["step"] == made["step"]), 0.0) / 60
     return policy.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _released(folder: Path, store, elsewhere: dict[str, str], quantise: str | None):
+    """An official checkpoint as a policy: without denoiser and VAE, the state scaled by its data set's statistics.yaml."""
+    from repro.models import official, towers
+
+    if unread := sorted(set(elsewhere) - {"vision"}):
+        raise UserError(f"{folder} has its own weights", "--vision FOLDER, whose config.json tells the tower's architecture",
+                        f"--{', --'.join(unread)}", "leave it out")
+    known = ((store.meta.get("source_statistics") or {}) if store is not None else {}).get("robot_obs")
+    if known is None:
+        raise UserError(f"{folder} says nothing of the proprioception's scale", "a store imported from a folder with statistics.yaml",
+                        "no store" if store is None else f"{store.path} without", "repro calvin import of CALVIN's own folder")
+    dtype = compute_dtype()[0]
+    vision = towers.vision(elsewhere["vision"], pretrained=False, dtype=dtype) if elsewhere.get("vision") else None
+    policy = official.load_official(folder, {"observation.state": known}, dtype, vision=vision, acting=True, quantise=quantise)
+    policy.released = True
+    return policy.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def minutes(policy, begun: float | None = None, seconds: float = 0.0) -> float:

@@ -2,6 +2,7 @@
 
     model = load_official("ReconVLA", stats)                        # config.json, model.safetensors(.index.json), tokenizer
     model = load_official(folder, stats, vision=tower, vae=vae)     # parts that are at hand
+    model = load_official(folder, stats, acting=True, quantise="nf4")  # to act on one T4: no denoiser, no VAE, 4 bits
 
 Every tensor is accounted for: the denoiser, which the official loader drops when it goes on training (D1), the vision tower and the
 VAE are taken from the file as well. Missing, unexpected and misshapen tensors are listed in one error, before anything is copied.
@@ -18,7 +19,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from repro.machine import UserError
-from repro.models import towers
+from repro.models import adapters, towers
 from repro.models.parts import Parts
 from repro.models.reconvla import PRESETS, ReconVLA, ReconVLAConfig
 
@@ -88,12 +89,23 @@ def config_of(about: dict, shapes: dict[str, tuple[int, ...]]) -> ReconVLAConfig
     return replace(paper, **changes)
 
 
+def holds(folder: Path | str) -> bool:
+    """Whether a folder holds a checkpoint in the official layout, and none in ours."""
+    path = Path(folder).expanduser() / "config.json"
+    try:
+        return path.is_file() and not path.with_name("model.json").is_file() and "mm_vision_tower" in json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read", "JSON", error, "download the folder again") from error
+
+
 def load_official(folder: Path | str, stats: dict, dtype: torch.dtype = torch.float32, vision=None, vae=None, tokenizer=None,
-                  **fields) -> ReconVLA:
+                  acting: bool = False, quantise: str | None = None, **fields) -> ReconVLA:
     """The model of an official checkpoint folder, in `dtype` (the VAE in float32). `stats`: of the state, as for ReconVLA.
 
     vision, vae, tokenizer: ready parts (their weights are overwritten by the file's); by default the published architectures, whose
-    names in config.json are often paths of the authors' machine. fields: of the config, e.g. chunk.
+    names in config.json are often paths of the authors' machine. acting: the denoiser and the VAE, which acting does not use, are left
+    in the file, and the VAE's gated config is not asked for. quantise="nf4": the language model's linear maps in 4 bits, `dtype` their
+    arithmetic's. fields: of the config, e.g. chunk.
     """
     folder = Path(folder)
     if not (folder / "config.json").exists():
@@ -104,7 +116,12 @@ def load_official(folder: Path | str, stats: dict, dtype: torch.dtype = torch.fl
     if needed:
         raise UserError(f"{folder}/config.json is not ReconVLA's", expected="model_type recon_qwen2 with its mm_* fields",
                         found=f"lacks {', '.join(needed)}")
+    if quantise not in (None, "nf4"):
+        raise UserError("the language model cannot be quantised so", expected='None or "nf4"', found=quantise)
     config = replace(config_of(about, shapes), **fields)
+    if acting:
+        config = replace(config, recon=False)
+        shapes = {name: shape for name, shape in shapes.items() if not (rename(name) or "").startswith(("denoiser.", "vae."))}
     sizes = {name: value for name, value in about.items() if name in Qwen2Config().to_dict() and name not in ("model_type", "dtype")}
     if "rope_theta" in about:
         sizes["rope_parameters"] = {"rope_type": "default", "rope_theta": about["rope_theta"]}
@@ -120,6 +137,9 @@ def load_official(folder: Path | str, stats: dict, dtype: torch.dtype = torch.fl
     model = ReconVLA(config, stats, Parts(vision, language, tokenizer, vae))
     model.mm_projector.to(dtype)
     copy(model, folder, shapes, about)
+    if quantise:
+        adapters.quantise(model.decoder, dtype)
+        model.config = replace(config, quantise=quantise)
     for frozen in (model.vision_tower, model.vae):  # they are the file's now, whatever they were
         if frozen is not None and hasattr(frozen, "identity"):
             frozen.identity = {**frozen.identity, "sha256": None}

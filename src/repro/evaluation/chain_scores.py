@@ -1,0 +1,112 @@
+"""Chains of five of one checkpoint, its floors beside it: on the embedded play table, or in CALVIN's own simulator by its own sequences.
+
+    repro evaluate chains --model RUN --store STORE                                    # play table, scene D
+    repro evaluate chains --model ReconVLA --store STORE --simulator calvin --protocol reconvla --nf4   # the authors' released folder
+
+With CALVIN's simulator the rules are the protocol's (protocols.py): CALVIN's 1000 chains of at most 360 steps a task, or the 500 of 500
+steps of ReconVLA's script. Rates are over N; what ReconVLA's own script would have printed, over N + 1, is said beside them.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from repro import run_records
+from repro.data.episodes import Store
+from repro.evaluation import chains, floors, protocols
+from repro.evaluation.policies import about, mended, minutes
+from repro.machine import UserError
+from repro.sims import environments
+from repro.sims.base import Launch
+from repro.sims.tabletop import language, tasks
+from repro.sims.worker import Worker
+
+LENGTH, START = 5, 8_000  # tasks a chain; seed of the play table's start states, none of notebook 09's or the ablation's
+SERVER_ROWS, CANVAS = 167, 334  # px of the static camera as ReconVLA's server pastes it, of the canvas; trained with 173 (papers/reconvla/notes.md, D2)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is evaluated, and how."""
+
+    benchmark: str
+    rules: protocols.ChainProtocol
+    launch: Launch
+    chains: list               # (start state, tasks)
+    sentences: dict[str, str]  # of the tasks
+    about: dict                # what the simulator says of itself
+    official: bool             # CALVIN's simulator and all chains of the protocol
+
+
+def plan_of(store: Store, simulator: str = "tabletop", scene: str = "D", count: int | None = None, chosen: list[str] | None = None,
+            protocol: str = "CALVIN", seed: int = 0) -> Plan:
+    """The plan. count: chains (None: the protocol's, on the play table 100). chosen: tasks of the play table (None: those of the store);
+    CALVIN's sequences take all 34. seed: of the play table's start states."""
+    rules, made_in = protocols.chain_protocol(protocol), store.meta.get("simulator", "calvin_env")
+    if made_in not in ("tabletop", "calvin_env") or (simulator == "tabletop") and made_in != "tabletop":
+        raise UserError(f"policies of {made_in}'s data cannot act in {simulator}: their proprioception or pictures differ",
+                        "the play table's data, or with --simulator calvin CALVIN's", made_in, "another store, or repro evaluate --suite")
+    if simulator == "tabletop":
+        launch = environments.launch("tabletop", scene=scene)
+        names = tasks.check_tasks(chosen or sorted({episode.task_id for episode in store.episodes}))
+        starts, sentences = tasks.chains(count or 100, LENGTH, START + seed, names), language.VALIDATION
+        benchmark = f"play table {''.join(sorted({e.scene for e in store.episodes}))}->{scene}, {len(names)} tasks, chains of {LENGTH}"
+    else:
+        if chosen:
+            raise UserError("CALVIN's sequences go through all of its tasks", "no --tasks", ", ".join(chosen), "leave it out")
+        if count and count > 1000:
+            raise UserError("CALVIN has 1000 sequences", "--chains 1 .. 1000", count)
+        launch = environments.launch("calvin", scene=scene)
+        starts = protocols.calvin_chains(count or rules.chains)
+        sentences = protocols.calvin_validation_sentences(environments.calvin_home())
+        benchmark = f"CALVIN {scene}, official sequences, chains of {LENGTH}"
+    with Worker(launch) as worker:
+        found = worker.about
+    told = {task: sentences[task] for task in sorted({task for _, some in starts for task in some})}
+    return Plan(benchmark, rules, launch, starts, told, found, simulator == "calvin" and len(starts) == rules.chains)
+
+
+def demonstrations(store: Store) -> dict[str, np.ndarray]:
+    """The first recorded episode of each task: (T, 7) actions."""
+    first = {info.task_id: info.index for info in reversed(store.episodes)}
+    return {task: store.read(index, columns=["action"]).columns["action"] for task, index in first.items()}
+
+
+def beside(policy, store: Store, plan: Plan, seed: int = 0, blind=None) -> dict[str, object]:
+    """What a score is seen beside. blind: a policy of the same kind trained without pictures; without one its pictures are blanked."""
+    found = {"blind, trained" if blind is not None else "images blanked": floors.Blank(policy) if blind is None else blind}
+    found["shuffled instruction"] = floors.ShuffledInstruction(policy, tuple(sorted(set(plan.sentences.values()))), seed)
+    replay = floors.replay(demonstrations(store), plan.sentences)
+    return found | {replay.name: replay, "random actions": floors.RandomPolicy(seed), "constant action": floors.ConstantPolicy(),
+                    "scripted expert (ceiling)": floors.ExpertPolicy(seed)}
+
+
+def score(scored: dict[str, object], plan: Plan, folder: Path | str, store: Store, seed: int = 0, simulators: int = 32, workers: int = 0,
+          fresh: bool = False, log: Callable[[str], None] = print) -> list[dict]:
+    """Evaluate every policy on the same chains; a run record each below `folder`, with the lengths of all chains as `outcomes`."""
+    folder, found, workers = Path(folder), [], workers or int(plan.launch.one_a_process)
+    for name, policy in scored.items():
+        place = folder / "outcomes" / _file(plan.benchmark) / _file(f"{plan.rules.name} {len(plan.chains)} {name}")
+        outcomes = chains.evaluate(policy, plan.launch, plan.chains, place, plan.rules.max_steps, simulators, plan.sentences, name=name,
+                                   workers=workers, fresh=fresh, log=log)
+        config = {"protocol": plan.rules.name if plan.official else f"{plan.rules.name}'s rules, not its chains", "chains": len(outcomes),
+                  "max_steps": plan.rules.max_steps, "simulator": plan.about, "policy": about(policy)}
+        comparable = plan.official and getattr(policy, "released", False)
+        record = run_records.record(
+            "reconvla", name, benchmark=plan.benchmark, data=store.meta["name"], data_hash=store.hash, config=config, seed=seed,
+            metrics=chains.summarise(outcomes, seed) | mended(policy), minutes=minutes(policy, seconds=chains.spent(place)),
+            simulator=plan.about["simulator"], renderer=plan.about["renderer"], not_comparable_with=[] if comparable else ["reconvla"])
+        found.append({**record, "outcomes": "".join(str(outcome.length) for outcome in outcomes)})
+        run_records.save(found[-1], folder / "runs")
+        if plan.rules.appends_mean:
+            printed = protocols.as_printed(outcomes, plan.rules)
+            log(f"{name}: {plan.rules.name}'s script, which divides by N + 1, would print "
+                + ", ".join(f"{100 * share:.1f}" for key, share in printed.items() if "/" in key) + f"; {printed['average length']:.2f}")
+    return found
+
+
+def _file(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")

@@ -59,18 +59,22 @@ for i, benchmark in enumerate(benchmarks):
 # %% [markdown] tags=["reconvla"]
 # ## Ours, over seeds
 # The whole ablation: each row of Table 2 and the rows around it, trained with several seeds and evaluated from the same start states, so
-# that differences to the baseline are paired. It takes longer than a notebook should; this shows what is done of it.
+# that differences to the baseline are paired. It takes longer than a notebook should; this shows what is done of it here, or, where nothing
+# is, what is committed of profile `cpu`.
 
 # %% tags=["reconvla"]
 from repro import ablation_figures, ablation_tables
 
-found = ablation_tables.write(work, log=lambda line: None)
-missing = f"No records yet. They are made, a part at a time, by: repro ablation --profile {profile}"
-print(ablation_tables.markdown(found) if found else missing)
+found, place = ablation_tables.write(work, log=lambda line: None), work / "figures"
+if not found:
+    print(f"No record is here yet; they are made, a part at a time, by: repro ablation --profile {profile}\n")
+    found, place = run_records.load_all(machine.root() / "results" / "cpu" / "runs" / "ablation"), work / "figures" / "committed"
+    print(f"{len(found)} committed records of profile cpu:\n")
+print(ablation_tables.markdown(found) if found else "")
 
 # %% tags=["reconvla"]
 for name, figure in ablation_figures.everything(found).items():
-    display(pictures.keep(figure, work / "figures" / f"ablation_{name}.png"))
+    display(pictures.keep(figure, place / f"ablation_{name}.png"))
 
 # %% [markdown] tags=["vggt-vla"]
 # ## What VGGT-VLA's sources state

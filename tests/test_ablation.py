@@ -25,6 +25,7 @@ from repro.evaluation import chains
 from repro.gaze.annotate import annotate
 from repro.intervals import t95, wilson
 from repro.machine import UserError
+from repro.models import tiny
 from repro.models.reconvla import ReconVLAConfig
 from repro.seeds import Run
 from repro.sims import calvin_layout
@@ -166,6 +167,10 @@ def test_a_seed_has_start_states_and_a_language_model_of_its_own(work):
     weights = lambda part: [load_file(next((Path(job["parts"]) / part).glob("*.safetensors"))) for job in jobs]
     same = lambda one, other: all(torch.equal(one[name], other[name]) for name in one)
     assert same(*weights("tower")) and same(*weights("vae")) and not same(*weights("language"))
+    untaught = Path(json.loads(experiments.job(settings, work, "gaze untaught", 1).read_text())["parts"])
+    assert untaught.name == "parts-untaught" and sorted(path.name for path in untaught.iterdir()) == ["tower", "vae"]
+    found, ready = load_file(untaught / "tower" / "tower.safetensors"), tiny.load_parts(untaught)
+    assert same(found, weights("tower")[0]) and "language" not in ready and ready["vision"] is not None
     before = ablation.asked(settings, work)
     (work / "parts" / "vae" / "vae.safetensors").write_bytes(b"another")
     assert ablation.asked(settings, work) != before, "what other parts made is asked for anew"

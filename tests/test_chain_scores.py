@@ -76,7 +76,8 @@ def test_a_score_stands_among_its_floors_and_goes_on(called, made, tmp_path):
         assert record["config"]["max_steps"] == 40 and record["config"]["protocol"] == "ReconVLA's rules, not its chains"
     lengths = [int(one) for one in found["scripted expert (ceiling)"]["outcomes"]]
     first = sum(length > 0 for length in lengths) + (sum(lengths) in (3, 6, 9, 12, 15))  # a whole mean counts as one chain more
-    assert any(lengths) and f"scripted expert (ceiling): ReconVLA's script, which divides by N + 1, would print {100 * first / 4:.1f}, " in output
+    said = "ReconVLA's script, which divides by N + 1, would print"
+    assert any(lengths) and f"scripted expert (ceiling): {said} {100 * first / 4:.1f}, " in output
     outcomes = {path: path.read_text() for path in (tmp_path / "outcomes").rglob("outcomes.jsonl")}
     assert len(outcomes) == 7
     called(made / "seeing", "--protocol", "reconvla", out=tmp_path)

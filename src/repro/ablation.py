@@ -92,8 +92,9 @@ def made(settings: Profile, work: Path, run: Run, clock: Clock, log) -> list[dic
 # ---- one run -------------------------------------------------------------------------------------------------------------------
 
 def _trained(settings: Profile, work: Path, run: Run, clock: Clock, log) -> list[dict]:
-    with alone(work / "ablation" / f"parts-seed{run.seed}" / ".lock", wait=True):
-        experiments.parts(settings, work, log, run.seed)
+    taught = run.row not in experiments.UNTAUGHT
+    with alone(work / "ablation" / (f"parts-seed{run.seed}" if taught else "parts-untaught") / ".lock", wait=True):
+        experiments.parts(settings, work, log, run.seed, taught)
     if run.row in experiments.PRETRAINED:
         with alone(work / "ablation" / f"pretraining-{experiments.PRETRAINED[run.row][0]}-seed{run.seed}" / ".lock", wait=True):
             _train(experiments.job_before(settings, work, run.row, run.seed, clock.left()), log)

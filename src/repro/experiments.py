@@ -1,8 +1,9 @@
 """The ReconVLA experiment of notebooks 05 to 10: its rows, its floors, and the run records they leave.
 
 The paper's ablation (Table 2) has four trained rows: baseline, reconstruction of the whole image, of the gaze region, and of the gaze
-region after pretraining. Beside them stand two cheap ways to be told where to look (predict the gaze box, or its mask), and a model that
-is trained blind, as the floor of a policy that cannot see. `repro ablation` runs them all over seeds; the notebooks show some, once.
+region after pretraining. Beside them stand two cheap ways to be told where to look (predict the gaze box, or its mask), a model that is
+trained blind, as the floor of a policy that cannot see, and two rows whose language model was not taught to point before. `repro ablation`
+runs them all over seeds; the notebooks show some, once.
 """
 
 import re
@@ -36,9 +37,12 @@ ROWS = {  # name -> what it changes in the preset
     "box": {"recon": False, "aux": "box"},
     "mask": {"recon": False, "aux": "mask"},
     "blind": {"recon": False, "blind": True},
+    "baseline untaught": {"recon": False},
+    "gaze untaught": {},
 }
 PRETRAINED = {  # row -> (row of the stage before, is its denoiser kept?)
     "gaze+pretrain": ("gaze", True), "gaze+pretrain without denoiser": ("gaze", False), "baseline+pretrain": ("baseline", True)}
+UNTAUGHT = ("baseline untaught", "gaze untaught")  # rows whose language model begins at random: it was not taught to point
 VARIANTS = {name: ROWS[name] for name in ("baseline", "whole", "gaze", "blind")}  # those of the notebooks
 MARKS = (0.1, 0.25, 0.5, 0.75, 1.0)  # shares of the steps at which a run of `curve_seeds` is looked at
 CAUTION = ("Attention shows where image tokens are read, not what an action depends on: what passes through other tokens (instruction, "
@@ -52,8 +56,8 @@ def folder(work: Path, row: str, seed: int = 0, corrupt: float = 0.0) -> Path:
     return work / "train" / name
 
 
-def parts(settings: Profile, work: Path, log=print, seed: int = 0) -> str:
-    """The folder of the tiny parts, trained before all else (once); "" where the preset has its own.
+def parts(settings: Profile, work: Path, log=print, seed: int = 0, taught: bool = True) -> str:
+    """The folder of the tiny parts, trained before all else (once); "" where the preset has its own. taught False: tower and VAE alone.
 
     Tower and VAE are the same for all seeds, frozen in every row. The language model, in which most of a policy's weights begin, learns
     anew for each seed, from pictures of its own: else the seeds of "baseline" would differ in the order of the frames alone.
@@ -67,11 +71,13 @@ def parts(settings: Profile, work: Path, log=print, seed: int = 0) -> str:
     states = tiny_pictures.recorded(training) if training.meta.get("simulator") == "tabletop" else None
     tiny_training.pretrain(work / "parts", tower_steps=settings.tower_steps, vae_steps=settings.vae_steps,
                   language_steps=settings.language_steps, states=states, pictures=settings.part_pictures, log=log)
-    if seed == 0 or not settings.language_steps:
+    if taught and (seed == 0 or not settings.language_steps):
         return str(work / "parts")
-    place = work / f"parts-seed{seed}"
+    place = work / (f"parts-seed{seed}" if taught else "parts-untaught")
     for name in ("tower", "vae"):
         _copied(work / "parts" / name, place / name)
+    if not taught:
+        return str(place)
     pointing.pretrain_language(place, settings.language_steps, seed, states, settings.part_pictures, log=log)
     return str(place)
 
@@ -93,7 +99,7 @@ def _write_job(settings: Profile, work: Path, place: Path, row: str, seed: int, 
     clock = {"budget_minutes": settings.budget_minutes if minutes is None else minutes, "checkpoint_minutes": settings.checkpoint_minutes}
     steps = train.get("steps", settings.train_steps)
     return launch.write_config(
-        place.parent / f"{place.name}.json", folder=place, parts=parts(settings, work, seed=seed),
+        place.parent / f"{place.name}.json", folder=place, parts=parts(settings, work, seed=seed, taught=row not in UNTAUGHT),
         validation=str(validation) if validation.is_dir() else "",
         model={"preset": settings.preset, **ROWS[row]},
         train={"seed": seed, "steps": steps, "batch_size": settings.batch_size, "accumulate": settings.accumulate,

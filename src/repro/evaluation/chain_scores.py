@@ -25,7 +25,7 @@ from repro.sims.tabletop import language, tasks
 from repro.sims.worker import Worker
 
 LENGTH, START = 5, 8_000  # tasks a chain; seed of the play table's start states, none of notebook 09's or the ablation's
-SERVER_ROWS, CANVAS = 167, 334  # px of the static camera as ReconVLA's server pastes it, of the canvas; trained with 173 (papers/reconvla/notes.md, D2)
+SERVER_ROWS, CANVAS = 167, 334  # px: the static camera's as ReconVLA's server pastes it, and all; trained with 173 (notes.md, D2)
 
 
 @dataclass(frozen=True)

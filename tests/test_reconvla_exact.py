@@ -64,6 +64,30 @@ def test_denoiser_gives_the_official_loss(denoiser):
     assert net.loss(latents, hidden, torch.ones(3, dtype=torch.bool)).item() == pytest.approx(official["loss"].mean(), rel=1e-6)
 
 
+def paper_sized() -> dict[str, np.ndarray | float]:
+    """Output and loss of the denoiser at the paper's sizes; the last map divided by 4, so that outputs are as large as noise."""
+    net = Denoiser(hidden_dim=3584, latent_dim=64, grid=(27, 27), width=1024, depth=3, heads=16)
+    with torch.no_grad():
+        for name, tensor in net.net.state_dict().items():
+            if name != "pos_embed":
+                tensor.copy_(weight(f"net.{name}", tensor.shape) / (4 if name.startswith("final_layer.linear") else 1))
+    random = np.random.RandomState(1)
+    latents = torch.from_numpy(random.standard_normal((2, 64, 27, 27)).astype(np.float32))
+    hidden = torch.from_numpy((0.01 * random.standard_normal((2, 729, 3584))).astype(np.float32))
+    with torch.no_grad():
+        output = net.net(latents, torch.tensor([17, 803]), hidden).numpy()
+        torch.manual_seed(5)
+        net.draws = 1
+        loss = net.loss(latents, hidden, torch.ones(2, dtype=torch.bool)).item()
+    return {"output": output.reshape(-1)[::997], "loss": loss}
+
+
+def test_denoiser_of_the_papers_sizes_gives_the_official_output_and_loss():
+    official, ours = np.load(VECTORS / "denoiser_paper.npz"), paper_sized()
+    assert np.abs(official["output"]).max() > 2 and np.abs(ours["output"] - official["output"]).max() < 1e-5
+    assert abs(ours["loss"] - official["loss"].mean()) < 1e-5
+
+
 def test_sampler_with_all_levels_is_the_official_one(denoiser):
     net, _, hidden, official = denoiser
     found = net.sample(hidden[:1], steps=1000, generator=torch.Generator().manual_seed(6)).numpy()

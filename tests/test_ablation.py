@@ -418,6 +418,9 @@ def test_tables_come_from_the_latest_settings_only_and_figures_from_wrong_boxes(
     assert ablation_tables.variants(records) == ["baseline", "gaze", "gaze, 33 % wrong boxes"]
     rows = ablation_tables.chain_table(records, records[-1]["benchmark"])[1]
     assert rows[1][-2].startswith("+1 [") and rows[1][-1] == "2 of 2" and rows[0][3].startswith("75.0 [")
+    header, rows = ablation_tables.task_table(records, records[-1]["benchmark"])
+    assert header == ["task", "baseline", "gaze", "gaze, 33 % wrong boxes"] and [row[0] for row in rows] == list("edbca"), "the worst first"
+    assert rows[-1] == ["a", "75 (8)", "100 (8)", "75 (8)"] and rows[0] == ["e", "-", "0 (2)", "-"]
     assert ablation_tables.frames(records)["gaze"][0].tolist() == pytest.approx([0.15, 0.5]), "tasks are counted"
     values, apart = ablation_tables.attention_tables(records)
     assert values[0][:2] == ["row", "seeds"] and values[0][3] == "mass, minus another episode's box (n = 2 tasks)" and len(values[0]) == 5

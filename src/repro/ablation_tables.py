@@ -229,6 +229,26 @@ def _own(looked: list[dict], name: str) -> tuple[dict[str, dict], str]:
     return {variant: over_seeds(some) for variant, some in metrics.items()}, "episodes"
 
 
+def task_table(records: list[dict], benchmark: str) -> Table:
+    """Success of each task within the chains, %, all seeds together, the worst first; in brackets the attempts. A task is attempted where
+    all before it in its chain were solved, so rows did not attempt the same ones."""
+    of = [r for r in records if r["benchmark"] == benchmark and not is_floor(records, r["variant"])]
+    columns, tried = variants(of), {}
+    for record in of:
+        for name, rate in record["metrics"].items():
+            if name.startswith("task/"):
+                solved, attempts = tried.get((name[5:], record["variant"]), (0, 0))
+                tried[name[5:], record["variant"]] = solved + round(rate["value"] * rate["n"]), attempts + rate["n"]
+    total = {task: sum(solved for (name, _), (solved, _) in tried.items() if name == task)
+             / sum(attempts for (name, _), (_, attempts) in tried.items() if name == task) for task, _ in tried}
+
+    def cell(task: str, row: str) -> str:
+        solved, attempts = tried.get((task, row), (0, 0))
+        return f"{100 * solved / attempts:.0f} ({attempts})" if attempts else "-"
+
+    return ["task", *columns], [[task, *(cell(task, row) for row in columns)] for task in sorted(total, key=lambda t: (total[t], t))]
+
+
 def attention_parts(records: list[dict], title: str, benchmark: str = ATTENTION, order: list[str] | None = None, baseline: str = BASELINE
                     ) -> list[tuple[str, Table]]:
     """(title, table) of everything about where the rows look."""
@@ -299,6 +319,8 @@ WAY = "On the way: does the gain level off? (Looks into one run, whose learning 
 def markdown(records: list[dict]) -> str:
     """All tables, one after another."""
     parts = [(f"Chains of five: {name} (not comparable with the paper)", chain_table(records, name)) for name in chain_benchmarks(records)]
+    parts += [(f"Tasks within the chains, success % (attempts), the worst first: {name}", task_table(records, name))
+              for name in chain_benchmarks(records)]
     parts += attention_parts(records, "Attention on held-out frames")
     parts += [("Offline, held-out episodes", offline_table(records)), (WAY, way_table(records))]
     return "\n\n".join(f"## {title}\n\n{results.markdown(*table)}" for title, table in parts if table[1]) + "\n"

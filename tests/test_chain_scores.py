@@ -73,7 +73,7 @@ def test_a_score_stands_among_its_floors_and_goes_on(called, made, tmp_path):
         lengths = [int(one) for one in record["outcomes"]]
         assert len(lengths) == 3 == record["metrics"]["1/5"]["n"] and record["not_comparable_with"] == ["reconvla"]
         assert record["metrics"]["average length"]["value"] == pytest.approx(np.mean(lengths))
-        assert record["config"]["max_steps"] == 40 and record["config"]["protocol"] == "ReconVLA's rules, not its chains"
+        assert record["config"]["max_steps"] == 40 and record["config"]["protocol"] == "not ReconVLA: its rules alone"
     lengths = [int(one) for one in found["scripted expert (ceiling)"]["outcomes"]]
     first = sum(length > 0 for length in lengths) + (sum(lengths) in (3, 6, 9, 12, 15))  # a whole mean counts as one chain more
     said = "ReconVLA's script, which divides by N + 1, would print"
@@ -117,6 +117,7 @@ def test_what_does_not_fit_is_refused(called, made, released, tmp_path):
     for model, more, said in (
             (made / "seeing", ["--nf4"], "precision it was trained in"), (made / "seeing", ["--server-seam"], "its own canvas"),
             (released, ["--simulator", "calvin", "--tasks", "open_drawer"], "all of its tasks"),
+            (made / "seeing", ["--renderer", "egl"], "draws itself"),
             (made / "seeing", ["--blind", made / "seeing"], "was not trained blind"),
             (made / "seeing", ["--blind", made / "blind", "--no-floors"], "--blind does nothing"),
             (tmp_path / "nowhere", [], "nowhere")):

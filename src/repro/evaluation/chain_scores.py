@@ -38,18 +38,21 @@ class Plan:
     chains: list               # (start state, tasks)
     sentences: dict[str, str]  # of the tasks
     about: dict                # what the simulator says of itself
-    official: bool             # CALVIN's simulator and all chains of the protocol
+    official: bool             # CALVIN's simulator, scene D, with its own renderer, and all chains of the protocol
 
 
 def plan_of(store: Store, simulator: str = "tabletop", scene: str = "D", count: int | None = None, chosen: list[str] | None = None,
-            protocol: str = "CALVIN", seed: int = 0) -> Plan:
+            protocol: str = "CALVIN", seed: int = 0, renderer: str = "tiny") -> Plan:
     """The plan. count: chains (None: the protocol's, on the play table 100). chosen: tasks of the play table (None: those of the store);
-    CALVIN's sequences take all 34. seed: of the play table's start states."""
+    CALVIN's sequences take all 34. seed: of the play table's start states. renderer: of CALVIN's simulator, "egl" as published, or "tiny",
+    which draws on a CPU and otherwise."""
     rules, made_in = protocols.chain_protocol(protocol), store.meta.get("simulator", "calvin_env")
     if made_in not in ("tabletop", "calvin_env") or (simulator == "tabletop") and made_in != "tabletop":
         raise UserError(f"policies of {made_in}'s data cannot act in {simulator}: their proprioception or pictures differ",
                         "the play table's data, or with --simulator calvin CALVIN's", made_in, "another store, or repro evaluate --suite")
     if simulator == "tabletop":
+        if renderer != "tiny":
+            raise UserError("the play table draws itself", "--renderer with --simulator calvin", renderer, "leave it out")
         launch = environments.launch("tabletop", scene=scene)
         names = tasks.check_tasks(chosen or sorted({episode.task_id for episode in store.episodes}))
         starts, sentences = tasks.chains(count or 100, LENGTH, START + seed, names), language.VALIDATION
@@ -59,14 +62,15 @@ def plan_of(store: Store, simulator: str = "tabletop", scene: str = "D", count: 
             raise UserError("CALVIN's sequences go through all of its tasks", "no --tasks", ", ".join(chosen), "leave it out")
         if count and count > 1000:
             raise UserError("CALVIN has 1000 sequences", "--chains 1 .. 1000", count)
-        launch = environments.launch("calvin", scene=scene)
+        launch = environments.launch("calvin", scene=scene, renderer=renderer)
         starts = protocols.calvin_chains(count or rules.chains)
         sentences = protocols.calvin_validation_sentences(environments.calvin_home())
         benchmark = f"CALVIN {scene}, official sequences, chains of {LENGTH}"
     with Worker(launch) as worker:
         found = worker.about
     told = {task: sentences[task] for task in sorted({task for _, some in starts for task in some})}
-    return Plan(benchmark, rules, launch, starts, told, found, simulator == "calvin" and len(starts) == rules.chains)
+    official = simulator == "calvin" and (scene, renderer) == ("D", "egl") and len(starts) == rules.chains
+    return Plan(benchmark, rules, launch, starts, told, found, official)
 
 
 def demonstrations(store: Store) -> dict[str, np.ndarray]:
@@ -92,7 +96,8 @@ def score(scored: dict[str, object], plan: Plan, folder: Path | str, store: Stor
         place = folder / "outcomes" / _file(plan.benchmark) / _file(f"{plan.rules.name} {len(plan.chains)} {name}")
         outcomes = chains.evaluate(policy, plan.launch, plan.chains, place, plan.rules.max_steps, simulators, plan.sentences, name=name,
                                    workers=workers, fresh=fresh, log=log)
-        config = {"protocol": plan.rules.name if plan.official else f"{plan.rules.name}'s rules, not its chains", "chains": len(outcomes),
+        followed = plan.rules.name if plan.official else f"not {plan.rules.name}: its rules alone"
+        config = {"protocol": followed, "chains": len(outcomes),
                   "max_steps": plan.rules.max_steps, "simulator": plan.about, "policy": about(policy)}
         comparable = plan.official and getattr(policy, "released", False)
         record = run_records.record(

@@ -135,6 +135,8 @@ def _floors(policy, data, plan, options: dict) -> dict[str, object]:
 @click.option("--simulator", type=click.Choice(["tabletop", "calvin"]), default="tabletop", show_default=True,
               help="The embedded play table, or CALVIN's own (CALVIN_ROOT).")
 @click.option("--scene", default="D", show_default=True)
+@click.option("--renderer", type=click.Choice(["tiny", "egl"]), default="tiny", show_default=True,
+              help="Of CALVIN: egl as published (a GPU), tiny on a CPU; scores of tiny are not comparable.")
 @click.option("--chains", "count", type=click.IntRange(min=1), help="Default: 100 on the play table, in CALVIN the protocol's.")
 @click.option("--tasks", help="Of the play table, comma-separated (default: those of the store).")
 @click.option("--protocol", type=click.Choice(["calvin", "reconvla"]), default="calvin", show_default=True,
@@ -172,7 +174,7 @@ def evaluate_chains(model: Path, store: Path, out: Path | None, **options) -> No
         raise UserError(f"{options['blind']} was not trained blind", '"blind": true in its model', "false", "another run, or no --blind")
     chosen = options["tasks"].split(",") if options["tasks"] else None
     plan = chain_scores.plan_of(data, options["simulator"], options["scene"], options["count"], chosen, protocol[options["protocol"]],
-                                options["seed"])
+                                options["seed"], options["renderer"])
     floors = chain_scores.beside(policy, data, plan, options["seed"], blind) if options["floors"] else {}
     name = "released checkpoint" if getattr(policy, "released", False) else type(policy).__name__
     records = chain_scores.score({name: policy, **floors}, plan, out, data, options["seed"], options["simulators"], options["workers"],

@@ -65,16 +65,16 @@ for i, benchmark in enumerate(benchmarks):
 # %% tags=["reconvla"]
 from repro import ablation_figures, ablation_tables
 
-found, place = ablation_tables.write(work, log=lambda line: None), work / "figures"
+found, own = ablation_tables.write(work, log=lambda line: None), True
 if not found:
     print(f"No record is here yet; they are made, a part at a time, by: repro ablation --profile {profile}\n")
-    found, place = run_records.load_all(machine.root() / "results" / "cpu" / "runs" / "ablation"), work / "figures" / "committed"
-    print(f"{len(found)} committed records of profile cpu:\n")
+    found, own = ablation_tables.load(machine.root() / "results" / "cpu" / "runs" / "ablation"), False
+    print(f"Committed beside the library, of profile cpu: {len(found) or 'none'}\n")
 print(ablation_tables.markdown(found) if found else "")
 
 # %% tags=["reconvla"]
 for name, figure in ablation_figures.everything(found).items():
-    display(pictures.keep(figure, place / f"ablation_{name}.png"))
+    display(pictures.keep(figure, work / "figures" / f"ablation_{name}.png" if own else None))
 
 # %% [markdown] tags=["vggt-vla"]
 # ## What VGGT-VLA's sources state

@@ -149,6 +149,8 @@ def check_tables(work):
     titles = [line for line in (work / "ablation.md").read_text().splitlines() if line.startswith("## ")]
     assert len(titles) == len(set(titles)) and "## Attention on held-out frames, minus baseline" in titles
     assert "(n = 5 tasks)" in looked[0][2] and any(title.startswith("attention entropy") for title in looked[0])
+    header, rebuilt = ablation_tables.rebuilt_table(records)
+    assert [row[:2] for row in rebuilt] == [["gaze", "2"]] and "(n = 5 tasks)" in header[2] and 0 < value(rebuilt[0][2]) < 1
     way = ablation_tables.on_the_way(records)
     assert [mark["step"] for mark in way] == [1, 2, 3, 4, 6] and way[-1]["success gain"]["n"] == 5 and way[0]["epochs"] < way[1]["epochs"]
     figures = {path.stem for path in (work / "figures").glob("*.png")}
@@ -167,6 +169,7 @@ def test_a_seed_has_start_states_and_a_language_model_of_its_own(work):
     weights = lambda part: [load_file(next((Path(job["parts"]) / part).glob("*.safetensors"))) for job in jobs]
     same = lambda one, other: all(torch.equal(one[name], other[name]) for name in one)
     assert same(*weights("tower")) and same(*weights("vae")) and not same(*weights("language"))
+    assert json.loads(experiments.job(settings, work, "gaze", 1, 0.33).read_text())["corrupt_seed"] == 1, "wrong boxes of its own"
     untaught = Path(json.loads(experiments.job(settings, work, "gaze untaught", 1).read_text())["parts"])
     assert untaught.name == "parts-untaught" and sorted(path.name for path in untaught.iterdir()) == ["tower", "vae"]
     found, ready = load_file(untaught / "tower" / "tower.safetensors"), tiny.load_parts(untaught)
@@ -186,6 +189,20 @@ def test_a_part_that_lies_there_is_left_alone_while_others_read_it(tmp_path):
         (place / "tower.safetensors").write_text("untouched")
         experiments._copied(part, place)
         assert (place / "tower.safetensors").read_text() == "untouched" and [path.name for path in place.parent.iterdir()] == ["tower"]
+
+
+def test_a_reconstruction_is_near_its_own_target_or_not():
+    """Two tasks with targets of 0 and 102; the first is drawn right, the second as the first's target; the wrist's half is not counted."""
+    shown = np.zeros((4, 8, 4, 3), np.uint8)
+    shown[2:, :6] = 102
+    shown[:, 6:] = np.arange(4)[:, None, None, None]
+    frames = [{"episode": i, "task_id": "ab"[i // 2], "task": "", "shown": i} for i in range(4)]
+    config = SimpleNamespace(static_tokens=6, grid=(8, 8))
+    net = SimpleNamespace(config=config, targets=lambda part: np.stack([shown[frame["shown"]] for frame in part]),
+                          reconstruct=lambda part, told: np.zeros((len(part), 8, 4, 3), np.uint8))
+    found = experiments.reconstruction_columns(net, frames, batch=3)
+    assert found["episode"].tolist() == [0, 1, 2, 3] and found[experiments.REBUILT].tolist() == pytest.approx([0, 0, 0.4, 0.4])
+    assert found[experiments.REBUILT_APART].tolist() == pytest.approx([-0.4, -0.4, 0.4, 0.4])
 
 
 def test_learning_passes_over_steps_that_float16_left_out(tmp_path):
@@ -416,11 +433,12 @@ def test_tables_come_from_the_latest_settings_only_and_figures_from_wrong_boxes(
     saved("whole", 0, 0.0, "5555", "before", "2026-01-01")
     records = ablation_tables.load(tmp_path)
     assert ablation_tables.variants(records) == ["baseline", "gaze", "gaze, 33 % wrong boxes"]
-    rows = ablation_tables.chain_table(records, records[-1]["benchmark"])[1]
-    assert rows[1][-2].startswith("+1 [") and rows[1][-1] == "2 of 2" and rows[0][3].startswith("75.0 [")
-    header, rows = ablation_tables.task_table(records, records[-1]["benchmark"])
+    header, rows = ablation_tables.chain_table(records, records[-1]["benchmark"])
+    assert header[-1] == "seeds above baseline" and rows[1][-2].startswith("+1 [") and rows[1][-1] == "2 of 2"
+    assert rows[0][3].startswith("75.0 [")
+    header, rows = ablation_tables.tasks_in_chains(records, records[-1]["benchmark"])
     assert header == ["task", "baseline", "gaze", "gaze, 33 % wrong boxes"] and [row[0] for row in rows] == list("edbca"), "the worst first"
-    assert rows[-1] == ["a", "75 (8)", "100 (8)", "75 (8)"] and rows[0] == ["e", "-", "0 (2)", "-"]
+    assert rows[-1] == ["a", "75 [41, 93] of 8", "100 [68, 100] of 8", "75 [41, 93] of 8"] and rows[0] == ["e", "-", "0 [0, 66] of 2", "-"]
     assert ablation_tables.frames(records)["gaze"][0].tolist() == pytest.approx([0.15, 0.5]), "tasks are counted"
     values, apart = ablation_tables.attention_tables(records)
     assert values[0][:2] == ["row", "seeds"] and values[0][3] == "mass, minus another episode's box (n = 2 tasks)" and len(values[0]) == 5
@@ -429,6 +447,15 @@ def test_tables_come_from_the_latest_settings_only_and_figures_from_wrong_boxes(
     assert [row[0] for row in apart[1]] == ["gaze", "gaze, 33 % wrong boxes"] and apart[1][0][1].startswith("+0.05 [")
     assert ablation_tables.frames(records, ablation_tables.TASK_GAIN)["gaze"][0].tolist() == pytest.approx([0.1])
     assert set(ablation_figures.everything(records)) == {"rows", "wrong_boxes"}
+    for seed in (0, 1):  # a row that began elsewhere is compared with the one that began there, too
+        saved("baseline untaught", seed, 0.0, "0000")
+        saved("gaze untaught", seed, 0.0, "0001")
+    records = ablation_tables.load(tmp_path)
+    header, rows = ablation_tables.chain_table(records, records[-1]["benchmark"])
+    assert header[-1] == "minus the row that differs in the reconstruction alone" and [row[0] for row in rows][:2] == ["baseline", "gaze"]
+    told = {row[0]: row[-3:] for row in rows}
+    assert told["gaze untaught"][:2] == ["", ""] and told["gaze untaught"][2].startswith("+0.25 [")
+    assert told["gaze untaught"][2].endswith("] (baseline untaught)") and told["gaze"][2] == told["baseline untaught"][2] == ""
 
 
 def test_what_is_done_is_published_whole_and_never_of_an_edited_tree(tmp_path):

@@ -1,13 +1,14 @@
 """`repro evaluate chains` as it is typed, on the play table, with an official checkpoint's folder that learned nothing and with ours.
 Run: pytest tests/test_chain_scores.py"""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from test_reconvla_exact import ABOUT, FIELDS, STATS, data, folder_of, small_parts
+from test_reconvla_exact import ABOUT, FIELDS, STATS, VECTORS, data, folder_of, small_parts
 
 from repro import run_records
 from repro.data.calvin_import import ensure_store
@@ -18,7 +19,8 @@ from repro.machine import UserError
 from repro.models import official, towers
 from repro.models.keypoint_policy import KeypointConfig, KeypointPolicy
 from repro.models.words import split
-from repro.sims import calvin_layout
+from repro.sims import base, calvin_layout, environments
+from repro.sims.tabletop import language, tasks
 
 TASKS = ("open_drawer", "close_drawer", "turn_on_led", "turn_off_led", "turn_on_lightbulb", "turn_off_lightbulb")
 QUIET = dict(log=lambda line: None)
@@ -66,14 +68,15 @@ def released(tmp_path, monkeypatch):
 def test_a_score_stands_among_its_floors_and_goes_on(called, made, tmp_path):
     output = called(made / "seeing", "--protocol", "reconvla", out=tmp_path)
     found = {record["variant"]: record for record in run_records.load_all(tmp_path / "runs")}
-    assert set(found) == {"KeypointPolicy", "images blanked", "shuffled instruction", "replay of one demonstration", "random actions",
-                          "constant action", "scripted expert (ceiling)"}
-    assert all(f"| {name} |" in output for name in found) and "play table A->D, 6 tasks, chains of 5, 40 steps a task" in output
+    assert set(found) == {"KeypointPolicy seeing", "images blanked", "shuffled instruction", "replay of one demonstration",
+                          "random actions", "constant action", "scripted expert (ceiling)"}
+    assert all(f"| {name} |" in output for name in found) and "play table A->D, 6 tasks, chains of 5, at most 40 steps a task" in output
+    assert "protocol but for: the embedded play table" in output and "out of distribution" in output
     for record in found.values():
         lengths = [int(one) for one in record["outcomes"]]
         assert len(lengths) == 3 == record["metrics"]["1/5"]["n"] and record["not_comparable_with"] == ["reconvla"]
         assert record["metrics"]["average length"]["value"] == pytest.approx(np.mean(lengths))
-        assert record["config"]["max_steps"] == 40 and record["config"]["protocol"] == "not ReconVLA: its rules alone"
+        assert record["config"]["max_steps"] == 40 and record["config"]["departs"] == ["the embedded play table"]
     lengths = [int(one) for one in found["scripted expert (ceiling)"]["outcomes"]]
     first = sum(length > 0 for length in lengths) + (sum(lengths) in (3, 6, 9, 12, 15))  # a whole mean counts as one chain more
     said = "ReconVLA's script, which divides by N + 1, would print"
@@ -82,19 +85,52 @@ def test_a_score_stands_among_its_floors_and_goes_on(called, made, tmp_path):
     assert len(outcomes) == 7
     called(made / "seeing", "--protocol", "reconvla", out=tmp_path)
     assert outcomes == {path: path.read_text() for path in (tmp_path / "outcomes").rglob("outcomes.jsonl")}, "nothing was done twice"
-    output = called(made / "seeing", "--blind", made / "blind", "--tasks", ",".join(TASKS[:5]), out=tmp_path / "blind")
+
+
+def test_models_stand_beside_one_another(called, made, tmp_path):
+    called(made / "seeing", "--no-floors", out=tmp_path)
+    called(made / "blind", "--no-floors", out=tmp_path)
+    assert {record["variant"] for record in run_records.load_all(tmp_path / "runs")} == {"KeypointPolicy seeing", "KeypointPolicy blind"}
+    output = called(made / "seeing", "--blind", made / "blind", "--tasks", ",".join(TASKS[:5]), out=tmp_path)
     assert "| blind, trained |" in output and "blanked" not in output and "5 tasks" in output and "N + 1" not in output
 
 
 def test_the_released_layout_is_a_policy_without_denoiser_and_vae(called, made, released, tmp_path):
-    output = called(released, "--no-floors", out=tmp_path)
+    output = called(released, "--no-floors", "--server-seam", out=tmp_path)
     record, = run_records.load_all(tmp_path / "runs")
-    assert record["variant"] == "released checkpoint" and "| released checkpoint |" in output
-    assert record["config"]["policy"]["model"]["recon"] is False and record["not_comparable_with"] == ["reconvla"], "no CALVIN"
-    policy = policies.load_policy(released, Store(made / "store"))
+    assert record["variant"] == "official checkpoint ReconVLA" and "| official checkpoint ReconVLA |" in output
+    model = record["config"]["policy"]["model"]
+    assert model["recon"] is False and model["acting_static_rows"] == 167 and record["not_comparable_with"] == ["reconvla"]
+    policy = policies.load_policy(released)
     assert policy.vae is None and policy.denoiser is None
-    known = Store(made / "store").meta["source_statistics"]["robot_obs"]
-    assert policy.stats["observation.state"]["mean"] == pytest.approx(known["mean"]), "statistics.yaml's, not the store's own"
+    known = json.loads((VECTORS / "prompt.json").read_text())
+    assert policy.stats["observation.state"] == {key: pytest.approx(known[key]) for key in ("mean", "std")}, "as the official code scales"
+    called(released, "--no-floors", "--nf4", out=tmp_path / "4 bits")
+    record, = run_records.load_all(tmp_path / "4 bits" / "runs")
+    assert "language model in 4 bits" in record["config"]["departs"] and record["config"]["policy"]["model"]["quantise"] == "nf4"
+
+
+def test_calvins_own_simulator_is_asked_for_its_own_sequences(called, made, released, tmp_path, monkeypatch):
+    """With the play table in CALVIN's place; its start states, sentences and name are CALVIN's."""
+    asked = []
+    monkeypatch.setattr(environments, "launch", lambda name, **options: asked.append((name, options)) or base.tabletop("D"))
+    monkeypatch.setattr(environments, "calvin_home", lambda: None)
+    monkeypatch.setattr(protocols, "calvin_validation_sentences", lambda home: language.VALIDATION)
+    every = [(state, names) for state, names in tasks.chains(500, 5, 1)]
+    monkeypatch.setattr(protocols, "calvin_chains", lambda n: every[:n])
+    store = Store(made / "store")
+    store.meta["simulator"] = "calvin"  # as repro demos calvin says
+    plan = chain_scores.plan_of(store, "calvin", protocol="ReconVLA", renderer="egl")
+    assert asked == [("calvin", {"scene": "D", "renderer": "egl"})] and len(plan.chains) == 500 and plan.departs == ()
+    policy = policies.load_policy(released)
+    assert chain_scores.departures(policy, plan) == ["static camera on 222 rows as in training, not the server's 167"], "334 * 2 // 3"
+    policy.config = replace(policy.config, acting_static_rows=167)
+    assert chain_scores.departures(policy, plan) == []
+    assert chain_scores.plan_of(store, "calvin", count=3).departs == ("3 chains of 1000", "drawn by TinyRenderer, not by EGL")
+    output = called(released, "--simulator", "calvin", "--no-floors", out=tmp_path)
+    assert "CALVIN D, official sequences" in output and "IG: implicit grounding, ReconVLA (paper)" in output and "3.95" in output
+    with pytest.raises(UserError, match="scene D"):
+        chain_scores.plan_of(store, "calvin", "A")
 
 
 def test_it_acts_as_the_whole_one_does(released):
@@ -123,8 +159,8 @@ def test_what_does_not_fit_is_refused(called, made, released, tmp_path):
             (tmp_path / "nowhere", [], "nowhere")):
         with pytest.raises(UserError, match=said):
             called(model, *more, out=tmp_path / "out")
-    with pytest.raises(UserError, match="proprioception's scale"):
-        policies.load_policy(released)
+    with pytest.raises(UserError, match="has its own weights"):
+        policies.load_policy(released, elsewhere={"vggt": "file"})
     store = Store(made / "store")
     store.meta["simulator"] = "libero"
     with pytest.raises(UserError, match="cannot act in tabletop"):

@@ -75,6 +75,11 @@ def test_the_change_agents_block_is_the_records():
         assert word in section, word
 
 
+def test_the_ablations_tables_are_the_records():
+    folder = ROOT / "results" / "cpu"
+    assert (folder / "ablation.md").read_text() == ablation_tables.markdown(ablation_tables.load(folder / "runs" / "ablation"))
+
+
 def test_the_real_simulators_block_is_the_records():
     section = README.split(readme.REAL_START)[1].split(readme.REAL_END)[0].strip()
     assert section == real_tables.real_section(ROOT / "results" / "sims").strip()
@@ -96,7 +101,8 @@ def test_the_differences_to_the_official_code_and_the_speeds_of_the_tiny_model_a
     assert memory["how"] == "computed" and "**computed**" in READING
     for case in ("t4", "paper, NF4"):
         assert f"{memory['cases'][case]['with context and slack']:.1f} GiB" in READING, case
-    assert f"""denoiser to {found["denoiser, paper's sizes"]:.1e} at the paper's sizes""" in README
+    share = found["denoiser, paper's sizes"] / found["denoiser, paper's sizes, largest value"]
+    assert f"denoiser to {share:.1e} of its largest value at the paper's sizes" in README and f"it is {share:.1e} of the largest" in section
     target = "cached features and latents make ReconVLA's tiny training"
     assert f"{target} {cache['ratio']:.1f} times as fast, not 1.5" in README
 

@@ -107,6 +107,7 @@ def _trained(settings: Profile, work: Path, run: Run, clock: Clock, log) -> list
     found = _evaluate(settings, work, run, {run.variant: model}, clock, log)
     clock.check()
     found += [_look(settings, work, run, model), _offline(settings, work, run, model, place)]
+    found += [_rebuild(settings, work, run, model)] if model.denoiser is not None else []
     kept = checkpoint.steps(place / "kept") if run.row in ("baseline", "gaze") and not run.corrupt else []
     return found + [_mark(settings, work, run, experiments.load_run(place, path), clock, log) for path in kept]
 
@@ -199,6 +200,18 @@ def _offline(settings: Profile, work: Path, run: Run, model, place: Path) -> dic
     metrics = offline.action_error(model, Store(work / "store" / "validation"), every=10) | mended(model)
     record = _record(settings, work, run, run.variant, model, ablation_tables.OFFLINE, metrics, begun, "none (offline)", every=10)
     return {**record, "learning": learning(place)}
+
+
+def _rebuild(settings: Profile, work: Path, run: Run, model) -> dict:
+    """What the denoiser draws for held-out frames, of which two of five attention frames are."""
+    begun, store = time.monotonic(), Store(work / "store" / "validation")
+    frames = experiments.attention_frames(store, max(1, 2 * settings.attention_frames // 5))
+    columns, told = experiments.reconstruction_columns(model, frames, run.seed), [frame["task_id"] for frame in frames]
+    record = _record(settings, work, run, run.variant, model, ablation_tables.REBUILT, attention.averages(columns, tasks=told), begun,
+                     "none (recorded frames)")
+    names = [name for name in columns if name != "episode"]
+    return {**record, "frames": {"episode": columns["episode"].tolist(), "task": told} | {
+        name: [None if np.isnan(x) else round(float(x), 5) for x in columns[name]] for name in names}}
 
 
 def learning(place: Path, bins: int = 50) -> dict[str, list]:

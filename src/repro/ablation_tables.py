@@ -18,10 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from repro import attention, results, run_records, seeds
-from repro.experiments import ROWS
-from repro.intervals import bootstrap, over_seeds, t95
+from repro.experiments import CONTROL, REBUILT_APART, ROWS, UNTAUGHT
+from repro.experiments import REBUILT as REBUILT_OWN
+from repro.intervals import bootstrap, over_seeds, t95, wilson
 
 ATTENTION, OFFLINE, ON_THE_WAY = "attention on held-out frames", "offline action error on held-out episodes", "single tasks on the way"
+REBUILT = "reconstruction of held-out targets"
 MASS = "attention mass in the gaze box"
 GAIN = "attention mass, gaze box minus another episode's box"
 TASK_GAIN = "attention mass, gaze box minus the same task's box elsewhere"
@@ -147,8 +149,8 @@ def chain_benchmarks(records: Iterable[dict]) -> list[str]:
 
 
 def _against(found: dict, variant: str, bounds: tuple[float, float], shared: bool = False, baseline: str = BASELINE) -> list[str]:
-    """Cells "difference" and "seeds in which it is positive"."""
-    if variant == baseline or baseline not in found:
+    """Cells "difference" and "seeds in which it is positive"; none of a row that differs from the baseline in where it began."""
+    if variant == baseline or baseline not in found or (variant in UNTAUGHT and baseline == BASELINE):
         return ["", ""]
     apart = difference(found[variant], found[baseline], bounds, shared)
     return ["-", "-"] if apart is None else [signed(apart), f"{apart['positive']} of {apart['seeds']}"]
@@ -168,9 +170,13 @@ def chain_table(records: list[dict], benchmark: str) -> Table:
         seeds = found[variant]
         rates = [results.shown(f"{k}/5", mean({s: v >= k for s, v in seeds.items()}, (0, 1))) for k in range(1, 6)]
         average = mean(seeds, (0, 5))
+        control = _against(found, variant, (-5, 5), baseline=CONTROL[variant])[0] if variant in CONTROL else ""
         rows.append([variant, str(len(seeds)), str(average["n"]), *rates, results.shown("average length", average),
-                     *_against(found, variant, (-5, 5))])
-    return ["row", "seeds", "chains", *(f"{k}/5 %" for k in range(1, 6)), "average length", "minus baseline", "seeds above baseline"], rows
+                     *_against(found, variant, (-5, 5)), control and f"{control} ({CONTROL[variant]})"])
+    apart = ["minus baseline", "seeds above baseline", "minus the row that differs in the reconstruction alone"]
+    titles = ["row", "seeds", "chains", *(f"{k}/5 %" for k in range(1, 6)), "average length", *apart]
+    used = [i for i, title in enumerate(titles) if title != apart[-1] or any(row[i] for row in rows)]
+    return [titles[i] for i in used], [[row[i] for i in used] for row in rows]
 
 
 def attention_tables(records: list[dict], benchmark: str = ATTENTION, order: list[str] | None = None, baseline: str = BASELINE
@@ -229,9 +235,8 @@ def _own(looked: list[dict], name: str) -> tuple[dict[str, dict], str]:
     return {variant: over_seeds(some) for variant, some in metrics.items()}, "episodes"
 
 
-def task_table(records: list[dict], benchmark: str) -> Table:
-    """Success of each task within the chains, %, all seeds together, the worst first; in brackets the attempts. A task is attempted where
-    all before it in its chain were solved, so rows did not attempt the same ones."""
+def tasks_in_chains(records: list[dict], benchmark: str) -> Table:
+    """Success of each task within the chains, %, with Wilson's interval over the attempts of all seeds; the worst first."""
     of = [r for r in records if r["benchmark"] == benchmark and not is_floor(records, r["variant"])]
     columns, tried = variants(of), {}
     for record in of:
@@ -239,14 +244,15 @@ def task_table(records: list[dict], benchmark: str) -> Table:
             if name.startswith("task/"):
                 solved, attempts = tried.get((name[5:], record["variant"]), (0, 0))
                 tried[name[5:], record["variant"]] = solved + round(rate["value"] * rate["n"]), attempts + rate["n"]
-    total = {task: sum(solved for (name, _), (solved, _) in tried.items() if name == task)
-             / sum(attempts for (name, _), (_, attempts) in tried.items() if name == task) for task, _ in tried}
+    total = {task: np.sum([counts for (name, _), counts in tried.items() if name == task], axis=0) for task, _ in tried}
 
     def cell(task: str, row: str) -> str:
         solved, attempts = tried.get((task, row), (0, 0))
-        return f"{100 * solved / attempts:.0f} ({attempts})" if attempts else "-"
+        low, high = wilson(solved, attempts) if attempts else (0, 0)
+        return f"{100 * solved / attempts:.0f} [{100 * low:.0f}, {100 * high:.0f}] of {attempts}" if attempts else "-"
 
-    return ["task", *columns], [[task, *(cell(task, row) for row in columns)] for task in sorted(total, key=lambda t: (total[t], t))]
+    order = sorted(total, key=lambda task: (total[task][0] / total[task][1], task))
+    return ["task", *columns], [[task, *(cell(task, row) for row in columns)] for task in order]
 
 
 def attention_parts(records: list[dict], title: str, benchmark: str = ATTENTION, order: list[str] | None = None, baseline: str = BASELINE
@@ -276,6 +282,18 @@ def offline_table(records: list[dict]) -> Table:
     return ["row", "seeds", f"motion error (n = {counted} episodes)",
             "action loss at the end, 8 held-out batches of the evaluation scene; of several seeds the mean [least, most]",
             "where it is least, in hindsight (share of the steps; neighbours hardly differ)"], rows
+
+
+def rebuilt_table(records: list[dict]) -> Table:
+    """How near a drawn reconstruction is to its own target, and whether nearer than to those of other tasks; over seeds and tasks."""
+    rows, counted = [], 0
+    for variant in variants(r for r in records if r["benchmark"] == REBUILT):
+        own, apart = (frames(records, name, REBUILT)[variant] for name in (REBUILT_OWN, REBUILT_APART))
+        counted = len(next(iter(own.values())))
+        metric = mean(apart, (-1, 1), shared=True)
+        rows.append([variant, str(len(own)), results.shown("error", mean(own, (0, 1), shared=True)),
+                     f"{metric['value']:+.3g} [{metric['low']:+.3g}, {metric['high']:+.3g}]"])
+    return ["row", "seeds", f"mean error a pixel and colour, 0 to 1 (n = {counted} tasks)", "own target minus other tasks' targets"], rows
 
 
 def early_stop(learning: dict) -> dict | None:
@@ -319,9 +337,12 @@ WAY = "On the way: does the gain level off? (Looks into one run, whose learning 
 def markdown(records: list[dict]) -> str:
     """All tables, one after another."""
     parts = [(f"Chains of five: {name} (not comparable with the paper)", chain_table(records, name)) for name in chain_benchmarks(records)]
-    parts += [(f"Tasks within the chains, success % (attempts), the worst first: {name}", task_table(records, name))
+    parts += [(f"Tasks within the chains, success % of the attempts, the worst first: {name}. (A task is attempted where all before it in "
+               "its chain were solved, so rows did not attempt the same ones)", tasks_in_chains(records, name))
               for name in chain_benchmarks(records)]
     parts += attention_parts(records, "Attention on held-out frames")
+    parts += [("What the denoiser draws from noise, held-out frames, part of the static camera (below 0: it depends on the frame)",
+               rebuilt_table(records))]
     parts += [("Offline, held-out episodes", offline_table(records)), (WAY, way_table(records))]
     return "\n\n".join(f"## {title}\n\n{results.markdown(*table)}" for title, table in parts if table[1]) + "\n"
 
@@ -356,7 +377,7 @@ def readme_section(folder: Path | str) -> str:
     spent = [r["training_minutes"] for r in trained if "training_minutes" in r]
     took = f", training of {min(spent):.0f} to {max(spent):.0f} min each on one core" if spent else ""
     return (f"{seeds.where_from(records, folder)}; {len(trained)} trained runs{took}. **Not comparable with the paper.**\n\n"
-            f"{results.markdown(*short_table(records))}\n\n{counted(records)}\n")
+            f"{counted(records)}\n\n{results.markdown(*short_table(records))}\n")
 
 
 def publish(work: Path, target: Path, drawn: Iterable[str] = (), log=print) -> Path:

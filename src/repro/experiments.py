@@ -42,6 +42,7 @@ ROWS = {  # name -> what it changes in the preset
 }
 PRETRAINED = {  # row -> (row of the stage before, is its denoiser kept?)
     "gaze+pretrain": ("gaze", True), "gaze+pretrain without denoiser": ("gaze", False), "baseline+pretrain": ("baseline", True)}
+CONTROL = {"gaze untaught": "baseline untaught", "gaze+pretrain": "baseline+pretrain"}  # row -> what differs in the reconstruction alone
 UNTAUGHT = ("baseline untaught", "gaze untaught")  # rows whose language model begins at random: it was not taught to point
 VARIANTS = {name: ROWS[name] for name in ("baseline", "whole", "gaze", "blind")}  # those of the notebooks
 MARKS = (0.1, 0.25, 0.5, 0.75, 1.0)  # shares of the steps at which a run of `curve_seeds` is looked at
@@ -115,7 +116,7 @@ def job(settings: Profile, work: Path, row: str, seed: int, corrupt: float = 0.0
         before, kept = PRETRAINED[row]
         more = {"start": str(folder(work, f"pretraining {before}", seed)), "keep_denoiser": kept}
     return _write_job(settings, work, folder(work, row, seed, corrupt), row, seed, minutes, marks, name=row,
-                      store=work / "store" / "training", corrupt=corrupt, **more)
+                      store=work / "store" / "training", corrupt=corrupt, **({"corrupt_seed": seed} if corrupt else {}), **more)
 
 
 def job_before(settings: Profile, work: Path, row: str, seed: int, minutes: float | None = None) -> Path:
@@ -305,6 +306,29 @@ def attention_columns(static: np.ndarray, frames: list[dict], seed: int = 0) -> 
     """The numbers of each frame, with every control (attention.frame_numbers)."""
     return attention.frame_numbers(static, np.stack([frame["gaze.box"] for frame in frames]), _of(frames, "episode"),
                                    [frame["task_id"] for frame in frames], seed=seed)
+
+
+REBUILT, REBUILT_APART = "mean |error| of the rebuilt region", "mean |error|, own target minus other tasks' targets"
+
+
+def reconstruction_columns(model: ReconVLA, frames: list[dict], seed: int = 0, batch: int = 32) -> dict[str, np.ndarray]:
+    """How near what the denoiser draws from noise (once a frame) is to its own target, the part of the static camera, pixels in [0, 1]; and
+    that minus the mean over the frames of other tasks: below 0 it depends on the frame."""
+    targets, drawn = [], []
+    torch.manual_seed(seed)
+    for i in range(0, len(frames), batch):
+        clock.check()
+        part = frames[i : i + batch]
+        targets.append(model.targets(part))
+        drawn.append(model.reconstruct(part, [frame["task"] for frame in part]))
+    border = targets[0].shape[1] * model.config.static_tokens // model.config.grid[0]
+    aims, shown = (np.concatenate(some)[:, :border].astype(np.float32) / 255 for some in (targets, drawn))
+    tasks, own, others = np.array([frame["task_id"] for frame in frames]), [], []
+    for i, picture in enumerate(shown):
+        apart = np.abs(aims - picture).mean((1, 2, 3))
+        own.append(apart[i])
+        others.append(apart[tasks != tasks[i]].mean() if (tasks != tasks[i]).any() else np.nan)
+    return {"episode": _of(frames, "episode"), REBUILT: np.array(own), REBUILT_APART: np.array(own) - np.array(others)}
 
 
 def attention_jumps(static: np.ndarray, frames: list[dict]) -> dict[str, np.ndarray]:

@@ -41,8 +41,8 @@ def histograms(values: np.ndarray, names: Sequence[str], xlabel: str, span: tupl
     return figure
 
 
-def keep(figure: Figure, path: Path | str):
-    """Write the figure as PNG, whole or not at all, and return it for display in a notebook: pictures as JPEG.
+def keep(figure: Figure, path: Path | str | None):
+    """Write the figure as PNG, whole or not at all (None: nowhere), and return it for display in a notebook: pictures as JPEG.
 
     A figure counts as pictures where JPEG halves it; the letters and lines of a plot are cleaner, and hardly larger, as PNG.
     """
@@ -52,11 +52,12 @@ def keep(figure: Figure, path: Path | str):
     figure.savefig(buffer, format="png")
     whole = PIL.Image.open(buffer).convert("RGB")
     png, jpeg = _encoded(whole, "png", optimize=True), _encoded(whole, "jpeg", quality=85, subsampling=0)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_bytes(png)
-    os.replace(part, path)
+    if path is not None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_bytes(png)
+        os.replace(part, path)
     return Image(data=jpeg if 2 * len(jpeg) < len(png) else png, width=int(figure.get_figwidth() * 85))
 
 

@@ -1,10 +1,11 @@
 """Chains of five of one checkpoint, its floors beside it: on the embedded play table, or in CALVIN's own simulator by its own sequences.
 
     repro evaluate chains --model RUN --store STORE                                    # play table, scene D
-    repro evaluate chains --model ReconVLA --store STORE --simulator calvin --protocol reconvla --nf4   # the authors' released folder
+    repro evaluate chains --model ReconVLA --store STORE --simulator calvin --renderer egl --protocol reconvla   # the authors' folder
 
 With CALVIN's simulator the rules are the protocol's (protocols.py): CALVIN's 1000 chains of at most 360 steps a task, or the 500 of 500
-steps of ReconVLA's script. Rates are over N; what ReconVLA's own script would have printed, over N + 1, is said beside them.
+steps of ReconVLA's script. Rates are over N; what ReconVLA's own script would have printed, over N + 1, is said beside them. No record of
+this module claims to be comparable with the paper: whoever puts one beside it sees in `config` what departs from the protocol.
 """
 
 import re
@@ -18,7 +19,7 @@ from repro import run_records
 from repro.data.episodes import Store
 from repro.evaluation import chains, floors, protocols
 from repro.evaluation.policies import about, mended, minutes
-from repro.machine import UserError
+from repro.machine import UserError, cores
 from repro.sims import environments
 from repro.sims.base import Launch
 from repro.sims.tabletop import language, tasks
@@ -38,39 +39,41 @@ class Plan:
     chains: list               # (start state, tasks)
     sentences: dict[str, str]  # of the tasks
     about: dict                # what the simulator says of itself
-    official: bool             # CALVIN's simulator, scene D, with its own renderer, and all chains of the protocol
+    departs: tuple[str, ...]   # how it departs from the protocol
 
 
 def plan_of(store: Store, simulator: str = "tabletop", scene: str = "D", count: int | None = None, chosen: list[str] | None = None,
             protocol: str = "CALVIN", seed: int = 0, renderer: str = "tiny") -> Plan:
     """The plan. count: chains (None: the protocol's, on the play table 100). chosen: tasks of the play table (None: those of the store);
-    CALVIN's sequences take all 34. seed: of the play table's start states. renderer: of CALVIN's simulator, "egl" as published, or "tiny",
-    which draws on a CPU and otherwise."""
+    CALVIN's sequences take all 34, in scene D. seed: of the play table's start states. renderer: of CALVIN's simulator, "egl" as published,
+    or "tiny", which draws on a CPU and otherwise."""
     rules, made_in = protocols.chain_protocol(protocol), store.meta.get("simulator", "calvin_env")
-    if made_in not in ("tabletop", "calvin_env") or (simulator == "tabletop") and made_in != "tabletop":
+    if made_in not in protocols.CALVINS or (simulator == "tabletop") and made_in != "tabletop":
         raise UserError(f"policies of {made_in}'s data cannot act in {simulator}: their proprioception or pictures differ",
                         "the play table's data, or with --simulator calvin CALVIN's", made_in, "another store, or repro evaluate --suite")
     if simulator == "tabletop":
         if renderer != "tiny":
             raise UserError("the play table draws itself", "--renderer with --simulator calvin", renderer, "leave it out")
-        launch = environments.launch("tabletop", scene=scene)
+        launch, departs = environments.launch("tabletop", scene=scene), ["the embedded play table"]
         names = tasks.check_tasks(chosen or sorted({episode.task_id for episode in store.episodes}))
         starts, sentences = tasks.chains(count or 100, LENGTH, START + seed, names), language.VALIDATION
         benchmark = f"play table {''.join(sorted({e.scene for e in store.episodes}))}->{scene}, {len(names)} tasks, chains of {LENGTH}"
     else:
         if chosen:
             raise UserError("CALVIN's sequences go through all of its tasks", "no --tasks", ", ".join(chosen), "leave it out")
+        if scene != "D":
+            raise UserError("CALVIN's start states are those of scene D", "--scene D", scene, "leave it out")
         if count and count > 1000:
             raise UserError("CALVIN has 1000 sequences", "--chains 1 .. 1000", count)
-        launch = environments.launch("calvin", scene=scene, renderer=renderer)
-        starts = protocols.calvin_chains(count or rules.chains)
+        launch, starts = environments.launch("calvin", scene=scene, renderer=renderer), protocols.calvin_chains(count or rules.chains)
+        departs = [f"{len(starts)} chains of {rules.chains}"] * (len(starts) != rules.chains)
+        departs += ["drawn by TinyRenderer, not by EGL"] * (renderer != "egl")
         sentences = protocols.calvin_validation_sentences(environments.calvin_home())
         benchmark = f"CALVIN {scene}, official sequences, chains of {LENGTH}"
     with Worker(launch) as worker:
         found = worker.about
     told = {task: sentences[task] for task in sorted({task for _, some in starts for task in some})}
-    official = simulator == "calvin" and (scene, renderer) == ("D", "egl") and len(starts) == rules.chains
-    return Plan(benchmark, rules, launch, starts, told, found, official)
+    return Plan(benchmark, rules, launch, starts, told, found, tuple(departs))
 
 
 def demonstrations(store: Store) -> dict[str, np.ndarray]:
@@ -88,22 +91,33 @@ def beside(policy, store: Store, plan: Plan, seed: int = 0, blind=None) -> dict[
                     "scripted expert (ceiling)": floors.ExpertPolicy(seed)}
 
 
-def score(scored: dict[str, object], plan: Plan, folder: Path | str, store: Store, seed: int = 0, simulators: int = 32, workers: int = 0,
-          fresh: bool = False, log: Callable[[str], None] = print) -> list[dict]:
-    """Evaluate every policy on the same chains; a run record each below `folder`, with the lengths of all chains as `outcomes`."""
-    folder, found, workers = Path(folder), [], workers or int(plan.launch.one_a_process)
+def departures(policy, plan: Plan) -> list[str]:
+    """How an evaluation departs from the plan's protocol, in words; of the policy: 4 bits, and the server's seam."""
+    config = getattr(policy, "config", None)
+    own = ["language model in 4 bits"] * bool(getattr(policy, "official", False) and getattr(config, "quantise", None))
+    if plan.rules.appends_mean and getattr(policy, "official", False):
+        own += [f"static camera on {config.static_rows} rows as in training, not the server's {SERVER_ROWS}"] * (
+            not config.acting_static_rows)
+    return [*plan.departs, *own]
+
+
+def score(scored: dict[str, object], plan: Plan, folder: Path | str, store: Store, seed: int = 0, simulators: int = 32,
+          workers: int | None = None, fresh: bool = False, log: Callable[[str], None] = print) -> list[dict]:
+    """Evaluate every policy on the same chains; a run record each below `folder`, with the lengths of all chains as `outcomes`. A policy's
+    outcomes lie in a folder of its weights. workers: processes (None: CALVIN one a core, the play table none but this)."""
+    folder, found = Path(folder), []
+    workers = (cores() if plan.launch.one_a_process else 0) if workers is None else workers
     for name, policy in scored.items():
-        place = folder / "outcomes" / _file(plan.benchmark) / _file(f"{plan.rules.name} {len(plan.chains)} {name}")
+        identity = chains.identity(policy)
+        place = folder / "outcomes" / _file(plan.benchmark) / _file(f"{plan.rules.name} {len(plan.chains)} {name} {identity[:8]}")
         outcomes = chains.evaluate(policy, plan.launch, plan.chains, place, plan.rules.max_steps, simulators, plan.sentences, name=name,
                                    workers=workers, fresh=fresh, log=log)
-        followed = plan.rules.name if plan.official else f"not {plan.rules.name}: its rules alone"
-        config = {"protocol": followed, "chains": len(outcomes),
-                  "max_steps": plan.rules.max_steps, "simulator": plan.about, "policy": about(policy)}
-        comparable = plan.official and getattr(policy, "released", False)
+        config = {"protocol": plan.rules.name, "departs": departures(policy, plan), "chains": len(outcomes),
+                  "max_steps": plan.rules.max_steps, "simulator": plan.about, "identity": identity, "policy": about(policy)}
         record = run_records.record(
             "reconvla", name, benchmark=plan.benchmark, data=store.meta["name"], data_hash=store.hash, config=config, seed=seed,
             metrics=chains.summarise(outcomes, seed) | mended(policy), minutes=minutes(policy, seconds=chains.spent(place)),
-            simulator=plan.about["simulator"], renderer=plan.about["renderer"], not_comparable_with=[] if comparable else ["reconvla"])
+            simulator=plan.about["simulator"], renderer=plan.about["renderer"], not_comparable_with=["reconvla"])
         found.append({**record, "outcomes": "".join(str(outcome.length) for outcome in outcomes)})
         run_records.save(found[-1], folder / "runs")
         if plan.rules.appends_mean:

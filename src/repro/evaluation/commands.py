@@ -100,9 +100,8 @@ def _suite(model: Path, store: Path, options: dict) -> None:
 
     data, seed = Store(store), options["seed"]
     policy = load_policy(model, data, language=options["language"], elsewhere=_elsewhere(options))
-    out, trained_on = options["out"] or machine.work("evaluation"), getattr(policy, "trained", {}).get("data", {}).get("hash")
-    if trained_on and trained_on != data.hash:
-        click.echo(f"{store} is not the data that {model} was trained on: what is replayed and pictures' sizes are this store's")
+    out = options["out"] or machine.work("evaluation")
+    _say_other_data(policy, model, store, data)
     tasks = options["tasks"].split(",") if options["tasks"] else None
     plan = suites.plan_of(options["suite"], options["layout"], options["episodes"], tasks, options["protocol"], seed, options["execute"],
                           orientation=getattr(policy.config, "orientation", "upright"), **suites.sizes_of(data))
@@ -134,23 +133,24 @@ def _floors(policy, data, plan, options: dict) -> dict[str, object]:
 @click.option("--store", type=click.Path(path_type=Path), required=True, help="Its training data; of an official one any of CALVIN's.")
 @click.option("--simulator", type=click.Choice(["tabletop", "calvin"]), default="tabletop", show_default=True,
               help="The embedded play table, or CALVIN's own (CALVIN_ROOT).")
-@click.option("--scene", default="D", show_default=True)
+@click.option("--scene", default="D", show_default=True, help="Of the play table.")
 @click.option("--renderer", type=click.Choice(["tiny", "egl"]), default="tiny", show_default=True,
-              help="Of CALVIN: egl as published (a GPU), tiny on a CPU; scores of tiny are not comparable.")
+              help="Of CALVIN: egl (a GPU) as published, tiny on a CPU.")
 @click.option("--chains", "count", type=click.IntRange(min=1), help="Default: 100 on the play table, in CALVIN the protocol's.")
 @click.option("--tasks", help="Of the play table, comma-separated (default: those of the store).")
 @click.option("--protocol", type=click.Choice(["calvin", "reconvla"]), default="calvin", show_default=True,
               help="1000 chains of 360 steps a task, or ReconVLA's script: 500 of 500.")
 @click.option("--server-seam", is_flag=True, help="Acting canvas with the seam of ReconVLA's server, 6 pixels off its training's.")
-@click.option("--nf4", is_flag=True, help="An official checkpoint's language model in 4 bits, which fits one T4.")
+@click.option("--nf4", is_flag=True, help="An official checkpoint's language model in 4 bits, for a GPU of 16 GB.")
 @click.option("--vision", metavar="FOLDER", help="SigLIP's config.json, for an official checkpoint without a network.")
-@click.option("--floors/--no-floors", default=True, show_default=True, help="Blanked, shuffled, replay, random, constant, and the expert.")
+@click.option("--floors/--no-floors", default=True, show_default=True,
+              help="Blanked, shuffled, replay, random, constant, and the expert; the first two take as long as the model.")
 @click.option("--blind", type=click.Path(path_type=Path), metavar="RUN", help="One trained without pictures, in the place of blanked ones.")
-@click.option("--simulators", type=click.IntRange(min=1), default=32, show_default=True, help="Stepped together.")
-@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that share them; CALVIN: at least 1.")
+@click.option("--simulators", type=click.IntRange(min=1), default=32, show_default=True, help="Stepped together; CALVIN: one a worker.")
+@click.option("--workers", type=click.IntRange(min=0), help="Processes that share them (default: CALVIN one a core, the play table 0).")
 @click.option("--seed", default=0, show_default=True, help="Of the play table's start states.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of outcomes and records (default: work/evaluation).")
-@click.option("--fresh", is_flag=True, help="Throw away outcomes of another policy under the same name.")
+@click.option("--fresh", is_flag=True, help="Throw away outcomes of the same policy that another version of the library left.")
 def evaluate_chains(model: Path, store: Path, out: Path | None, **options) -> None:
     """Average length of chains of five and success at each place of the chain, floors beside it; the same command goes on after a stop."""
     from dataclasses import replace
@@ -163,7 +163,7 @@ def evaluate_chains(model: Path, store: Path, out: Path | None, **options) -> No
     if options["blind"] and not options["floors"]:
         raise UserError("--blind does nothing with --no-floors", "a floor beside the score, or none", next_step="leave one of them out")
     data, out, protocol = Store(store), out or machine.work("evaluation"), {"calvin": "CALVIN", "reconvla": "ReconVLA"}
-    policy = load_policy(model, data, elsewhere=_elsewhere({"vggt": None, **options}), quantise="nf4" if options["nf4"] else None)
+    policy = load_policy(model, data, elsewhere={"vision": options["vision"]}, quantise="nf4" if options["nf4"] else None)
     if options["server_seam"]:
         if getattr(policy.config, "height", None) != chain_scores.CANVAS:
             raise UserError("the seam of ReconVLA's server belongs to its own canvas", f"height {chain_scores.CANVAS}",
@@ -175,13 +175,28 @@ def evaluate_chains(model: Path, store: Path, out: Path | None, **options) -> No
     chosen = options["tasks"].split(",") if options["tasks"] else None
     plan = chain_scores.plan_of(data, options["simulator"], options["scene"], options["count"], chosen, protocol[options["protocol"]],
                                 options["seed"], options["renderer"])
+    _say_other_data(policy, model, store, data)
     floors = chain_scores.beside(policy, data, plan, options["seed"], blind) if options["floors"] else {}
-    name = "released checkpoint" if getattr(policy, "released", False) else type(policy).__name__
+    name = f"{'official checkpoint' if getattr(policy, 'official', False) else type(policy).__name__} {model.resolve().name}"
     records = chain_scores.score({name: policy, **floors}, plan, out, data, options["seed"], options["simulators"], options["workers"],
                                  options["fresh"], click.echo)
-    click.echo(f"{plan.benchmark}, {plan.rules.max_steps} steps a task")
+    departs = records[0]["config"]["departs"]
+    click.echo(f"{plan.benchmark}, at most {plan.rules.max_steps} steps a task; {plan.rules.name}'s protocol"
+               + (f" but for: {', '.join(departs)}" if departs else ""))
     click.echo(results.markdown(*results.chain_table(records)))
+    if options["simulator"] == "calvin":
+        claims = results.claims(machine.root() / "papers" / "reconvla" / "claims.toml")
+        click.echo("the paper's own rows; which of them a checkpoint belongs to, its folder does not say:")
+        click.echo(results.markdown(*results.paper_table(claims, [], table=1)))
+    if options["floors"] and not options["blind"]:
+        click.echo("images blanked: grey pictures are out of distribution for it, which says little; one trained blind says more (--blind)")
     click.echo(f"records: {out / 'runs'}")
+
+
+def _say_other_data(policy, model: Path, store: Path, data) -> None:
+    trained_on = getattr(policy, "trained", {}).get("data", {}).get("hash")
+    if trained_on and trained_on != data.hash:
+        click.echo(f"{store} is not the data that {model} was trained on: what is replayed and pictures' sizes are this store's")
 
 
 @evaluate.command("change-agent")

@@ -1,7 +1,7 @@
 """A policy from its checkpoint, whichever model it is: the checkpoint says so.
 
     policy = load_policy("work/train/gaze")           # a run's folder: its last whole checkpoint; or one checkpoint
-    policy = load_policy("ReconVLA", store)           # the authors' released folder, on data in CALVIN's units
+    policy = load_policy("ReconVLA")                  # a folder of the official ReconVLA code, as the authors released one
     policy.act(observations, instructions)            # (B, K, 7)
 """
 
@@ -51,7 +51,7 @@ def load_policy(folder: Path | str, store=None, run: Path | str | None = None, l
     from repro.models import official
 
     if official.holds(folder):
-        return _released(Path(folder).expanduser(), store, elsewhere or {}, quantise)
+        return _official(Path(folder).expanduser(), {name: place for name, place in (elsewhere or {}).items() if place}, quantise)
     path = find(folder)
     if quantise:
         raise UserError(f"{path} is loaded in the precision it was trained in", "an official folder (config.json, *.safetensors)",
@@ -74,21 +74,18 @@ def load_policy(folder: Path | str, store=None, run: Path | str | None = None, l
     return policy.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _released(folder: Path, store, elsewhere: dict[str, str], quantise: str | None):
-    """An official checkpoint as a policy: without denoiser and VAE, the state scaled by its data set's statistics.yaml."""
+def _official(folder: Path, elsewhere: dict[str, str], quantise: str | None):
+    """A checkpoint of the official code as a policy: without denoiser and VAE, the state scaled as that code scales it."""
     from repro.models import official, towers
 
     if unread := sorted(set(elsewhere) - {"vision"}):
         raise UserError(f"{folder} has its own weights", "--vision FOLDER, whose config.json tells the tower's architecture",
                         f"--{', --'.join(unread)}", "leave it out")
-    known = ((store.meta.get("source_statistics") or {}) if store is not None else {}).get("robot_obs")
-    if known is None:
-        raise UserError(f"{folder} says nothing of the proprioception's scale", "a store imported from a folder with statistics.yaml",
-                        "no store" if store is None else f"{store.path} without", "repro calvin import of CALVIN's own folder")
     dtype = compute_dtype()[0]
     vision = towers.vision(elsewhere["vision"], pretrained=False, dtype=dtype) if elsewhere.get("vision") else None
-    policy = official.load_official(folder, {"observation.state": known}, dtype, vision=vision, acting=True, quantise=quantise)
-    policy.released = True
+    policy = official.load_official(folder, {"observation.state": official.STATISTICS}, dtype, vision=vision, acting=True,
+                                    quantise=quantise)
+    policy.official = True
     return policy.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 

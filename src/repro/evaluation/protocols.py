@@ -43,6 +43,7 @@ class ChainProtocol:
     length: int = 5
 
 
+CALVINS = ("tabletop", "calvin", "calvin_env")  # simulators of stores in CALVIN's units: ours, CALVIN's with scripts, CALVIN's own data
 CALVIN = ChainProtocol("CALVIN", "mees/calvin @ fa03f01f, evaluate_policy.py", 1000, 360)
 RECONVLA = ChainProtocol("ReconVLA", "OpenHelix-Team/ReconVLA @ 047ccd9, evaluate_policy_multiserver.py, its defaults", 500, 500, True)
 CHAIN_PROTOCOLS = {protocol.name: protocol for protocol in (CALVIN, RECONVLA)}

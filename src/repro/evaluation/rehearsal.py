@@ -19,7 +19,7 @@ import torch
 from repro.data.batches import Batches
 from repro.data.calvin_frames import BLOCKS, block_order
 from repro.data.episodes import Episode, Store, StoreWriter
-from repro.evaluation import answers, chains, suites
+from repro.evaluation import answers, chains, protocols, suites
 from repro.evaluation.offline import recorded_chunks
 from repro.machine import UserError
 from repro.models.sentences import build as words_of
@@ -62,7 +62,7 @@ class Learned:
 def starts(store: Store) -> list[Start]:
     """TRIED episodes of one scene, of different tasks where there are, whose start is known and whose actions are those executed:
     scripted ones without a disturbance, recorded ones whose file holds the simulator's states, or the play table's."""
-    table = store.meta.get("simulator", "calvin_env") in ("tabletop", "calvin_env")
+    table = store.meta.get("simulator", "calvin_env") in protocols.CALVINS
     known = {(info.scene, info.task_id): (info.scene, info.task_id) for info in store.episodes} if table else suites.placed(store)[0]
     at = lambda info: known.get((info.scene, info.task_id))
     told = lambda info: info.info.get("state") or info.info.get("start") or (table and "observation.environment_state" in store.columns)

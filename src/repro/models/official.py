@@ -35,6 +35,12 @@ NAMES = (  # theirs -> ours, by the beginning of the name
 )
 POSITIONS = "denoiser.net.pos_embed"  # fixed sines: compared, not loaded
 HEADS = 16  # of the denoiser; the official code has no field for it
+STATISTICS = {  # of the proprioception, whatever it was trained on: CALVIN's task D (reconvla/statistics.yaml)
+    "mean": [0.039233, -0.118554, 0.507826, 1.079174, -0.083069, 1.579753, 0.054622, -0.736859, 1.017769, 1.792879, -2.099604, -0.993738,
+             1.790842, 0.586534, 0.095367],
+    "std": [0.150769, 0.1104, 0.06253, 2.883517, 0.126405, 0.377196, 0.030152, 0.334392, 0.172714, 0.240513, 0.3842, 0.198596, 0.158712,
+            0.346865, 0.995442],
+}  # fmt: skip
 WIDTHS = {3: 1024, 8: 1280, 12: 1536}  # of the denoiser, by its depth (multimodal_projector/builder.py)
 
 

@@ -64,20 +64,31 @@ def test_denoiser_gives_the_official_loss(denoiser):
     assert net.loss(latents, hidden, torch.ones(3, dtype=torch.bool)).item() == pytest.approx(official["loss"].mean(), rel=1e-6)
 
 
-def paper_sized() -> dict[str, np.ndarray | float]:
-    """Output and loss of the denoiser at the paper's sizes; the last map divided by 4, so that outputs are as large as noise."""
-    net = Denoiser(hidden_dim=3584, latent_dim=64, grid=(27, 27), width=1024, depth=3, heads=16)
+PAPER = dict(hidden_dim=3584, latent_dim=64, grid=(27, 27), width=1024, depth=3)
+
+
+def paper_weights(net: torch.nn.Module) -> None:
+    """The last map divided by 4, so that outputs are as large as noise."""
     with torch.no_grad():
-        for name, tensor in net.net.state_dict().items():
+        for name, tensor in net.state_dict().items():
             if name != "pos_embed":
                 tensor.copy_(weight(f"net.{name}", tensor.shape) / (4 if name.startswith("final_layer.linear") else 1))
+
+
+def paper_inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Latents, hidden states, noise levels."""
     random = np.random.RandomState(1)
     latents = torch.from_numpy(random.standard_normal((2, 64, 27, 27)).astype(np.float32))
-    hidden = torch.from_numpy((0.01 * random.standard_normal((2, 729, 3584))).astype(np.float32))
+    return latents, torch.from_numpy((0.01 * random.standard_normal((2, 729, 3584))).astype(np.float32)), torch.tensor([17, 803])
+
+
+def paper_sized() -> dict[str, np.ndarray | float]:
+    """Output and loss of the denoiser at the paper's sizes."""
+    net, (latents, hidden, levels) = Denoiser(heads=16, draws=1, **PAPER), paper_inputs()
+    paper_weights(net.net)
     with torch.no_grad():
-        output = net.net(latents, torch.tensor([17, 803]), hidden).numpy()
+        output = net.net(latents, levels, hidden).numpy()
         torch.manual_seed(5)
-        net.draws = 1
         loss = net.loss(latents, hidden, torch.ones(2, dtype=torch.bool)).item()
     return {"output": output.reshape(-1)[::997], "loss": loss}
 

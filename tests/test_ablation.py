@@ -231,8 +231,11 @@ def test_minutes_stop_a_run_cleanly_and_unknown_rows_are_refused(work, monkeypat
     assert "0 of 1 runs are done, left: baseline:0:0" in said[-1] and not (work / "runs").exists()
     with pytest.raises(UserError, match="no such rows"):
         ablation.runs(replace(SETTINGS, rows=("gazing",)))
-    order = [run.key for run in ablation.runs(replace(SETTINGS, few_rows=("box",), few_seeds=(1,), corrupt=(0.33,)))]
-    assert order == ["baseline:0:0", "gaze:0:0", "floors:0:0", "baseline:1:0", "gaze:1:0", "floors:1:0", "box:1:0", "gaze:1:0.33"]
+    order = [run.key for run in ablation.runs(replace(SETTINGS, few_rows=("gaze long", "box"), few_seeds=(1, 0), corrupt=(0.33,)))]
+    assert order == ["baseline:0:0", "gaze:0:0", "floors:0:0", "baseline:1:0", "gaze:1:0", "floors:1:0", "gaze long:1:0", "box:1:0",
+                     "gaze:1:0.33", "box:0:0", "gaze:0:0.33"]
+    steps = [json.loads(experiments.job(SETTINGS, work, row, 0).read_text())["train"]["steps"] for row in ("gaze", "gaze long")]
+    assert steps == [SETTINGS.train_steps, 3 * SETTINGS.train_steps]
     monkeypatch.setenv("REPRO_WORK", str(work))
     assert "no run of the ablation is done" in str(CliRunner().invoke(cli, ["ablation", "--tables"]).exception)
 

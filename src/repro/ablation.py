@@ -44,7 +44,7 @@ SYSTEM, RECORDS = "reconvla", "reconvla ablation"
 
 
 def runs(settings: Profile) -> list[Run]:
-    """Everything the profile asks for: the main rows and floors seed by seed, then those of fewer seeds and wrong boxes."""
+    """Everything the profile asks for: the main rows and floors seed by seed, then those of fewer seeds and wrong boxes; long rows once."""
     unknown = sorted({*settings.rows, *settings.few_rows} - set(experiments.ROWS))
     if unknown or not settings.rows or not settings.seeds:
         raise UserError("the ablation has no such rows", " | ".join(experiments.ROWS), ", ".join(unknown) or "no row or no seed")
@@ -53,7 +53,7 @@ def runs(settings: Profile) -> list[Run]:
         found += [Run(row, seed) for row in settings.rows]
         found += [Run(FLOORS, seed)] if "gaze" in settings.rows else []
     for seed in settings.few_seeds:
-        found += [Run(row, seed) for row in settings.few_rows]
+        found += [Run(row, seed) for row in settings.few_rows if row not in experiments.LONG or seed == settings.few_seeds[0]]
         found += [Run("gaze", seed, share) for share in settings.corrupt] if "gaze" in settings.rows else []
     return found
 

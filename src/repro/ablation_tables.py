@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from repro import attention, results, run_records, seeds
-from repro.experiments import CONTROL, REBUILT_APART, ROWS, UNTAUGHT
+from repro.experiments import CONTROL, LONG, REBUILT_APART, ROWS, UNTAUGHT
 from repro.experiments import REBUILT as REBUILT_OWN
 from repro.intervals import bootstrap, over_seeds, t95, wilson
 
@@ -149,8 +149,8 @@ def chain_benchmarks(records: Iterable[dict]) -> list[str]:
 
 
 def _against(found: dict, variant: str, bounds: tuple[float, float], shared: bool = False, baseline: str = BASELINE) -> list[str]:
-    """Cells "difference" and "seeds in which it is positive"; none of a row that differs from the baseline in where it began."""
-    if variant == baseline or baseline not in found or (variant in UNTAUGHT and baseline == BASELINE):
+    """Cells "difference" and "seeds in which it is positive"; none of a row that began elsewhere than the baseline, or went on longer."""
+    if variant == baseline or baseline not in found or (variant in (*UNTAUGHT, *LONG) and baseline == BASELINE):
         return ["", ""]
     apart = difference(found[variant], found[baseline], bounds, shared)
     return ["-", "-"] if apart is None else [signed(apart), f"{apart['positive']} of {apart['seeds']}"]

@@ -2,8 +2,8 @@
 
 The paper's ablation (Table 2) has four trained rows: baseline, reconstruction of the whole image, of the gaze region, and of the gaze
 region after pretraining. Beside them stand two cheap ways to be told where to look (predict the gaze box, or its mask), a model that is
-trained blind, as the floor of a policy that cannot see, and two rows whose language model was not taught to point before. `repro ablation`
-runs them all over seeds; the notebooks show some, once.
+trained blind, as the floor of a policy that cannot see, two rows whose language model was not taught to point before, and two of three
+times the steps. `repro ablation` runs them all over seeds; the notebooks show some, once.
 """
 
 import re
@@ -39,10 +39,14 @@ ROWS = {  # name -> what it changes in the preset
     "blind": {"recon": False, "blind": True},
     "baseline untaught": {"recon": False},
     "gaze untaught": {},
+    "baseline long": {"recon": False},
+    "gaze long": {},
 }
 PRETRAINED = {  # row -> (row of the stage before, is its denoiser kept?)
     "gaze+pretrain": ("gaze", True), "gaze+pretrain without denoiser": ("gaze", False), "baseline+pretrain": ("baseline", True)}
-CONTROL = {"gaze untaught": "baseline untaught", "gaze+pretrain": "baseline+pretrain"}  # row -> what differs in the reconstruction alone
+LONG = {"baseline long": 3, "gaze long": 3}  # row -> times the steps, by a learning rate that falls as much later
+CONTROL = {  # row -> what differs from it in the reconstruction alone
+    "gaze untaught": "baseline untaught", "gaze+pretrain": "baseline+pretrain", "gaze long": "baseline long"}
 UNTAUGHT = ("baseline untaught", "gaze untaught")  # rows whose language model begins at random: it was not taught to point
 VARIANTS = {name: ROWS[name] for name in ("baseline", "whole", "gaze", "blind")}  # those of the notebooks
 MARKS = (0.1, 0.25, 0.5, 0.75, 1.0)  # shares of the steps at which a run of `curve_seeds` is looked at
@@ -115,7 +119,8 @@ def job(settings: Profile, work: Path, row: str, seed: int, corrupt: float = 0.0
     if row in PRETRAINED:
         before, kept = PRETRAINED[row]
         more = {"start": str(folder(work, f"pretraining {before}", seed)), "keep_denoiser": kept}
-    return _write_job(settings, work, folder(work, row, seed, corrupt), row, seed, minutes, marks, name=row,
+    steps = {"steps": LONG[row] * settings.train_steps} if row in LONG else {}
+    return _write_job(settings, work, folder(work, row, seed, corrupt), row, seed, minutes, marks | steps, name=row,
                       store=work / "store" / "training", corrupt=corrupt, **({"corrupt_seed": seed} if corrupt else {}), **more)
 
 

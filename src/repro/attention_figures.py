@@ -102,7 +102,7 @@ def compare(rows: list[tuple[str, np.ndarray, dict[str, np.ndarray], np.ndarray]
             _bare(axis)
     axes[0, 0].set_title("frame and gaze box", fontsize=10)
     for axis, text in zip(axes[-1, 1:], lines, strict=False):
-        axis.set_xlabel(axis.get_xlabel() + "\n\n" + "\n".join(text), fontsize=8)
+        axis.set_xlabel(axis.get_xlabel() + "\n\n" + "\n".join(text), fontsize=6.8)  # its longest line fits below a column
     if lines:
         said = f"All measured frames, mean over\n{counted} [95 % interval]:"
         axes[-1, 0].set_xlabel(f"{axes[-1, 0].get_xlabel()}\n\n{said}", fontsize=8)

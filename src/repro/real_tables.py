@@ -49,7 +49,7 @@ def real_section(folder: str | Path) -> str:
     for name in sorted({r["simulator"] for r in load_all(Path(folder) / "runs")}):
         group = [r for r in load_all(Path(folder) / "runs") if r["simulator"] == name]
         recorded = [r for r in group if "recorded" in r["config"]["simulator"]]
-        group = sorted((r for r in group if r not in recorded), key=lambda r: (r["benchmark"], rank(r["variant"])))
+        group = sorted((r for r in group if r not in recorded), key=lambda r: (r["benchmark"], rank(r["variant"]), r["variant"]))
         if not group:
             raise UserError(f"{folder}: {name} has no closed loop", "records of rollouts beside those of recorded frames",
                             f"{len(recorded)} of recorded frames", "let `repro simulate` end, then publish again")

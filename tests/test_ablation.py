@@ -201,7 +201,7 @@ def test_a_reconstruction_is_near_its_own_target_or_not():
     net = SimpleNamespace(config=config, targets=lambda part: np.stack([shown[frame["shown"]] for frame in part]),
                           reconstruct=lambda part, told: np.zeros((len(part), 8, 4, 3), np.uint8))
     found = experiments.reconstruction_columns(net, frames, batch=3)
-    assert found["episode"].tolist() == [0, 1, 2, 3] and found[experiments.REBUILT].tolist() == pytest.approx([0, 0, 0.4, 0.4])
+    assert found["episode"].tolist() == [0, 1, 2, 3] and found[experiments.REBUILT_OWN].tolist() == pytest.approx([0, 0, 0.4, 0.4])
     assert found[experiments.REBUILT_APART].tolist() == pytest.approx([-0.4, -0.4, 0.4, 0.4])
 
 

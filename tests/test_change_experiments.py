@@ -71,8 +71,9 @@ def test_models_are_kept_by_epochs_and_shares_of_the_run_where_a_job_asks(work, 
 def test_the_learning_rate_falls_to_a_share_and_old_checkpoints_do_not_see_the_field():
     settings = loop.TrainConfig(steps=100, warmup=10, learning_rate=1e-4, final=0.1)
     assert loop.rate(9, settings) == pytest.approx(1e-4) and loop.rate(100, settings) == pytest.approx(1e-5)
-    assert loop.rate(55, settings) == pytest.approx(5.5e-5) and "final" in loop._deciding(settings)
-    assert "final" not in loop._deciding(loop.TrainConfig()) and loop.rate(100, replace(settings, final=0.0)) == pytest.approx(0)
+    assert loop.rate(55, settings) == pytest.approx(5.5e-5) and loop.rate(100, replace(settings, final=0.0)) == pytest.approx(0)
+    assert loop.differences({"train": {}}, {"train": {"final": 0.0}}) == loop.differences({"train": {"final": 0.0}}, {"train": {}}) == []
+    assert loop.differences({"train": {}}, {"train": {"final": 0.1}}) == [("train", "final", None, 0.1)]
     with pytest.raises(UserError, match="share of the peak"):
         loop.TrainConfig(final=2.0)
     for preset in ("change_guide", "change_t4"):

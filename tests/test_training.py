@@ -433,9 +433,11 @@ def test_weights_that_train_in_16_bits_are_refused(tmp_path):
 
 
 def test_a_field_of_the_model_that_came_later_does_not_stop_earlier_runs():
-    from repro.models.reconvla import PRESETS
-
-    assert "gaze_truncate" not in loop._model(PRESETS["tiny"]) and loop._model(PRESETS["t4"])["gaze_truncate"] is True
+    """Nor one that a version between left in the file: both say what was done."""
+    without, off, on = ({"model": {"chunk": 5, **more}} for more in ({}, {"gaze_truncate": False}, {"gaze_truncate": True}))
+    assert loop.differences(without, off) == loop.differences(off, without) == loop.differences(off, off) == []
+    assert loop.differences(without, on) == [("model", "gaze_truncate", None, True)]
+    assert loop.differences(on, off) == [("model", "gaze_truncate", True, None)]
 
 
 @pytest.mark.parametrize("part, field, value", [("train", "steps", "many"), ("train", "learning_rate", "a"), ("train", "steps", True),

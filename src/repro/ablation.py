@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import shutil
 import sys
 import time
@@ -139,7 +138,7 @@ def _evaluate(settings: Profile, work: Path, run: Run, policies: dict[str, objec
         for name, policy in policies.items():
             seconds, outcomes = 0.0, []
             for scene, starts in places:
-                folder = place(work, run) / _slug(name) / f"{_slug(benchmark)}-{scene}"
+                folder = place(work, run) / run_records.file_name(name) / f"{run_records.file_name(benchmark)}-{scene}"
                 outcomes += _roll_out(policy, name, scene, starts, folder, settings, clock, log)
                 seconds += chains.spent(folder)
             begun = time.monotonic() - seconds
@@ -180,9 +179,9 @@ def _looked(settings: Profile, work: Path, model, jumps: bool = False) -> tuple[
     return metrics, shown
 
 
-def by_frame(columns: dict[str, np.ndarray], tasks: list[str]) -> dict:
-    """What `ablation_tables` takes differences of, frame by frame, None where a frame has none."""
-    names = [name for name in columns if name.startswith(ablation_tables.LOOKED)]
+def by_frame(columns: dict[str, np.ndarray], tasks: list[str], kept: tuple[str, ...] = ablation_tables.LOOKED) -> dict:
+    """What `ablation_tables` takes means of over tasks, frame by frame, None where a frame has none. kept: how its names begin."""
+    names = [name for name in columns if name.startswith(kept)]
     return {"episode": columns["episode"].tolist(), "task": tasks} | {
         name: [None if np.isnan(x) else round(float(x), 5) for x in columns[name]] for name in names}
 
@@ -209,9 +208,7 @@ def _rebuild(settings: Profile, work: Path, run: Run, model) -> dict:
     columns, told = experiments.reconstruction_columns(model, frames, run.seed), [frame["task_id"] for frame in frames]
     record = _record(settings, work, run, run.variant, model, ablation_tables.REBUILT, attention.averages(columns, tasks=told), begun,
                      "none (recorded frames)")
-    names = [name for name in columns if name != "episode"]
-    return {**record, "frames": {"episode": columns["episode"].tolist(), "task": told} | {
-        name: [None if np.isnan(x) else round(float(x), 5) for x in columns[name]] for name in names}}
+    return {**record, "frames": by_frame(columns, told, (experiments.REBUILT_OWN, experiments.REBUILT_APART))}
 
 
 def learning(place: Path, bins: int = 50) -> dict[str, list]:
@@ -288,10 +285,6 @@ def _annotate(store: Path, log) -> None:
         from repro.gaze.annotate import annotate
 
         log(f"{store.name}: gaze boxes {annotate(store, 'truth')['sources']}")
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
 
 
 def draw(settings: Profile, work: Path) -> list[str]:

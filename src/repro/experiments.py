@@ -313,7 +313,7 @@ def attention_columns(static: np.ndarray, frames: list[dict], seed: int = 0) -> 
                                    [frame["task_id"] for frame in frames], seed=seed)
 
 
-REBUILT, REBUILT_APART = "mean |error| of the rebuilt region", "mean |error|, own target minus other tasks' targets"
+REBUILT_OWN, REBUILT_APART = "mean |error| of the rebuilt region", "mean |error|, own target minus other tasks' targets"
 
 
 def reconstruction_columns(model: ReconVLA, frames: list[dict], seed: int = 0, batch: int = 32) -> dict[str, np.ndarray]:
@@ -333,7 +333,7 @@ def reconstruction_columns(model: ReconVLA, frames: list[dict], seed: int = 0, b
         apart = np.abs(aims - picture).mean((1, 2, 3))
         own.append(apart[i])
         others.append(apart[tasks != tasks[i]].mean() if (tasks != tasks[i]).any() else np.nan)
-    return {"episode": _of(frames, "episode"), REBUILT: np.array(own), REBUILT_APART: np.array(own) - np.array(others)}
+    return {"episode": _of(frames, "episode"), REBUILT_OWN: np.array(own), REBUILT_APART: np.array(own) - np.array(others)}
 
 
 def attention_jumps(static: np.ndarray, frames: list[dict]) -> dict[str, np.ndarray]:

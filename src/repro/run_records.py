@@ -135,5 +135,10 @@ def load_all(folder: str | Path) -> list[dict]:
     return sorted(found, key=lambda r: (r["system"], r["benchmark"], r["created"], r["id"]))
 
 
+def file_name(text: str) -> str:
+    """The name of a policy, benchmark, .. as that of a file or folder."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")
+
+
 def is_rate(name: str) -> bool:
     return re.fullmatch(r"\d+/\d+", name) is not None

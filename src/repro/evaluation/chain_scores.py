@@ -8,7 +8,6 @@ steps of ReconVLA's script. Rates are over N; what ReconVLA's own script would h
 this module claims to be comparable with the paper: whoever puts one beside it sees in `config` what departs from the protocol.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,10 @@ import numpy as np
 
 from repro import run_records
 from repro.data.episodes import Store
-from repro.evaluation import chains, floors, protocols
+from repro.evaluation import chains, protocols
 from repro.evaluation.policies import about, mended, minutes
 from repro.machine import UserError, cores
+from repro.run_records import file_name
 from repro.sims import environments
 from repro.sims.base import Launch
 from repro.sims.tabletop import language, tasks
@@ -82,15 +82,6 @@ def demonstrations(store: Store) -> dict[str, np.ndarray]:
     return {task: store.read(index, columns=["action"]).columns["action"] for task, index in first.items()}
 
 
-def beside(policy, store: Store, plan: Plan, seed: int = 0, blind=None) -> dict[str, object]:
-    """What a score is seen beside. blind: a policy of the same kind trained without pictures; without one its pictures are blanked."""
-    found = {"blind, trained" if blind is not None else "images blanked": floors.Blank(policy) if blind is None else blind}
-    found["shuffled instruction"] = floors.ShuffledInstruction(policy, tuple(sorted(set(plan.sentences.values()))), seed)
-    replay = floors.replay(demonstrations(store), plan.sentences)
-    return found | {replay.name: replay, "random actions": floors.RandomPolicy(seed), "constant action": floors.ConstantPolicy(),
-                    "scripted expert (ceiling)": floors.ExpertPolicy(seed)}
-
-
 def departures(policy, plan: Plan) -> list[str]:
     """How an evaluation departs from the plan's protocol, in words; of the policy: 4 bits, and the server's seam."""
     config = getattr(policy, "config", None)
@@ -109,7 +100,7 @@ def score(scored: dict[str, object], plan: Plan, folder: Path | str, store: Stor
     workers = (cores() if plan.launch.one_a_process else 0) if workers is None else workers
     for name, policy in scored.items():
         identity = chains.identity(policy)
-        place = folder / "outcomes" / _file(plan.benchmark) / _file(f"{plan.rules.name} {len(plan.chains)} {name} {identity[:8]}")
+        place = folder / "outcomes" / file_name(plan.benchmark) / file_name(f"{plan.rules.name} {len(plan.chains)} {name} {identity[:8]}")
         outcomes = chains.evaluate(policy, plan.launch, plan.chains, place, plan.rules.max_steps, simulators, plan.sentences, name=name,
                                    workers=workers, fresh=fresh, log=log)
         config = {"protocol": plan.rules.name, "departs": departures(policy, plan), "chains": len(outcomes),
@@ -125,7 +116,3 @@ def score(scored: dict[str, object], plan: Plan, folder: Path | str, store: Stor
             log(f"{name}: {plan.rules.name}'s script, which divides by N + 1, would print "
                 + ", ".join(f"{100 * share:.1f}" for key, share in printed.items() if "/" in key) + f"; {printed['average length']:.2f}")
     return found
-
-
-def _file(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")

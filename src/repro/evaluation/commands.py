@@ -120,9 +120,7 @@ def _floors(policy, data, plan, options: dict) -> dict[str, object]:
     from repro.evaluation.policies import load_policy
 
     load = lambda: load_policy(options["blind"], data, language=options["language"], elsewhere=_elsewhere(options))
-    blind = load() if options["blind"] else None
-    if blind is not None and not getattr(blind.config, "blind", False):
-        raise UserError(f"{options['blind']} was not trained blind", '"blind": true in its model', "false", "another run, or no --blind")
+    blind = _trained_blind(load, options["blind"])
     replayed, began = suites.demonstrations(data, plan)
     return suites.beside(policy, replayed, plan, options["seed"], blind, began)
 
@@ -157,7 +155,7 @@ def evaluate_chains(model: Path, store: Path, out: Path | None, **options) -> No
 
     from repro import machine, results
     from repro.data.episodes import Store
-    from repro.evaluation import chain_scores
+    from repro.evaluation import chain_scores, floors
     from repro.evaluation.policies import load_policy
 
     if options["blind"] and not options["floors"]:
@@ -169,16 +167,15 @@ def evaluate_chains(model: Path, store: Path, out: Path | None, **options) -> No
             raise UserError("the seam of ReconVLA's server belongs to its own canvas", f"height {chain_scores.CANVAS}",
                             getattr(policy.config, "height", type(policy).__name__), "leave --server-seam out")
         policy.config = replace(policy.config, acting_static_rows=chain_scores.SERVER_ROWS)
-    blind = load_policy(options["blind"], data) if options["blind"] else None
-    if blind is not None and not getattr(blind.config, "blind", False):
-        raise UserError(f"{options['blind']} was not trained blind", '"blind": true in its model', "false", "another run, or no --blind")
+    blind = _trained_blind(lambda: load_policy(options["blind"], data), options["blind"])
     chosen = options["tasks"].split(",") if options["tasks"] else None
     plan = chain_scores.plan_of(data, options["simulator"], options["scene"], options["count"], chosen, protocol[options["protocol"]],
                                 options["seed"], options["renderer"])
     _say_other_data(policy, model, store, data)
-    floors = chain_scores.beside(policy, data, plan, options["seed"], blind) if options["floors"] else {}
+    replayed = lambda: floors.replay(chain_scores.demonstrations(data), plan.sentences)
+    others = floors.beside(policy, plan.sentences, replayed(), options["seed"], blind) if options["floors"] else {}
     name = f"{'official checkpoint' if getattr(policy, 'official', False) else type(policy).__name__} {model.resolve().name}"
-    records = chain_scores.score({name: policy, **floors}, plan, out, data, options["seed"], options["simulators"], options["workers"],
+    records = chain_scores.score({name: policy, **others}, plan, out, data, options["seed"], options["simulators"], options["workers"],
                                  options["fresh"], click.echo)
     departs = records[0]["config"]["departs"]
     click.echo(f"{plan.benchmark}, at most {plan.rules.max_steps} steps a task; {plan.rules.name}'s protocol"
@@ -191,6 +188,14 @@ def evaluate_chains(model: Path, store: Path, out: Path | None, **options) -> No
     if options["floors"] and not options["blind"]:
         click.echo("images blanked: grey pictures are out of distribution for it, which says little; one trained blind says more (--blind)")
     click.echo(f"records: {out / 'runs'}")
+
+
+def _trained_blind(load, run: Path | None):
+    """The policy of --blind, or None where none was given."""
+    policy = load() if run else None
+    if policy is not None and not getattr(policy.config, "blind", False):
+        raise UserError(f"{run} was not trained blind", '"blind": true in its model', "false", "another run, or no --blind")
+    return policy
 
 
 def _say_other_data(policy, model: Path, store: Path, data) -> None:

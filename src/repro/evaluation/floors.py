@@ -118,3 +118,13 @@ class ExpertPolicy:
     name: str = "scripted expert"
     sees = False
     privileged = True
+
+
+def beside(policy, sentences: dict[str, str], replayed: Replay, seed: int = 0, blind=None, expert: bool = True) -> dict[str, object]:
+    """What a score is seen beside, by name. blind: a policy of the same kind trained without pictures; without one its pictures are
+    blanked. expert: whether the simulator has one."""
+    found = {"blind, trained" if blind is not None else "images blanked": Blank(policy) if blind is None else blind}
+    if len(set(sentences.values())) > 1:
+        found["shuffled instruction"] = ShuffledInstruction(policy, tuple(sorted(set(sentences.values()))), seed)
+    found |= {replayed.name: replayed, "random actions": RandomPolicy(seed), "constant action": ConstantPolicy()}
+    return found | ({"scripted expert (ceiling)": ExpertPolicy(seed)} if expert else {})

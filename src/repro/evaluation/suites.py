@@ -19,7 +19,6 @@ replay of one demonstration and a blind policy solve most of them; on the grocer
 
 import difflib
 import hashlib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from repro.evaluation.chains import Outcome
 from repro.evaluation.policies import about, minutes
 from repro.intervals import wilson
 from repro.machine import UserError
+from repro.run_records import file_name
 from repro.sims import environments
 from repro.sims.base import Launch
 from repro.sims.worker import Worker, opened
@@ -73,7 +73,7 @@ class Plan:
     def folder(self) -> str:
         """Of outcomes and films: other tasks, or another number of episodes, have another."""
         which = "_" + hashlib.sha256("\n".join(self.sentences).encode()).hexdigest()[:8] if len(self.sentences) < self.of else ""
-        return f"{_file(self.name)}{which}_{self.episodes}_episodes"
+        return f"{file_name(self.name)}{which}_{self.episodes}_episodes"
 
     @property
     def followed(self) -> str:
@@ -246,12 +246,8 @@ def beside(policy, demonstrations: dict[str, np.ndarray], plan: Plan, seed: int 
     if not any(task in demonstrations for task in plan.sentences):
         raise UserError("there is no demonstration to replay", f"of a task of {plan.suite}: {', '.join(sorted(plan.sentences)[:3])} ..",
                         ", ".join(sorted(demonstrations)[:3]) or "none", "a store of this suite, other tasks, or no floors (--no-floors)")
-    replay = floors.replay(demonstrations, plan.sentences, began, plan.layout)
-    found = {"blind, trained" if blind is not None else "images blanked": floors.Blank(policy) if blind is None else blind}
-    if len(set(plan.sentences.values())) > 1:
-        found["shuffled instruction"] = floors.ShuffledInstruction(policy, tuple(sorted(set(plan.sentences.values()))), seed)
-    found |= {replay.name: replay, "random actions": floors.RandomPolicy(seed), "constant action": floors.ConstantPolicy()}
-    return found | ({"scripted expert (ceiling)": floors.ExpertPolicy(seed)} if plan.suite in SCRIPTED else {})
+    replayed = floors.replay(demonstrations, plan.sentences, began, plan.layout)
+    return floors.beside(policy, plan.sentences, replayed, seed, blind, plan.suite in SCRIPTED)
 
 
 def run(policy, plan: Plan, folder: Path | str, name: str | None = None, simulators: int = 16, workers: int = 0, fresh: bool = False,
@@ -290,7 +286,7 @@ def score(scored: dict[str, object], plan: Plan, folder: Path | str, store: Stor
     """
     folder, found = Path(folder), []
     for name, policy in scored.items():
-        place = folder / "outcomes" / plan.folder / _file(name)
+        place = folder / "outcomes" / plan.folder / file_name(name)
         outcomes = run(policy, plan, place, name, simulators, workers, fresh, renew, log)
         if name == next(iter(scored)) and videos:
             film(policy, plan, outcomes, folder / "films" / plan.folder, videos, log)
@@ -320,7 +316,7 @@ def film(policy, plan: Plan, outcomes: list[Outcome], folder: Path | str, count:
             clock.check()
             shots, solved = films.play(policy, plan.launch, plan.chains[outcome.chain], plan.sentences[task], plan.max_steps, plan.execute,
                                        outcome.chain)
-            made.append(films.write(Path(folder) / f"{_file(task)}_{outcome.chain}_{'success' if solved else 'failure'}.mp4", shots))
+            made.append(films.write(Path(folder) / f"{file_name(task)}_{outcome.chain}_{'success' if solved else 'failure'}.mp4", shots))
             log(f"film: {made[-1]}")
     return made
 
@@ -334,7 +330,3 @@ def table(records: list[dict]) -> tuple[list[str], list[list[str]]]:
     percent = lambda m: f"{100 * m['value']:.0f} ({100 * m['low']:.0f} ... {100 * m['high']:.0f})"
     rows = [[r["variant"], *(percent(r["metrics"][name]) for name in ("suite", *tasks))] for r in records]
     return [records[0]["benchmark"], f"success % (n = {n})", *brief], rows
-
-
-def _file(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")

@@ -74,6 +74,8 @@ class TrainConfig:
             raise UserError("training config: patience and keep_epochs count", ">= 0 (0: none)", (self.patience, self.keep_epochs))
 
 
+LATER = [("model", "gaze_truncate", False), ("train", "final", 0.0)]  # fields that came later, with what was done before
+
 SESSION_ENDS, OWN_BUDGET = "the session's time is over", "the budget of this run ends"
 
 
@@ -138,7 +140,7 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
     same_everywhere(plain, accelerator)
     every = list(plain.parameters())
     say(f"{sum(p.numel() for p in every if p.requires_grad):,} trainable of {sum(p.numel() for p in every):,} parameters")
-    identity = {"model": _model(plain.config), "train": _deciding(config), "data": data}
+    identity = {"model": asdict(plain.config), "train": _deciding(config), "data": data}
 
     last = checkpoint.latest(folder, say)
     step, seconds_before = _resume(last, plain, optimizer, accelerator, identity) if last else (0, 0.0)
@@ -276,13 +278,8 @@ def _is_best(folder: Path, step: int, losses: dict[int, float]) -> bool:
 
 
 def _deciding(config: TrainConfig) -> dict:
-    """Fields that decide the run. `final` came later: left out at 0, so that checkpoints from before it go on."""
-    return {name: value for name, value in asdict(config).items() if name not in CLOCKWORK and (name, value) != ("final", 0.0)}
-
-
-def _model(config) -> dict:
-    """Its fields. `gaze_truncate` came later: left out where it is off, so that checkpoints from before it go on."""
-    return {name: value for name, value in asdict(config).items() if (name, value) != ("gaze_truncate", False)}
+    """Fields that decide the run."""
+    return {name: value for name, value in asdict(config).items() if name not in CLOCKWORK}
 
 
 def _agree(accelerator: Accelerator, flags: list) -> list:
@@ -309,9 +306,11 @@ def _resume(path: Path, model, optimizer, accelerator: Accelerator, identity: di
 
 
 def differences(about: dict, identity: dict) -> list[tuple]:
-    """(part, field, old, new) for each field in which a checkpoint's about.json and a run differ."""
+    """(part, field, old, new) for each field in which a checkpoint's about.json and a run differ. Of a field that came later, a checkpoint
+    without it and one with what was done before it are the same."""
     now = json.loads(json.dumps(identity))  # tuples become lists, as in the file
     flat = lambda tree: {(part, name): value for part, fields_ in tree.items()
-                         for name, value in (fields_.items() if isinstance(fields_, dict) else [("", fields_)])}
+                         for name, value in (fields_.items() if isinstance(fields_, dict) else [("", fields_)])
+                         if (part, name, value) not in LATER}
     old, new = flat({part: about.get(part, {}) for part in now}), flat(now)
     return [(*key, old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]

@@ -35,10 +35,10 @@ print(f"{settings.grocery_per_task} demonstrations of each grocery task, layout 
 # Scripted, not human; the grocery table is kinematic and not comparable with LIBERO. The layout of a file is read off its content.
 
 # %%
-from repro.data import libero, libero_hdf5
+from repro.data import libero, libero_hdf5, libero_sources
 
 root = libero_root or libero_hdf5.ensure_grocery(work / "libero", settings, seed)
-for source in libero.sources_of(root):
+for source in libero_sources.sources_of(root):
     print(source.describe())
 
 # %% [markdown]

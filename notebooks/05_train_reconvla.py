@@ -13,7 +13,8 @@
 # %% [markdown]
 # # 05 · Train ReconVLA
 # The ablation of the paper's Table 2, without pretraining: *baseline* (actions only), *whole* (also rebuild the whole image), *gaze*
-# (rebuild the gaze region). A fourth model is trained *blind*: what it scores can be had without looking.
+# (rebuild the gaze region). A fourth model is trained *blind*: what it scores can be had without looking. The table's last row, gaze after
+# pretraining on other tables, takes two stages: `repro ablation --rows gaze+pretrain` trains both, and notebook 10 shows what it gave.
 
 # %% tags=["parameters"]
 profile = "smoke"  # smoke | cpu | t4 | paper

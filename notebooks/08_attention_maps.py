@@ -29,20 +29,20 @@ work = machine.work(profile)
 settings
 
 # %% tags=["reconvla"]
-from repro import experiments
+from repro import experiments, looking
 from repro.data.episodes import Store
 
 models = {name: model for name, model in experiments.load(work, seed).items() if name != "blind"}
 validation = Store(work / "store" / "validation")
-frames = experiments.attention_frames(validation, settings.attention_frames)
-strips = experiments.attention_strips(validation)
+frames = looking.attention_frames(validation, settings.attention_frames)
+strips = looking.attention_strips(validation)
 print(f"{len(frames)} frames of {len({f['episode'] for f in frames})} held-out episodes; every 5th frame of "
       f"{len({f['episode'] for f in strips})} whole ones, {len(strips)} frames")
 
 # %% tags=["reconvla"]
-maps = {name: experiments.attention_of(model, frames) for name, model in models.items()}
-strip_maps = {name: experiments.attention_of(model, strips) for name, model in models.items()}
-records = experiments.record_attention(settings, work, models, maps, frames, seed, (strip_maps, strips))
+maps = {name: looking.attention_of(model, frames) for name, model in models.items()}
+strip_maps = {name: looking.attention_of(model, strips) for name, model in models.items()}
+records = looking.record_attention(settings, work, models, maps, frames, seed, (strip_maps, strips))
 
 # %% [markdown] tags=["reconvla"]
 # ## The same frames, three models
@@ -55,7 +55,7 @@ picks = [len(frames) * i // 3 for i in range(3)]
 rows = [(frames[i]["task"], frames[i]["observation.images.static"], {name: maps[name][i] for name in maps}, frames[i]["gaze.box"])
         for i in picks]
 numbers = {record["variant"]: record["metrics"] for record in records if record["variant"] in maps}
-note = f"{attention.caption()} {experiments.CAUTION}"
+note = f"{attention.caption()} {looking.CAUTION}"
 pictures.keep(attention_figures.compare(rows, note, numbers), work / "figures" / "attention.png")
 
 # %% [markdown] tags=["reconvla"]

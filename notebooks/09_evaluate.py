@@ -30,10 +30,10 @@ work = machine.work(profile)
 settings
 
 # %% tags=["reconvla"]
-from repro import experiments
+from repro import experiments, scoring
 
 models = experiments.load(work, seed)
-closed_loop = experiments.can_roll_out(work, simulator)
+closed_loop = scoring.can_roll_out(work, simulator)
 print(f"{simulator}: rollouts and offline error" if closed_loop else "recorded data: NO simulator of it chosen, offline action error only")
 
 # %% [markdown] tags=["reconvla"]
@@ -43,14 +43,14 @@ print(f"{simulator}: rollouts and offline error" if closed_loop else "recorded d
 # %% tags=["reconvla"]
 from repro import results
 
-offline = experiments.score_offline(settings, work, models, seed)
+offline = scoring.score_offline(settings, work, models, seed)
 print(results.markdown(*results.other_table(offline)))
 
 # %% [markdown] tags=["reconvla"]
 # ## Closed loop
 
 # %% tags=["reconvla"]
-rolled_out = experiments.roll_out(settings, work, models, seed, simulator) if closed_loop else []
+rolled_out = scoring.roll_out(settings, work, models, seed, simulator) if closed_loop else []
 
 # %% tags=["reconvla"]
 for benchmark in sorted({record["benchmark"] for record in rolled_out}):
@@ -75,7 +75,7 @@ for record in rolled_out:
 from repro import pictures
 
 if closed_loop:
-    figure = experiments.film(models["gaze"], settings, work, seed, simulator)
+    figure = scoring.film(models["gaze"], settings, work, seed, simulator)
     display(pictures.keep(figure, work / "figures" / "rollout.png"))
 
 # %% [markdown] tags=["vggt-vla"]

@@ -63,12 +63,12 @@ for i, benchmark in enumerate(benchmarks):
 # is, what is committed of profile `cpu`.
 
 # %% tags=["reconvla"]
-from repro import ablation_figures, ablation_tables
+from repro import ablation_figures, ablation_statistics, ablation_tables
 
 found, own = ablation_tables.write(work, log=lambda line: None), True
 if not found:
     print(f"No record is here yet; they are made, a part at a time, by: repro ablation --profile {profile}\n")
-    found, own = ablation_tables.load(machine.root() / "results" / "cpu" / "runs" / "ablation"), False
+    found, own = ablation_statistics.load(machine.root() / "results" / "cpu" / "runs" / "ablation"), False
     print(f"Committed beside the library, of profile cpu: {len(found) or 'none'}\n")
 print(ablation_tables.markdown(found) if found else "")
 

@@ -16,7 +16,18 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from repro import ablation, ablation_figures, ablation_tables, clock, experiments, profiles, run_records, seeds
+from repro import (
+    ablation,
+    ablation_figures,
+    ablation_statistics,
+    ablation_tables,
+    clock,
+    experiments,
+    looking,
+    profiles,
+    run_records,
+    seeds,
+)
 from repro.cli import cli
 from repro.data.batches import Batches, other_boxes
 from repro.data.calvin_import import ensure_store
@@ -117,7 +128,7 @@ def check_another_machine(work):
     with pytest.raises(UserError, match="floors of seed 1 need its row gaze, which was trained elsewhere"):
         seeds.run(ablation, more, other, slots=0, log=said.append, joined=published)
     assert any("5 runs are taken over: " in line for line in said) and not (other / "train").exists()
-    assert ablation_tables.load(other / "runs" / "ablation"), "and they stand in its tables"
+    assert ablation_statistics.load(other / "runs" / "ablation"), "and they stand in its tables"
     assert ablation.draw(SETTINGS, other) == [], "figures need the policies"
     for path in published.glob("*.json"):
         record = json.loads(path.read_text())
@@ -130,7 +141,7 @@ def check_another_machine(work):
 def check_tables(work):
     """What the five runs say: both scenes, paired over two seeds, on the way, and the figures."""
     records = ablation_tables.write(work, lambda line: None)
-    assert ablation_tables.chain_benchmarks(records) == [f"play table A->{where}, 5 tasks, chains of 5" for where in "DA"]
+    assert ablation_statistics.chain_benchmarks(records) == [f"play table A->{where}, 5 tasks, chains of 5" for where in "DA"]
     header, rows = ablation_tables.chain_table(records, "play table A->D, 5 tasks, chains of 5")
     assert [row[0] for row in rows][:2] == ["baseline", "gaze"] and rows[0][1:3] == ["2", "6"] and rows[1][-1].endswith("of 2")
     assert {"random actions", "constant action", "scripted expert (ceiling)", "gaze, shuffled instruction"} <= {row[0] for row in rows}
@@ -141,7 +152,7 @@ def check_tables(work):
     assert header[3] == "pointing game (5 of 200 px) in the gaze box (n = 5 tasks)" and len(header) == 5
     value = lambda cell: float(cell.split(" [")[0])
     assert all(value(scale[0][i]) <= value(scale[-1][i]) for i in (2, 3, 4)), "no map does better than the box itself"
-    early = [{**r, "frames": {k: v for k, v in r["frames"].items() if k not in ablation_tables.OWN[1:]}} if "frames" in r else r
+    early = [{**r, "frames": {k: v for k, v in r["frames"].items() if k not in ablation_statistics.OWN[1:]}} if "frames" in r else r
              for r in records]
     header, fewer = ablation_tables.scale_table(early)
     assert header[2].endswith("(n = 5 tasks)") and header[3].endswith("episodes)"), "early records keep the mass alone by frame"
@@ -151,7 +162,7 @@ def check_tables(work):
     assert "(n = 5 tasks)" in looked[0][2] and any(title.startswith("attention entropy") for title in looked[0])
     header, rebuilt = ablation_tables.rebuilt_table(records)
     assert [row[:2] for row in rebuilt] == [["gaze", "2"]] and "(n = 5 tasks)" in header[2] and 0 < value(rebuilt[0][2]) < 1
-    way = ablation_tables.on_the_way(records)
+    way = ablation_statistics.on_the_way(records)
     assert [mark["step"] for mark in way] == [1, 2, 3, 4, 6] and way[-1]["success gain"]["n"] == 5 and way[0]["epochs"] < way[1]["epochs"]
     figures = {path.stem for path in (work / "figures").glob("*.png")}
     assert figures == {"ablation_rows", "ablation_on_the_way", "ablation_learning"}
@@ -200,9 +211,9 @@ def test_a_reconstruction_is_near_its_own_target_or_not():
     config = SimpleNamespace(static_tokens=6, grid=(8, 8))
     net = SimpleNamespace(config=config, targets=lambda part: np.stack([shown[frame["shown"]] for frame in part]),
                           reconstruct=lambda part, told: np.zeros((len(part), 8, 4, 3), np.uint8))
-    found = experiments.reconstruction_columns(net, frames, batch=3)
-    assert found["episode"].tolist() == [0, 1, 2, 3] and found[experiments.REBUILT_OWN].tolist() == pytest.approx([0, 0, 0.4, 0.4])
-    assert found[experiments.REBUILT_APART].tolist() == pytest.approx([-0.4, -0.4, 0.4, 0.4])
+    found = looking.reconstruction_columns(net, frames, batch=3)
+    assert found["episode"].tolist() == [0, 1, 2, 3] and found[looking.REBUILT_OWN].tolist() == pytest.approx([0, 0, 0.4, 0.4])
+    assert found[looking.REBUILT_APART].tolist() == pytest.approx([-0.4, -0.4, 0.4, 0.4])
 
 
 def test_learning_passes_over_steps_that_float16_left_out(tmp_path):
@@ -343,7 +354,7 @@ def test_intervals_cover_over_seeds_and_their_own_start_states(seeds, spread):
     rng, hits, naive = np.random.default_rng(0), 0, 0
     for _ in range(400):
         values = 2 + rng.normal(0, spread, (seeds, 1)) + rng.normal(0, 1.4, (seeds, 100))
-        found = ablation_tables.nested(values, (-9, 9))
+        found = ablation_statistics.nested(values, (-9, 9))
         hits += found["low"] <= 2 <= found["high"]
         naive += abs(values.mean() - 2) <= 1.96 * values.std() / values.size**0.5
     assert 0.93 <= hits / 400 <= 1.0
@@ -356,16 +367,16 @@ def test_intervals_cover_over_seeds_and_tasks_that_they_share(seeds, tasks, spre
     for i in range(400):
         shift = rng.normal(0, 0.01, (seeds, 1)) if seeds > 1 else 0.0  # one seed says nothing of others
         values = 0.1 + shift + rng.normal(0, spread, (1, tasks)) + rng.normal(0, 0.01, (seeds, tasks))
-        found = ablation_tables.crossed(values, (-1, 1), draws=800, seed=i)
+        found = ablation_statistics.crossed(values, (-1, 1), draws=800, seed=i)
         hits += found["low"] <= 0.1 <= found["high"]
     assert 0.93 <= hits / 400 <= 1.0
 
 
 def test_what_was_done_twice_counts_once():
-    one = {"variant": "gaze", "seed": 0, "benchmark": ablation_tables.OFFLINE, "config": {"asked": "x"}, "created": "2026-01-01"}
+    one = {"variant": "gaze", "seed": 0, "benchmark": ablation_statistics.OFFLINE, "config": {"asked": "x"}, "created": "2026-01-01"}
     newer = {**one, "created": "2026-01-02"}
     mark = {**one, "config": {"asked": "x", "step": 5}}
-    assert ablation_tables.latest([one, mark, newer]) == [mark, newer]
+    assert ablation_statistics.latest([one, mark, newer]) == [mark, newer]
 
 
 def test_join_says_where_it_can_do_nothing(tmp_path):
@@ -391,11 +402,11 @@ def test_the_least_loss_is_the_entropy_of_its_targets():
 
 def test_nothing_is_certain_and_one_seed_says_nothing_of_differences():
     zeros = np.zeros((2, 50))
-    assert ablation_tables.nested(zeros, (0, 5))["high"] == pytest.approx(5 * wilson(0, 100)[1])
-    assert ablation_tables.crossed(zeros, (0, 5))["high"] == pytest.approx(5 * wilson(0, 50)[1])
-    alike = ablation_tables.nested(np.tile([0.0, 1.0], (3, 50)), (0, 1))
+    assert ablation_statistics.nested(zeros, (0, 5))["high"] == pytest.approx(5 * wilson(0, 100)[1])
+    assert ablation_statistics.crossed(zeros, (0, 5))["high"] == pytest.approx(5 * wilson(0, 50)[1])
+    alike = ablation_statistics.nested(np.tile([0.0, 1.0], (3, 50)), (0, 1))
     assert alike["low"] < 0.45 and alike["high"] > 0.55, "seeds that happen to agree do not make the start states certain"
-    one = ablation_tables.difference({0: np.ones(9)}, {0: np.zeros(9), 1: np.zeros(9)}, (-5, 5))
+    one = ablation_statistics.difference({0: np.ones(9)}, {0: np.zeros(9), 1: np.zeros(9)}, (-5, 5))
     assert ablation_tables.signed(one) == "+1 (one seed)"
     assert t95(1) == 12.706 and t95(4) == 2.776 and 1.96 < t95(60) < 2.01 < t95(20) < t95(10)
     with pytest.raises(ValueError, match="no spread"):
@@ -407,10 +418,10 @@ def test_differences_are_paired_over_seeds_and_chains():
     hard = rng.normal(0, 2, 300)
     base = {seed: 3 + hard + rng.normal(0, 0.1, 300) for seed in range(4)}
     ours = {seed: values + 0.2 + 0.001 * seed for seed, values in base.items() if seed < 3}
-    found = ablation_tables.difference(ours, base, (-5, 5))
+    found = ablation_statistics.difference(ours, base, (-5, 5))
     assert found["value"] == pytest.approx(0.201) and found["seeds"] == 3 == found["positive"] and found["high"] - found["low"] < 0.1
-    assert ablation_tables.difference({7: hard}, base, (-5, 5)) is None
-    alone = ablation_tables.mean(base, (-9, 9))
+    assert ablation_statistics.difference({7: hard}, base, (-5, 5)) is None
+    alone = ablation_statistics.mean(base, (-9, 9))
     assert alone["high"] - alone["low"] > 0.2
 
 
@@ -423,10 +434,10 @@ def test_tables_come_from_the_latest_settings_only_and_figures_from_wrong_boxes(
         one = run_records.record("reconvla ablation", variant, benchmark="play table A->D, 5 tasks, chains of 5",
                                  metrics=chains.summarise(ended), **common)  # fmt: skip
         run_records.save({**one, "outcomes": outcomes, "created": created}, tmp_path)
-        frames = {"episode": [0, 1, 2], "task": ["a", "a", "b"], ablation_tables.TASK_GAIN: [0.1, None, None],
-                  **{n: [0.1, 0.2, 0.4 + 0.1 * (variant == "gaze")] for n in (ablation_tables.MASS, ablation_tables.GAIN)},
+        frames = {"episode": [0, 1, 2], "task": ["a", "a", "b"], ablation_statistics.TASK_GAIN: [0.1, None, None],
+                  **{n: [0.1, 0.2, 0.4 + 0.1 * (variant == "gaze")] for n in (ablation_statistics.MASS, ablation_statistics.GAIN)},
                   "jumps": {"episode": [3], "task": ["b"], JUMPS: [0.5]}}  # fmt: skip
-        two = run_records.record("reconvla ablation", variant, benchmark=ablation_tables.ATTENTION, metrics={}, **common)
+        two = run_records.record("reconvla ablation", variant, benchmark=ablation_statistics.ATTENTION, metrics={}, **common)
         run_records.save({**two, "frames": frames, "created": created}, tmp_path)
 
     for seed in (0, 1):
@@ -434,26 +445,26 @@ def test_tables_come_from_the_latest_settings_only_and_figures_from_wrong_boxes(
         saved("gaze", seed, 0.0, "1234")
         saved("gaze, 33 % wrong boxes", seed, 0.33, "0133")
     saved("whole", 0, 0.0, "5555", "before", "2026-01-01")
-    records = ablation_tables.load(tmp_path)
-    assert ablation_tables.variants(records) == ["baseline", "gaze", "gaze, 33 % wrong boxes"]
+    records = ablation_statistics.load(tmp_path)
+    assert ablation_statistics.variants(records) == ["baseline", "gaze", "gaze, 33 % wrong boxes"]
     header, rows = ablation_tables.chain_table(records, records[-1]["benchmark"])
     assert header[-1] == "seeds above baseline" and rows[1][-2].startswith("+1 [") and rows[1][-1] == "2 of 2"
     assert rows[0][3].startswith("75.0 [")
     header, rows = ablation_tables.tasks_in_chains(records, records[-1]["benchmark"])
     assert header == ["task", "baseline", "gaze", "gaze, 33 % wrong boxes"] and [row[0] for row in rows] == list("edbca"), "the worst first"
     assert rows[-1] == ["a", "75 [41, 93] of 8", "100 [68, 100] of 8", "75 [41, 93] of 8"] and rows[0] == ["e", "-", "0 [0, 66] of 2", "-"]
-    assert ablation_tables.frames(records)["gaze"][0].tolist() == pytest.approx([0.15, 0.5]), "tasks are counted"
+    assert ablation_statistics.frames(records)["gaze"][0].tolist() == pytest.approx([0.15, 0.5]), "tasks are counted"
     values, apart = ablation_tables.attention_tables(records)
     assert values[0][:2] == ["row", "seeds"] and values[0][3] == "mass, minus another episode's box (n = 2 tasks)" and len(values[0]) == 5
     assert apart[0][:2] == ["row, minus baseline", "attention mass in the gaze box (n = 2 tasks)"]
     assert values[0][-1] == "jump rate of the map (n = 1 tasks)" and values[1][1][-1].startswith("0.5 [")
     assert [row[0] for row in apart[1]] == ["gaze", "gaze, 33 % wrong boxes"] and apart[1][0][1].startswith("+0.05 [")
-    assert ablation_tables.frames(records, ablation_tables.TASK_GAIN)["gaze"][0].tolist() == pytest.approx([0.1])
+    assert ablation_statistics.frames(records, ablation_statistics.TASK_GAIN)["gaze"][0].tolist() == pytest.approx([0.1])
     assert set(ablation_figures.everything(records)) == {"rows", "wrong_boxes"}
     for seed in (0, 1):  # a row that began elsewhere is compared with the one that began there, too
         saved("baseline untaught", seed, 0.0, "0000")
         saved("gaze untaught", seed, 0.0, "0001")
-    records = ablation_tables.load(tmp_path)
+    records = ablation_statistics.load(tmp_path)
     header, rows = ablation_tables.chain_table(records, records[-1]["benchmark"])
     assert header[-1] == "minus the row that differs in the reconstruction alone" and [row[0] for row in rows][:2] == ["baseline", "gaze"]
     told = {row[0]: row[-3:] for row in rows}
@@ -492,7 +503,7 @@ def test_what_is_done_is_published_whole_and_never_of_an_edited_tree(tmp_path):
     first = record(0, "abc", "play table A->D, 5 tasks, chains of 5", outcomes="111")
     with pytest.raises(UserError, match="cannot be published"):  # of a run that was cut while it saved
         ablation_tables.publish(tmp_path / "work", target)
-    done(first, record(0, "abc", ablation_tables.OFFLINE, learning=learned))
+    done(first, record(0, "abc", ablation_statistics.OFFLINE, learning=learned))
     record(1, "abc", "play table A->D, 5 tasks, chains of 5", outcomes="111")  # of a run that was cut
     ablation_tables.publish(tmp_path / "work", target, log=lambda line: None)
     assert not old.exists() and len(list(old.parent.glob("*.json"))) == 2

@@ -13,7 +13,10 @@ from click.testing import CliRunner
 from repro import clock
 from repro.data import libero_hdf5
 from repro.data.episodes import Store, encode_png
-from repro.data.libero import files_of, import_libero, kept, libero, sentence_of, sources_of
+from repro.data.libero import import_libero, kept
+from repro.data.libero_commands import libero
+from repro.data.libero_sources import files_of, sources_of
+from repro.data.libero_tasks import sentence_of
 from repro.machine import UserError
 from repro.sims import base
 from repro.sims.tabletop import grocery

@@ -12,7 +12,8 @@ from repro.data import libero
 from repro.data.batches import Batches, pictures
 from repro.data.episodes import Store
 from repro.data.evidence import LOOKED
-from repro.data.libero import ensure_store, files_of, import_libero
+from repro.data.libero import ensure_store, import_libero
+from repro.data.libero_sources import files_of
 from repro.machine import UserError
 
 T, SIZE, WORDS = 9, 16, "pick up the milk"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from repro import ablation_tables, change_ablation, readme, real_tables, run_records, vla_ablation
+from repro import ablation_statistics, ablation_tables, change_ablation, readme, real_tables, run_records, vla_ablation
 from repro.data.episodes import Episode, StoreWriter
 from repro.evaluation import gaze
 from repro.machine import UserError
@@ -77,7 +77,7 @@ def test_the_change_agents_block_is_the_records():
 
 def test_the_ablations_tables_are_the_records():
     folder = ROOT / "results" / "cpu"
-    assert (folder / "ablation.md").read_text() == ablation_tables.markdown(ablation_tables.load(folder / "runs" / "ablation"))
+    assert (folder / "ablation.md").read_text() == ablation_tables.markdown(ablation_statistics.load(folder / "runs" / "ablation"))
 
 
 def test_the_real_simulators_block_is_the_records():

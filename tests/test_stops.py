@@ -18,7 +18,7 @@ import pytest
 from test_remote_zip import QUICK, Server
 from walkers import Walker, launch
 
-from repro import change_experiments, cli, clock, experiments, run_records, seeds
+from repro import change_experiments, cli, clock, looking, run_records, scoring, seeds
 from repro.data import calvin_remote, libero_hdf5
 from repro.data.episodes import Episode, Store, StoreWriter
 from repro.evaluation import gaze, kept, offline
@@ -303,7 +303,7 @@ def test_looking_and_scoring_end_before_the_session(tmp_path, session):
     assert offline.action_error(policy, store, **SILENT) == offline.action_error(floor, store, **SILENT)
     session(0)
     with pytest.raises(clock.OutOfTime):
-        experiments.attention_of(None, [{"task": "x"}], **SILENT)
+        looking.attention_of(None, [{"task": "x"}], **SILENT)
 
 
 def test_rollouts_of_the_experiment_go_on_and_their_minutes_are_of_all_sessions(tmp_path, session, monkeypatch):
@@ -319,13 +319,13 @@ def test_rollouts_of_the_experiment_go_on_and_their_minutes_are_of_all_sessions(
             time.sleep(0.02)
             return super().act(observations, instructions)
 
-    monkeypatch.setattr(experiments, "where", lambda *arguments: (how, starts, {"up": "go up", "east": "go east"}))
-    monkeypatch.setattr(experiments, "policies", lambda models, work, told, seed: models)
-    monkeypatch.setattr(experiments, "Worker", lambda how: contextlib.nullcontext(SimpleNamespace(about={"renderer": "none"})))
-    true = experiments.chains.evaluate
-    monkeypatch.setattr(experiments.chains, "evaluate", lambda policy, how, starts, folder, limit, *rest, **options: true(
+    monkeypatch.setattr(scoring, "where", lambda *arguments: (how, starts, {"up": "go up", "east": "go east"}))
+    monkeypatch.setattr(scoring, "policies", lambda models, work, told, seed: models)
+    monkeypatch.setattr(scoring, "Worker", lambda how: contextlib.nullcontext(SimpleNamespace(about={"renderer": "none"})))
+    true = scoring.chains.evaluate
+    monkeypatch.setattr(scoring.chains, "evaluate", lambda policy, how, starts, folder, limit, *rest, **options: true(
         policy, Walker, starts, folder, 10, 2, *rest[1:], **{**options, "workers": 0}))  # fmt: skip
-    roll = lambda work: experiments.roll_out(SMOKE, tmp_path, {work: Counting(3)}, 0, log=lambda line: None)
+    roll = lambda work: scoring.roll_out(SMOKE, tmp_path, {work: Counting(3)}, 0, log=lambda line: None)
     session()
     (whole,) = roll("whole")
     needed = len(calls)
@@ -337,7 +337,7 @@ def test_rollouts_of_the_experiment_go_on_and_their_minutes_are_of_all_sessions(
     session()
     (record,) = roll("cut")
     assert record["metrics"] == whole["metrics"] and 0 < first < needed and len(calls) < needed + 10
-    spent = experiments.chains.spent(tmp_path / "outcomes" / "walks" / "cut")
+    spent = scoring.chains.spent(tmp_path / "outcomes" / "walks" / "cut")
     assert spent >= 0.02 * needed - 0.1 and record["minutes"] == round(spent / 60, 2), "of both sessions"
     calls.clear()
     assert roll("cut")[0]["metrics"] == whole["metrics"] and not calls, "what is finished is not done again"

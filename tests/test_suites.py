@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from repro import experiments, run_records
+from repro import run_records, scoring
 from repro.data import libero_hdf5
 from repro.data.episodes import Store
 from repro.data.libero import import_libero
@@ -239,11 +239,11 @@ def test_a_policy_is_loaded_by_what_its_checkpoint_says(tmp_path):
 
 def test_the_experiment_knows_the_grocery_table(store):
     work = store.folder.parents[1]
-    assert experiments.can_roll_out(work, "grocery") and not experiments.can_roll_out(work, "tabletop")
+    assert scoring.can_roll_out(work, "grocery") and not scoring.can_roll_out(work, "tabletop")
     for other in ("libero", "calvin"):
         with pytest.raises(UserError, match="cannot act in"):
-            experiments.can_roll_out(work, other)
-    launch, benchmarks, sentences = experiments.where("grocery", SimpleNamespace(evaluate_single=2, evaluation_scene="D"), work, 0)
+            scoring.can_roll_out(work, other)
+    launch, benchmarks, sentences = scoring.where("grocery", SimpleNamespace(evaluate_single=2, evaluation_scene="D"), work, 0)
     assert [len(found) for found in benchmarks.values()] == [12, 12] and len(sentences) == 6 and launch.options["suite"] == "grocery"
 
 

@@ -7,7 +7,7 @@ import pytest
 from test_libero import lerobot, original, played, regenerated  # noqa: F401  (played is a fixture)
 
 from repro import profiles, vla_experiments
-from repro.data import libero, libero_hdf5, libero_tasks
+from repro.data import libero, libero_hdf5, libero_sources, libero_tasks
 from repro.data.batches import held_out_episodes
 from repro.data.episodes import Store
 from repro.evaluation import floors, suites
@@ -209,7 +209,7 @@ def test_data_of_several_suites_are_evaluated_in_each(tmp_path, played, benchmar
 
 def test_what_the_benchmark_cannot_be_asked_for_is_said_at_import_and_at_evaluation(tmp_path, played, benchmark):  # noqa: F811
     both = told(tmp_path / "libero_90", played, "open the top drawer of the cabinet", "wash the dishes")
-    described = libero.sources_of(both)[0].describe()
+    described = libero_sources.sources_of(both)[0].describe()
     assert "said by 2 tasks" in described and "KITCHEN_SCENE1_open_the_top" in described and "'wash the dishes' is said by no" in described
     with pytest.raises(UserError, match="(?s)which suite.*'open the top drawer of the cabinet' is said by 2 tasks.*--suite SUITE"):
         vla_experiments.plan(SETTINGS, stored(both, tmp_path / "store"), **QUIET)

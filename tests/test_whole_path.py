@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from repro import experiments, profiles, results, run_records
+from repro import experiments, looking, profiles, results, run_records, scoring
 from repro.data.calvin_import import ensure_store
 from repro.data.episodes import Store
 from repro.gaze.annotate import annotate
@@ -32,23 +32,23 @@ def test_real_simulator_frames_from_import_to_table(test_data, short, tmp_path):
         assert len(store) == episodes
         report = annotate(store.folder, "truth")
         assert report["sources"].get("fallback", 0) == 0 and report["sources"]["truth"] > 0.9 * report["frames"]
-    assert not experiments.can_roll_out(tmp_path, "tabletop") and experiments.can_roll_out(tmp_path, "calvin")
+    assert not scoring.can_roll_out(tmp_path, "tabletop") and scoring.can_roll_out(tmp_path, "calvin")
     with pytest.raises(UserError, match="cannot act in libero"):
-        experiments.can_roll_out(tmp_path, "libero")
+        scoring.can_roll_out(tmp_path, "libero")
     for variant in experiments.VARIANTS:
         launch.train_from_config(experiments.job(short, tmp_path, variant, seed=0), **QUIET)
     models = experiments.load(tmp_path)
     assert {name: model.trained["step"] for name, model in models.items()} == dict.fromkeys(experiments.VARIANTS, 12)
 
-    offline = experiments.score_offline(short, tmp_path, models, seed=0, every=10)
+    offline = scoring.score_offline(short, tmp_path, models, seed=0, every=10)
     assert {r["variant"] for r in offline} == {*models, "constant action", "gaze, shuffled instruction"}
     for record in offline:
         error = record["metrics"]["motion error"]
         assert error["n"] == 9 and 0 < error["low"] <= error["value"] <= error["high"] < 2
 
-    frames = experiments.attention_frames(Store(tmp_path / "store" / "validation"), short.attention_frames)
-    maps = {name: experiments.attention_of(models[name], frames) for name in ("baseline", "gaze")}
-    records = experiments.record_attention(short, tmp_path, models, maps, frames, seed=0)
+    frames = looking.attention_frames(Store(tmp_path / "store" / "validation"), short.attention_frames)
+    maps = {name: looking.attention_of(models[name], frames) for name in ("baseline", "gaze")}
+    records = looking.record_attention(short, tmp_path, models, maps, frames, seed=0)
     uniform = records[0]["metrics"]["attention mass, uniform (box area)"]["value"]
     areas = [np.prod(frame["gaze.box"][2:] - frame["gaze.box"][:2]) for frame in frames]
     assert uniform == pytest.approx(np.mean(areas), rel=1e-5)
@@ -75,9 +75,9 @@ def test_notebook_09_in_calvins_own_simulator(test_data, real, short, tmp_path):
     for variant in experiments.VARIANTS:
         launch.train_from_config(experiments.job(short, tmp_path, variant, seed=0), **QUIET)
     models, two = experiments.load(tmp_path), replace(short, evaluate_chains=2)
-    records = experiments.roll_out(two, tmp_path, models, 0, "calvin", **QUIET)
+    records = scoring.roll_out(two, tmp_path, models, 0, "calvin", **QUIET)
     assert {r["variant"] for r in records} >= {*models, "random actions", "scripted expert (ceiling)", "replay of one demonstration"}
     expert = next(r for r in records if r["variant"].startswith("scripted"))
     assert expert["metrics"]["average length"]["value"] >= 4 and expert["renderer"] == "TinyRenderer (CPU)"
     assert all(r["simulator"] == "calvin" and r["not_comparable_with"] for r in records)
-    assert experiments.film(models["gaze"], two, tmp_path, 0, "calvin") is not None
+    assert scoring.film(models["gaze"], two, tmp_path, 0, "calvin") is not None

@@ -23,11 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from repro import ablation_tables, attention, experiments, run_records
+from repro import ablation_statistics, attention, experiments, looking, run_records, scoring
 from repro.ablation_tables import markdown, publish, write  # noqa: F401 (of every system, beside its runs)
 from repro.data.episodes import Store
-from repro.evaluation import chains, offline, protocols
-from repro.evaluation.policies import mended
+from repro.evaluation import chains, offline, policies, protocols
 from repro.machine import UserError
 from repro.profiles import Profile
 from repro.seeds import FLOORS, Clock, OutOfTime, Run, Timed, alone, is_done
@@ -131,18 +130,18 @@ def benchmarks(settings: Profile, work: Path, seed: int = 0) -> dict[str, list[t
             for where, scenes in places.items()}
 
 
-def _evaluate(settings: Profile, work: Path, run: Run, policies: dict[str, object], clock: Clock, log) -> list[dict]:
+def _evaluate(settings: Profile, work: Path, run: Run, scored: dict[str, object], clock: Clock, log) -> list[dict]:
     """One record per policy and benchmark; each with the lengths of all chains, a digit each, as `outcomes`."""
     found = []
     for benchmark, places in benchmarks(settings, work, run.seed).items():
-        for name, policy in policies.items():
+        for name, policy in scored.items():
             seconds, outcomes = 0.0, []
             for scene, starts in places:
                 folder = place(work, run) / run_records.file_name(name) / f"{run_records.file_name(benchmark)}-{scene}"
                 outcomes += _roll_out(policy, name, scene, starts, folder, settings, clock, log)
                 seconds += chains.spent(folder)
             begun = time.monotonic() - seconds
-            record = _record(settings, work, run, name, policy, benchmark, chains.summarise(outcomes) | mended(policy), begun)
+            record = _record(settings, work, run, name, policy, benchmark, chains.summarise(outcomes) | policies.mended(policy), begun)
             found.append({**record, "outcomes": "".join(str(outcome.length) for outcome in outcomes)})
     return found
 
@@ -159,9 +158,9 @@ def _record(settings: Profile, work: Path, run: Run, name: str, policy, benchmar
             **config) -> dict:
     training = Store(work / "store" / "training")
     about = {"profile": settings.name, "asked": digest(settings, work), "row": run.row, "corrupt": run.corrupt,
-             "policy": experiments.about(policy), **config}
+             "policy": policies.about(policy), **config}
     record = run_records.record(RECORDS, name, benchmark=benchmark, data=training.meta["name"], data_hash=training.hash, config=about,
-                                seed=run.seed, metrics=metrics, minutes=experiments.minutes(policy, begun), simulator=simulator,
+                                seed=run.seed, metrics=metrics, minutes=policies.minutes(policy, begun), simulator=simulator,
                                 renderer="play table (OpenCV)" if simulator == "tabletop" else "none", not_comparable_with=["reconvla"])
     return record | ({"training_minutes": round(policy.minutes, 2)} if hasattr(policy, "minutes") else {})
 
@@ -169,17 +168,17 @@ def _record(settings: Profile, work: Path, run: Run, name: str, policy, benchmar
 def _looked(settings: Profile, work: Path, model, jumps: bool = False) -> tuple[dict, dict]:
     """(metrics, columns by frame) of attention on held-out frames; jumps: also how often the maximum jumps along whole episodes."""
     store = Store(work / "store" / "validation")
-    frames = experiments.attention_frames(store, settings.attention_frames)
-    columns = experiments.attention_columns(experiments.attention_of(model, frames), frames)
+    frames = looking.attention_frames(store, settings.attention_frames)
+    columns = looking.attention_columns(looking.attention_of(model, frames), frames)
     metrics, shown = attention.averages(columns), by_frame(columns, [frame["task_id"] for frame in frames])
-    if jumps and (strips := experiments.attention_strips(store)):
-        moved = experiments.attention_jumps(experiments.attention_of(model, strips), strips)
+    if jumps and (strips := looking.attention_strips(store)):
+        moved = looking.attention_jumps(looking.attention_of(model, strips), strips)
         metrics |= attention.averages(moved)
         shown |= {"jumps": by_frame(moved, [frame["task_id"] for frame in strips])}
     return metrics, shown
 
 
-def by_frame(columns: dict[str, np.ndarray], tasks: list[str], kept: tuple[str, ...] = ablation_tables.LOOKED) -> dict:
+def by_frame(columns: dict[str, np.ndarray], tasks: list[str], kept: tuple[str, ...] = ablation_statistics.LOOKED) -> dict:
     """What `ablation_tables` takes means of over tasks, frame by frame, None where a frame has none. kept: how its names begin."""
     names = [name for name in columns if name.startswith(kept)]
     return {"episode": columns["episode"].tolist(), "task": tasks} | {
@@ -188,7 +187,7 @@ def by_frame(columns: dict[str, np.ndarray], tasks: list[str], kept: tuple[str, 
 
 def _look(settings: Profile, work: Path, run: Run, model) -> dict:
     begun, (metrics, frames) = time.monotonic(), _looked(settings, work, model, jumps=True)
-    record = _record(settings, work, run, run.variant, model, ablation_tables.ATTENTION, metrics, begun, "none (recorded frames)",
+    record = _record(settings, work, run, run.variant, model, ablation_statistics.ATTENTION, metrics, begun, "none (recorded frames)",
                      reduced=attention.caption())
     return {**record, "frames": frames}
 
@@ -196,19 +195,19 @@ def _look(settings: Profile, work: Path, run: Run, model) -> dict:
 def _offline(settings: Profile, work: Path, run: Run, model, place: Path) -> dict:
     """Action error on held-out episodes; beside it the learning curve, as `learning`."""
     begun = time.monotonic()
-    metrics = offline.action_error(model, Store(work / "store" / "validation"), every=10) | mended(model)
-    record = _record(settings, work, run, run.variant, model, ablation_tables.OFFLINE, metrics, begun, "none (offline)", every=10)
+    metrics = offline.action_error(model, Store(work / "store" / "validation"), every=10) | policies.mended(model)
+    record = _record(settings, work, run, run.variant, model, ablation_statistics.OFFLINE, metrics, begun, "none (offline)", every=10)
     return {**record, "learning": learning(place)}
 
 
 def _rebuild(settings: Profile, work: Path, run: Run, model) -> dict:
     """What the denoiser draws for held-out frames, of which two of five attention frames are."""
     begun, store = time.monotonic(), Store(work / "store" / "validation")
-    frames = experiments.attention_frames(store, max(1, 2 * settings.attention_frames // 5))
-    columns, told = experiments.reconstruction_columns(model, frames, run.seed), [frame["task_id"] for frame in frames]
-    record = _record(settings, work, run, run.variant, model, ablation_tables.REBUILT, attention.averages(columns, tasks=told), begun,
+    frames = looking.attention_frames(store, max(1, 2 * settings.attention_frames // 5))
+    columns, told = looking.reconstruction_columns(model, frames, run.seed), [frame["task_id"] for frame in frames]
+    record = _record(settings, work, run, run.variant, model, ablation_statistics.REBUILT, attention.averages(columns, tasks=told), begun,
                      "none (recorded frames)")
-    return {**record, "frames": by_frame(columns, told, (experiments.REBUILT_OWN, experiments.REBUILT_APART))}
+    return {**record, "frames": by_frame(columns, told, (looking.REBUILT_OWN, looking.REBUILT_APART))}
 
 
 def learning(place: Path, bins: int = 50) -> dict[str, list]:
@@ -227,10 +226,10 @@ def _mark(settings: Profile, work: Path, run: Run, model, clock: Clock, log) -> 
     """A run on its way: single tasks from a small fixed set of start states, and attention."""
     begun, step = time.monotonic(), model.trained["step"]
     scene, store = settings.evaluation_scene, Store(work / "store" / "training")
-    starts = experiments.start_states(replace(settings, evaluate_single=settings.curve_single), CURVE)["single tasks"]
+    starts = scoring.start_states(replace(settings, evaluate_single=settings.curve_single), CURVE)["single tasks"]
     outcomes = _roll_out(model, run.variant, scene, starts, place(work, run) / "on the way" / str(step), settings, clock, log)
     metrics, frames = _looked(settings, work, model)
-    record = _record(settings, work, run, run.variant, model, f"{ablation_tables.ON_THE_WAY}, scene {scene}",
+    record = _record(settings, work, run, run.variant, model, f"{ablation_statistics.ON_THE_WAY}, scene {scene}",
                      {"1/1": chains.summarise(outcomes)["1/1"], **metrics}, begun, step=step,
                      epochs=round(step * settings.batch_size * settings.accumulate / _samples(store), 3))
     return {**record, "outcomes": "".join(str(outcome.length) for outcome in outcomes), "frames": frames}
@@ -250,7 +249,7 @@ def _floors(settings: Profile, work: Path, run: Run, clock: Clock, log) -> list[
     if last is None or checkpoint.about(last)["step"] < settings.train_steps:
         raise OutOfTime("gaze with this seed is not trained yet")
     told = {task: language.VALIDATION[task] for task in tasks.check_tasks(settings.tasks)}
-    scored = experiments.policies({"gaze": experiments.load_run(place)}, work, told, run.seed)
+    scored = scoring.policies({"gaze": experiments.load_run(place)}, work, told, run.seed)
     return _evaluate(settings, work, run, {name: policy for name, policy in scored.items() if name != "gaze"}, clock, log)
 
 
@@ -299,14 +298,14 @@ def draw(settings: Profile, work: Path) -> list[str]:
         return []
     done = [row for row in ("baseline", "whole", "gaze") if here(row, seed)]
     models, store = experiments.load(work, seed, tuple(done)), Store(work / "store" / "validation")
-    frames = experiments.attention_frames(store, settings.attention_frames)
-    maps = {row: experiments.attention_of(model, frames) for row, model in models.items()}
+    frames = looking.attention_frames(store, settings.attention_frames)
+    maps = {row: looking.attention_of(model, frames) for row, model in models.items()}
     tasks_ = [frame["task_id"] for frame in frames]
-    numbers = {row: attention.averages(experiments.attention_columns(static, frames, seed), seed, tasks_) for row, static in maps.items()}
+    numbers = {row: attention.averages(looking.attention_columns(static, frames, seed), seed, tasks_) for row, static in maps.items()}
     picks = [frames[len(frames) * i // 3] for i in range(3)]
     shown = [(frame["task"], frame["observation.images.static"], {row: maps[row][len(frames) * i // 3] for row in maps}, frame["gaze.box"])
              for i, frame in enumerate(picks)]
-    figures = {"attention": attention_figures.compare(shown, f"{attention.caption()} {experiments.CAUTION}", numbers, "tasks"),
+    figures = {"attention": attention_figures.compare(shown, f"{attention.caption()} {looking.CAUTION}", numbers, "tasks"),
                "reconstruction": experiment_figures.reconstructions(models["gaze"], work, seed=seed)}
     for name, figure in figures.items():
         pictures.keep(figure, work / "figures" / f"{name}.png")

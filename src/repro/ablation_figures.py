@@ -1,13 +1,13 @@
 """Pictures of the ablation: rows, wrong boxes, the gain by epoch, learning curves. From records alone; told apart without colour.
 
-    figures = everything(ablation_tables.load("work/cpu/runs/ablation"))        # name -> matplotlib Figure
+    figures = everything(ablation_statistics.load("work/cpu/runs/ablation"))        # name -> matplotlib Figure
 """
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from repro import ablation_tables as tables
-from repro.ablation_tables import ATTENTION, BASELINE, GAIN, OFFLINE
+from repro import ablation_statistics as statistics
+from repro.ablation_statistics import ATTENTION, BASELINE, GAIN, OFFLINE
 
 STYLES = (("0.0", "-", "o"), ("0.5", "--", "s"), ("0.3", ":", "^"), ("0.65", "-.", "D"), ("0.15", (0, (5, 1, 1, 1)), "v"),
           ("0.45", (0, (1, 2)), "P"), ("0.75", "-", "X"), ("0.6", "--", "*"))
@@ -29,18 +29,18 @@ def everything(records: list[dict]) -> dict[str, Figure]:
 
 def rows(records: list[dict]) -> Figure | None:
     """Average length of every row: a mark for each seed, the mean with its interval; floors as lines, named on the right-hand axis."""
-    benchmarks = tables.chain_benchmarks(records)
+    benchmarks = statistics.chain_benchmarks(records)
     if not benchmarks:
         return None
-    names = [name for name in tables.variants(records) if not tables.is_floor(records, name)]
+    names = [name for name in statistics.variants(records) if not statistics.is_floor(records, name)]
     figure = Figure(figsize=(1.5 + 5 * len(benchmarks), 2.4 + 0.42 * len(names)), layout="constrained", dpi=130)
     seeds = sorted({record["seed"] for record in records})
     for axis, benchmark in zip(figure.subplots(1, len(benchmarks), squeeze=False)[0], benchmarks, strict=True):
-        found = tables.lengths(records, benchmark)
+        found = statistics.lengths(records, benchmark)
         for i, name in enumerate(names):
             if name not in found:
                 continue
-            one = tables.mean(found[name], (0, 5))
+            one = statistics.mean(found[name], (0, 5))
             axis.errorbar(one["value"], i, xerr=[[one["value"] - one["low"]], [one["high"] - one["value"]]], fmt="|", color="black",
                           markersize=14, markeredgewidth=2, capsize=4)
             for seed, values in found[name].items():
@@ -48,7 +48,7 @@ def rows(records: list[dict]) -> Figure | None:
         count = next(len(values) for by_seed in found.values() for values in by_seed.values())
         axis.set_xlabel(f"average length (tasks solved in a row, 0 to 5)\n{benchmark}, n = {count} a seed", fontsize=8.5)
         axis.set_ylim(len(names) - 0.4, -0.6)
-        _floors(axis, {name: tables.mean(found[name], (0, 5))["value"] for name in found if tables.is_floor(records, name)})
+        _floors(axis, {name: statistics.mean(found[name], (0, 5))["value"] for name in found if statistics.is_floor(records, name)})
         axis.set_yticks(range(len(names)), names if axis is figure.axes[0] else [""] * len(names))
         _plain(axis)
     figure.axes[0].plot([], [], "|", color="black", markersize=10, markeredgewidth=2, label="mean of the seeds")
@@ -82,14 +82,14 @@ def _floors(axis, floors: dict[str, float]) -> None:
 def wrong_boxes(records: list[dict]) -> Figure | None:
     """Average length and attention gain of "gaze" against the share of wrong boxes it was trained with, the baseline as a band; over the
     seeds that all of these have."""
-    benchmarks = tables.chain_benchmarks(records)
+    benchmarks = statistics.chain_benchmarks(records)
     shares = {r["variant"]: r["config"]["corrupt"] for r in records if r["config"]["row"] == "gaze" and "step" not in r["config"]}
     if len(shares) < 2 or not benchmarks:
         return None
     figure = Figure(figsize=(9.5, 3.9), layout="constrained", dpi=130)
     left, right = figure.subplots(1, 2)
-    panels = [(left, benchmarks[:2], lambda name: tables.lengths(records, name), (0, 5)),
-              (right, [ATTENTION], lambda name: tables.frames(records, GAIN), (-1, 1))]
+    panels = [(left, benchmarks[:2], lambda name: statistics.lengths(records, name), (0, 5)),
+              (right, [ATTENTION], lambda name: statistics.frames(records, GAIN), (-1, 1))]
     for axis, names, get, bounds in panels:
         for k, name in enumerate(names):
             found, (shade, dash, mark) = get(name), STYLES[k]
@@ -99,12 +99,12 @@ def wrong_boxes(records: list[dict]) -> Figure | None:
                 continue
             found = {variant: {seed: seeds[seed] for seed in sorted(common)} for variant, seeds in found.items()}
             shared = axis is right
-            mine = sorted(((share, tables.mean(found[variant], bounds, shared)) for variant, share in shares.items() if variant in found),
-                          key=lambda pair: pair[0])
+            means = {share: statistics.mean(found[variant], bounds, shared) for variant, share in shares.items() if variant in found}
+            mine = sorted(means.items(), key=lambda pair: pair[0])
             label = f"gaze, {name.split('->')[1].split(',')[0]}" if "->" in name else "gaze"
             _line(axis, [100 * share + k for share, _ in mine], [metric for _, metric in mine], shade, dash, mark, f"{label} ({_n(mine)})")
             if BASELINE in found:
-                base = tables.mean(found[BASELINE], bounds, shared)
+                base = statistics.mean(found[BASELINE], bounds, shared)
                 axis.axhspan(base["low"], base["high"], color=shade, alpha=0.13, linewidth=0)
                 axis.axhline(base["value"], color=shade, linestyle=(0, (1, 1)), linewidth=1,
                              label=label.replace("gaze", "baseline, band: interval"))
@@ -130,7 +130,7 @@ def _line(axis, at, metrics: list[dict], shade, dash, mark, label: str, bars: bo
 
 def on_the_way(records: list[dict]) -> Figure | None:
     """Single-task success and attention gain at 10 ... 100 % of training, and the gain of reconstruction with its interval."""
-    marks = tables.on_the_way(records)
+    marks = statistics.on_the_way(records)
     if not marks:
         return None
     figure = Figure(figsize=(12, 3.9), layout="constrained", dpi=130)
@@ -166,7 +166,7 @@ def _stops(records: list[dict], epochs_a_step: float) -> dict[str, float]:
     """{variant: epochs at which the held-out loss was least}, mean over seeds, of those looked at on the way."""
     names = {r["variant"] for r in records if "step" in r["config"]}
     ended = [r for r in records if r["benchmark"] == OFFLINE]
-    stops = {name: [tables.early_stop(r["learning"]) for r in ended if r["variant"] == name] for name in names}
+    stops = {name: [statistics.early_stop(r["learning"]) for r in ended if r["variant"] == name] for name in names}
     return {name: epochs_a_step * float(np.mean([stop["step"] for stop in found])) for name, found in stops.items() if found and all(found)}
 
 
@@ -179,7 +179,7 @@ def learning(records: list[dict]) -> Figure | None:
     axes = figure.subplots(1, 2, sharey=True)
     for axis, (name, steps, title) in zip(axes, (("action", "step", "training"), ("held_out", "held_out_step", "held-out episodes")),
                                           strict=True):
-        for k, variant in enumerate(tables.variants(mine)):
+        for k, variant in enumerate(statistics.variants(mine)):
             curves = [r["learning"] for r in mine if r["variant"] == variant and r["learning"][name]]
             if not curves:
                 continue

@@ -294,7 +294,7 @@ def calvin(arguments: tuple[str, ...]) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def libero(arguments: tuple[str, ...]) -> None:
     """Read LIBERO data: `repro libero --help` lists the commands."""
-    from repro.data.libero import libero as commands
+    from repro.data.libero_commands import libero as commands
 
     commands.main(args=list(arguments), prog_name="repro libero")
 

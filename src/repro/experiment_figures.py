@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from repro import pictures
 from repro.data.episodes import Store
-from repro.experiments import attention_frames
+from repro.looking import attention_frames
 from repro.models.reconvla import ReconVLA
 from repro.models.towers import resize
 

@@ -7,7 +7,7 @@ The full tables beside the published records (results/cpu/*.md) are written with
 
 from pathlib import Path
 
-from repro import ablation_tables, change_ablation, run_records, vla_ablation
+from repro import ablation_statistics, ablation_tables, change_ablation, run_records, vla_ablation
 from repro.real_tables import real_section
 from repro.results import between
 
@@ -22,7 +22,7 @@ CHECK_START, CHECK_END = "<!-- check: results/cpu/check.txt, written by `repro e
 def tables(folder: Path) -> dict[str, str]:
     """{file: its text} of the full tables of `results/<profile>`, from the records there."""
     runs = folder / "runs"
-    found = {"ablation.md": (ablation_tables, ablation_tables.load(runs / "ablation")),
+    found = {"ablation.md": (ablation_tables, ablation_statistics.load(runs / "ablation")),
              "vggt_vla.md": (vla_ablation, vla_ablation.load([runs / "vggt_vla"])),
              "change_agent.md": (change_ablation, run_records.load_all(runs / "change_agent"))}
     return {name: of.markdown(records) for name, (of, records) in found.items() if records}

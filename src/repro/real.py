@@ -14,20 +14,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from repro import attention, experiments, machine, run_records, vla_experiments
+from repro import attention, experiments, looking, machine, run_records, vla_experiments
 from repro.data import calvin_import, libero_hdf5
 from repro.data import libero as libero_data
 from repro.data.episodes import Store
 from repro.evaluation import chains, floors, offline, protocols, suites
 from repro.evaluation.policies import about as about_policy
 from repro.evaluation.policies import load_policy, minutes
-from repro.experiments import watch
 from repro.gaze.annotate import annotate
 from repro.intervals import bootstrap
 from repro.machine import UserError
 from repro.models import tiny_training
 from repro.models.keypoint_policy import KeypointPolicy
 from repro.models.towers import resize
+from repro.scoring import watch
 from repro.sims import calvin_layout, environments
 from repro.sims.base import Launch
 from repro.sims.worker import Worker
@@ -102,14 +102,14 @@ def reconvla(work: Path, store: Store, size: Size, seed: int, parts: Path | str 
 
 def looked(work: Path, models: dict[str, object], store: Store, validation: Store, settings: dict, seed: int) -> list[dict]:
     """Records of ReconVLA's rows on held-out episodes: action error, attention, and how the frozen VAE rebuilds the gaze targets."""
-    frames, found = experiments.attention_frames(validation, 200), []
+    frames, found = looking.attention_frames(validation, 200), []
     for name, model in models.items():
         begun = time.monotonic()
         told = {OFFLINE: offline.action_error(model, validation)}
         if model.config.recon and model.config.target == "gaze":
             told[OFFLINE] |= rebuilt(model, frames)
         if not model.config.blind:
-            told[ATTENTION] = attention.averages(experiments.attention_columns(experiments.attention_of(model, frames), frames, seed))
+            told[ATTENTION] = attention.averages(looking.attention_columns(looking.attention_of(model, frames), frames, seed))
         for benchmark, metrics in told.items():
             record = run_records.record(
                 "real simulators", name, benchmark=benchmark, data=store.meta["name"], data_hash=store.hash, seed=seed, metrics=metrics,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from repro import ablation, ablation_tables, attention, results, run_records, seeds, vla_experiments
+from repro import ablation, ablation_statistics, ablation_tables, attention, results, run_records, seeds, vla_experiments
 from repro.data import libero, libero_hdf5
 from repro.data.episodes import Store
 from repro.evaluation import suites
@@ -161,12 +161,12 @@ def looks(settings: Profile, work: Path, run: Run, model, log=print) -> list[dic
 
 def load(folders: Iterable[Path]) -> list[dict]:
     """Records of these folders, of the latest settings only, each number once."""
-    return ablation_tables.latest([record for folder in folders if folder.is_dir() for record in run_records.load_all(folder)])
+    return ablation_statistics.latest([record for folder in folders if folder.is_dir() for record in run_records.load_all(folder)])
 
 
 def records(work: Path) -> list[dict]:
     """Those of the runs of a work folder that are done, of the latest settings only, each number once."""
-    return ablation_tables.latest(seeds.named(sorted((work / "ablation" / SYSTEM).glob("*/done.json")), lambda place: place / "runs"))
+    return ablation_statistics.latest(seeds.named(sorted((work / "ablation" / SYSTEM).glob("*/done.json")), lambda place: place / "runs"))
 
 
 def variants(found: Iterable[dict]) -> list[str]:
@@ -197,12 +197,12 @@ def same_starts(benchmark: str) -> bool:
 
 def success_table(found: list[dict], benchmark: str) -> ablation_tables.Table:
     """Success over seeds and starts, and paired differences to the policy without a backbone and to the blind one."""
-    scored, rows, shared = ablation_tables.lengths(found, benchmark), [], same_starts(benchmark)
+    scored, rows, shared = ablation_statistics.lengths(found, benchmark), [], same_starts(benchmark)
     for name in variants(r for r in found if r["benchmark"] == benchmark):
-        mean, cells = ablation_tables.mean(scored[name], (0, 1), shared), []
+        mean, cells = ablation_statistics.mean(scored[name], (0, 1), shared), []
         for other in ("none", "blind"):
             both = name != other and other in scored
-            apart = ablation_tables.difference(scored[name], scored[other], (-1, 1), shared) if both else None
+            apart = ablation_statistics.difference(scored[name], scored[other], (-1, 1), shared) if both else None
             cells.append("" if apart is None else ablation_tables.signed(apart | {k: 100 * apart[k] for k in ("value", "low", "high")}))
         rows.append([name, str(mean["seeds"]), str(mean["n"]), results.shown("1/1", mean), *cells])
     return ["row", "seeds", "starts", "success %", "minus none, points", "minus blind, points"], rows
@@ -236,7 +236,7 @@ def learning_table(found: list[dict]) -> ablation_tables.Table:
         curves = [r["learning"] for r in trained if r["variant"] == name]
         at = lambda share, curves=curves: ablation_tables.span(
             [float(np.interp(share * curve["step"][-1], curve["held_out_step"], curve["held_out"])) for curve in curves])
-        least = ", ".join(f"{100 * ablation_tables.early_stop(curve)['share']:.0f} %" for curve in curves)
+        least = ", ".join(f"{100 * ablation_statistics.early_stop(curve)['share']:.0f} %" for curve in curves)
         rows.append([name, str(len(curves)), str(curves[0]["step"][-1]), at(0.5), at(0.75), at(1), least])
     return ["row", "seeds", "steps", "half-way [least, most]", "at three quarters", "at the end", "where it is least (share of the steps)"
             ], rows
@@ -272,11 +272,11 @@ def figure(found: list[dict]):
         return None
     drawn = Figure(figsize=(1.8 + 4.2 * len(benchmarks(found)), 1.8 + 0.36 * len(names)), layout="constrained", dpi=130)
     for axis, benchmark in zip(drawn.subplots(1, len(benchmarks(found)), squeeze=False)[0], benchmarks(found), strict=True):
-        scored = ablation_tables.lengths(found, benchmark)
+        scored = ablation_statistics.lengths(found, benchmark)
         for i, name in enumerate(names):
             if name not in scored:
                 continue
-            one = ablation_tables.mean(scored[name], (0, 1), same_starts(benchmark))
+            one = ablation_statistics.mean(scored[name], (0, 1), same_starts(benchmark))
             axis.errorbar(100 * one["value"], i, xerr=[[100 * (one["value"] - one["low"])], [100 * (one["high"] - one["value"])]], fmt="|",
                           color="black", markersize=13, markeredgewidth=2, capsize=4)
             for seed, values in scored[name].items():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from repro import attention, attention_figures, experiments, machine, pictures
+from repro import attention, attention_figures, looking, machine, pictures, scoring
 from repro.data import libero_hdf5
 from repro.data.batches import held_out_episodes
 from repro.data.episodes import Store
@@ -150,7 +150,7 @@ def held_out_table(work: Path, models: dict[str, VGGTVLA], seed: int, preset: st
 def held_out_frames(store: Store, count: int) -> list[dict]:
     """About `count` frames with a true gaze box (any, where the data have no boxes) from the episodes that are not trained on."""
     aside = held_out_episodes(store.episodes, HELD_OUT)
-    return experiments.attention_frames(store, count, [episode for episode in store.episodes if episode.index in aside])
+    return looking.attention_frames(store, count, [episode for episode in store.episodes if episode.index in aside])
 
 
 def attention_columns(model: VGGTVLA, store: Store, count: int, source: str = "queries") -> tuple[dict[str, np.ndarray], list[str]]:
@@ -159,7 +159,7 @@ def attention_columns(model: VGGTVLA, store: Store, count: int, source: str = "q
     source: where its action "queries" look, or the instruction's "words" (models/vggt_vla_attention.py).
     """
     frames = held_out_frames(store, count)
-    columns = experiments.attention_columns(experiments.attention_of(model, frames, source=source), frames)
+    columns = looking.attention_columns(looking.attention_of(model, frames, source=source), frames)
     return columns, [frame["task_id"] for frame in frames]
 
 
@@ -167,15 +167,15 @@ def attention_figure(models: dict[str, VGGTVLA], store: Store, count: int, note:
     """Figure: the same held-out frames for each model, and under each column the numbers over all of them; maps alone, and a line that says
     so, where the data have no gaze boxes."""
     frames = held_out_frames(store, count)
-    maps = {row: experiments.attention_of(model, frames, source=source) for row, model in models.items()}
+    maps = {row: looking.attention_of(model, frames, source=source) for row, model in models.items()}
     picks = [len(frames) * i // shown for i in range(shown)]
     if "gaze.box" not in store.columns:
         log(f"{store.folder} has no gaze boxes: maps are drawn, and nothing is measured")
         return _maps_alone([frames[i] for i in picks], {row: found[picks] for row, found in maps.items()})
-    numbers = {row: attention.averages(experiments.attention_columns(found, frames)) for row, found in maps.items()}
+    numbers = {row: attention.averages(looking.attention_columns(found, frames)) for row, found in maps.items()}
     rows = [(frames[i]["task"], frames[i]["observation.images.static"], {row: maps[row][i] for row in maps}, frames[i]["gaze.box"])
             for i in picks]
-    return attention_figures.compare(rows, f"{note} {experiments.CAUTION}", numbers)
+    return attention_figures.compare(rows, f"{note} {looking.CAUTION}", numbers)
 
 
 def _maps_alone(frames: list[dict], maps: dict[str, np.ndarray]):
@@ -288,7 +288,7 @@ def film(model: VGGTVLA, work: Path, seed: int = 0, count: int = 8):
     """Figure: one rollout of the first task, `count` pictures from start to end."""
     store = data(work)
     told, (state, tasks) = {episode.task_id: episode.task for episode in store.episodes}, starts(store, 1, seed)[0]
-    shots = experiments.watch(model, base.grocery(), (state, tasks), told, MAX_STEPS)
+    shots = scoring.watch(model, base.grocery(), (state, tasks), told, MAX_STEPS)
     picks = [shots[i] for i in np.linspace(0, len(shots) - 1, min(count, len(shots))).round().astype(int)]
     title = f"{told[tasks[0]]}: {shots[-1][0]}"
     return pictures.sheet([image for *_, image in picks], [f"step {step}" for _, step, _ in picks], columns=4, title=title)

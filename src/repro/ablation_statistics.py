@@ -1,0 +1,164 @@
+"""What the ablation's records say: means over seeds, paired differences to the baseline, and their intervals.
+
+    records = load("results/cpu/runs/ablation")
+    by_row = lengths(records, chain_benchmarks(records)[0])                # {row: {seed: tasks solved in a row}}
+    gain = difference(by_row["gaze"], by_row["baseline"], (-5, 5))
+
+Chains: each seed has start states of its own, the same for all rows. So the means (or paired differences) of the seeds are independent, and
+their interval is Student's, S - 1 degrees of freedom; never narrower than what the start states alone leave open. With one seed there is an
+interval of start states, and none of a difference: what other seeds would have given is not known.
+Attention, and tasks on the way: frames and start states are the same for all seeds. There an interval draws seeds and, independently of
+them, tasks (or start states), both with replacement, and averages over all pairs drawn; the spread of both is widened to Student's.
+The one comparison that counts: gaze minus baseline, average length, evaluation scene, of the seeds after the first, whose numbers were seen
+before it was named. The others are a look around, each with an interval of its own that knows nothing of how many there are.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from repro import run_records, seeds
+from repro.experiments import ROWS
+from repro.intervals import bootstrap, t95
+
+ATTENTION, OFFLINE, ON_THE_WAY = "attention on held-out frames", "offline action error on held-out episodes", "single tasks on the way"
+REBUILT = "reconstruction of held-out targets"
+MASS = "attention mass in the gaze box"
+GAIN = "attention mass, gaze box minus another episode's box"
+TASK_GAIN = "attention mass, gaze box minus the same task's box elsewhere"
+OWN = (MASS, "pointing game (5 of 200 px) in the gaze box", "equal-area IoU with the gaze box")
+LOOKED = (*OWN, "attention mass, gaze box minus", "pointing game (5 of 200 px), gaze box minus", "equal-area IoU, gaze box minus",
+          "attention entropy", "jump rate of the map (over", "jump rate, map minus random order")  # beginnings of what is kept by frame
+BASELINE = "baseline"
+
+
+def load(folder: Path | str) -> list[dict]:
+    """The records of `<profile>/runs/ablation`, of the latest settings only: others are older tables."""
+    return latest(run_records.load_all(folder) if Path(folder).is_dir() else [])
+
+
+def records_of(work: Path) -> list[dict]:
+    """Those of the runs of a work folder that are done, of the latest settings only."""
+    kept = work / "runs" / "ablation"
+    return latest(seeds.named(sorted((work / "ablation").glob("*/done.json")), lambda place: kept))
+
+
+def latest(found: list[dict]) -> list[dict]:
+    """Those made with the settings of the newest; of what was done twice the newer."""
+    newest = max(found, key=lambda record: record["created"])["config"]["asked"] if found else ""
+    of = {}
+    for record in sorted((one for one in found if one["config"]["asked"] == newest), key=lambda one: one["created"]):
+        of[record["variant"], record["seed"], record["benchmark"], record["config"].get("step")] = record
+    return [record for record in found if any(record is kept for kept in of.values())]
+
+
+def variants(records: Iterable[dict]) -> list[str]:
+    """Names in the order of a table: rows, each with its wrong boxes after it, then floors."""
+    seen = {record["variant"]: (record["config"]["row"], record["config"]["corrupt"]) for record in records}
+    order = list(ROWS)
+    return sorted(seen, key=lambda name: (order.index(seen[name][0]) if seen[name][0] in order else 99, seen[name][1]))
+
+
+def is_floor(records: Iterable[dict], variant: str) -> bool:
+    return any(record["variant"] == variant and record["config"]["row"] not in ROWS for record in records)
+
+
+def lengths(records: Iterable[dict], benchmark: str, step: int | None = None) -> dict[str, dict[int, np.ndarray]]:
+    """{variant: {seed: tasks solved in a row, (n,)}}."""
+    return _by_seed((r for r in records if r["benchmark"] == benchmark and r["config"].get("step") == step),
+                    lambda record: np.array([int(digit) for digit in record["outcomes"]], float))
+
+
+def frames(records: Iterable[dict], name: str = GAIN, benchmark: str = ATTENTION, step: int | None = None
+           ) -> dict[str, dict[int, np.ndarray]]:
+    """{variant: {seed: the number's mean in each task}}. Episodes of a task show the same thing, often at the same place, so tasks are
+    counted, not episodes."""
+    def by_task(record: dict) -> np.ndarray:
+        kept = record["frames"]["jumps"] if name.startswith("jump rate") else record["frames"]
+        tasks, values = np.array(kept["task"]), np.array([np.nan if x is None else x for x in kept[name]])
+        means = [values[tasks == task] for task in np.unique(tasks)]
+        return np.array([part[~np.isnan(part)].mean() for part in means if not np.isnan(part).all()])
+    return _by_seed((r for r in records if r["benchmark"] == benchmark and r["config"].get("step") == step), by_task)
+
+
+def _by_seed(records: Iterable[dict], values) -> dict[str, dict[int, np.ndarray]]:
+    found = {}
+    for record in records:
+        found.setdefault(record["variant"], {})[record["seed"]] = values(record)
+    return {variant: dict(sorted(seeds.items())) for variant, seeds in found.items()}
+
+
+def nested(values: np.ndarray, bounds: tuple[float, float]) -> dict:
+    """Metric of (seeds, start states of each seed's own): the mean over all and its 95 % interval; n counts all start states."""
+    values = np.atleast_2d(np.asarray(values, float))
+    S, mean = len(values), float(values.mean())
+    low, high = bootstrap(values.ravel(), bounds)
+    if S > 1:
+        half = t95(S - 1) * values.mean(1).std(ddof=1) / S**0.5
+        low, high = min(low, mean - half), max(high, mean + half)
+    return _metric(mean, low, high, bounds, values.size, S)
+
+
+def crossed(values: np.ndarray, bounds: tuple[float, float], draws: int = 4000, seed: int = 0) -> dict:
+    """Metric of (seeds, start states or tasks that all seeds share): the mean, and the 95 % interval over both; n counts the latter."""
+    values = np.atleast_2d(np.asarray(values, float))
+    (S, n), mean = values.shape, float(values.mean())
+    if np.ptp(values) == 0:
+        low, high = bootstrap(values[0], bounds)
+    else:
+        rng = np.random.default_rng(seed)
+        widened = lambda size: (size / (size - 1)) ** 0.5 * t95(size - 1) / 1.96 if size > 1 else 1.0
+        rows, columns = (1 / size + (rng.multinomial(size, np.full(size, 1 / size), draws) - 1) / size * widened(size) for size in (S, n))
+        low, high = np.percentile(((rows @ values) * columns).sum(1), [2.5, 97.5])
+    return _metric(mean, low, high, bounds, n, S)
+
+
+def _metric(mean: float, low: float, high: float, bounds: tuple[float, float], n: int, seeds: int) -> dict:
+    low, high = np.clip([low, high], *bounds)
+    return {"value": mean, "n": n, "low": min(float(low), mean), "high": max(float(high), mean), "seeds": seeds}
+
+
+def mean(by_seed: dict[int, np.ndarray], bounds: tuple[float, float], shared: bool = False) -> dict:
+    """Over seeds; shared: they saw the same start states or frames."""
+    return (crossed if shared else nested)(np.stack(list(by_seed.values())), bounds)
+
+
+def difference(ours: dict[int, np.ndarray], theirs: dict[int, np.ndarray], bounds: tuple[float, float], shared: bool = False
+               ) -> dict | None:
+    """Ours minus theirs over the seeds that both have, paired, or None; `positive`: the number of seeds in which it is."""
+    both = sorted(ours.keys() & theirs.keys())
+    if not both:
+        return None
+    apart = np.stack([ours[seed] - theirs[seed] for seed in both])
+    return {**(crossed if shared else nested)(apart, bounds), "positive": int((apart.mean(1) > 0).sum())}
+
+
+def chain_benchmarks(records: Iterable[dict]) -> list[str]:
+    """Those of chains of five; the evaluation scene, which no row was trained in, first."""
+    names = {record["benchmark"] for record in records if "average length" in record["metrics"]}
+    trained_in = lambda name: name.split("->")[0].endswith(name.split("->")[1].split(",")[0])
+    return sorted(names, key=lambda name: (trained_in(name), name))
+
+
+def early_stop(learning: dict) -> dict | None:
+    """Where stopping by the held-out action loss would have stopped: its least value so far measured; share 1: never."""
+    if not learning["held_out"]:
+        return None
+    at = int(np.argmin(learning["held_out"]))
+    return {"step": learning["held_out_step"][at], "share": learning["held_out_step"][at] / learning["step"][-1],
+            "loss": learning["held_out"][at], "end": learning["held_out"][-1]}
+
+
+def on_the_way(records: list[dict]) -> list[dict]:
+    """One entry per step at which runs were looked at: {"step", "epochs", "success": {variant: metric}, "attention": {variant: metric},
+    "success gain", "attention gain": paired difference gaze - baseline or None}."""
+    marks = sorted({(r["config"]["step"], r["config"]["epochs"], r["benchmark"]) for r in records if "step" in r["config"]})
+    found = []
+    for step, epochs, benchmark in marks:
+        success, seen = lengths(records, benchmark, step), frames(records, GAIN, benchmark, step)
+        gain = lambda by_row: difference(by_row["gaze"], by_row[BASELINE], (-1, 1), True) if {"gaze", BASELINE} <= by_row.keys() else None
+        found.append({"step": step, "epochs": epochs, "success": {name: mean(seeds, (0, 1), True) for name, seeds in success.items()},
+                      "attention": {name: mean(seeds, (-1, 1), True) for name, seeds in seen.items()},
+                      "success gain": gain(success), "attention gain": gain(seen)})
+    return found

@@ -33,10 +33,14 @@ def denoiser() -> dict[str, float]:
             "sampler, 1000 steps, relative": float(np.abs(sampled - official["sampled"]).max() / np.abs(official["sampled"]).max())}
 
 
+UNDIVIDED = "denoiser, paper's sizes, with the vectors' last map undivided"
+
+
 def paper() -> dict[str, float]:
     official, ours = np.load(exact.VECTORS / "denoiser_paper.npz"), exact.paper_sized()
     return {"denoiser, paper's sizes": float(np.abs(ours["output"] - official["output"]).max()),
             "denoiser, paper's sizes, largest value": float(official["largest"]),
+            UNDIVIDED: 4 * float(np.abs(ours["output"] - official["output"]).max()),  # the last map is linear, its vectors' a quarter
             "denoiser loss, paper's sizes": abs(ours["loss"] - float(official["loss"].mean()))}
 
 
@@ -68,10 +72,12 @@ def main() -> None:
         found[name] = True
     sizes = ("denoiser", "denoiser loss", "denoiser, paper's sizes", "denoiser loss, paper's sizes")
     met = all(found[name] < 1e-5 for name in sizes) and found["greedy ids equal"]
-    record = {"official": "OpenHelix-Team/ReconVLA @047ccd9", "largest absolute difference": found, "target": 1e-5, "met": met}
+    record = {"official": "OpenHelix-Team/ReconVLA @047ccd9", "largest absolute difference": found, "target": 1e-5, "met": met,
+              "met undivided": found[UNDIVIDED] < 1e-5, "numbers compared at the paper's sizes": "94 of 93,312"}
     record |= provenance()
     benchmark.record(record, given.json)
     print(f"{'OK' if met else 'BELOW TARGET'}: " + ", ".join(f"{name} {found[name]:.1e}" for name in sizes) + " (target 1e-5)")
+    print(f"{UNDIVIDED}: {found[UNDIVIDED]:.1e}, {'met' if record['met undivided'] else 'missed'}")
 
 
 if __name__ == "__main__":

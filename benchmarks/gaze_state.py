@@ -17,7 +17,7 @@ import numpy as np
 
 from repro import benchmark
 from repro.data.calvin_frames import BLOCK_ORDER  # of what the worker has, which imports this file: no pyarrow
-from repro.gaze.candidates import iou
+from repro.data.overlap import iou
 from repro.gaze.state import BLOCKS, TABLES, _block, check, state_boxes
 from repro.intervals import wilson
 from repro.machine import UserError

@@ -32,6 +32,7 @@ from repro.cli import cli
 from repro.data.batches import Batches, other_boxes
 from repro.data.calvin_import import ensure_store
 from repro.data.episodes import Episode, Store, StoreWriter
+from repro.data.overlap import iou
 from repro.evaluation import chains
 from repro.gaze.annotate import annotate
 from repro.intervals import t95, wilson
@@ -146,22 +147,25 @@ def check_tables(work):
     assert [row[0] for row in rows][:2] == ["baseline", "gaze"] and rows[0][1:3] == ["2", "6"] and rows[1][-1].endswith("of 2")
     assert {"random actions", "constant action", "scripted expert (ceiling)", "gaze, shuffled instruction"} <= {row[0] for row in rows}
     looked, apart = ablation_tables.attention_tables(records)
-    assert [row[:2] for row in looked[1]] == [["baseline", "2"], ["gaze", "2"]] and [row[0] for row in apart[1]] == ["gaze"]
+    assert [row[:2] for row in looked[1][:-1]] == [["baseline", "2"], ["gaze", "2"]] and [row[0] for row in apart[1]] == ["gaze"]
     header, scale = ablation_tables.scale_table(records)
-    assert [row[:2] for row in scale] == [["uniform attention", ""], ["baseline", "2"], ["gaze", "2"], ["the box itself on this grid", ""]]
+    assert [row[:2] for row in scale[1:-1]] == [["baseline", "2"], ["gaze", "2"]]
+    assert [scale[i][0] for i in (0, -1)] == [f"{what} (n = 5 episodes)" for what in ("uniform attention", "the box itself on this grid")]
     assert header[3] == "pointing game (5 of 200 px) in the gaze box (n = 5 tasks)" and len(header) == 5
     value = lambda cell: float(cell.split(" [")[0])
     assert all(value(scale[0][i]) <= value(scale[-1][i]) for i in (2, 3, 4)), "no map does better than the box itself"
-    early = [{**r, "frames": {k: v for k, v in r["frames"].items() if k not in ablation_statistics.OWN[1:]}} if "frames" in r else r
-             for r in records]
-    header, fewer = ablation_tables.scale_table(early)
-    assert header[2].endswith("(n = 5 tasks)") and header[3].endswith("episodes)"), "early records keep the mass alone by frame"
-    assert [value(row[3]) for row in fewer] == pytest.approx([value(row[3]) for row in scale], abs=0.05)
+    less = lambda r: {**r, "frames": {k: v for k, v in r["frames"].items() if k not in ablation_statistics.OWN[1:]}}
+    header, fewer = ablation_tables.scale_table([less(r) if "frames" in r and r["seed"] == 0 else r for r in records])
+    assert header[2].endswith("(n = 5 tasks)") and "without seed 0" in header[3], "early records keep the mass alone by frame"
+    assert fewer[0] == scale[0] and [row[2] for row in fewer] == [row[2] for row in scale] and fewer[1][3] != scale[1][3]
+    assert len(ablation_tables.scale_table([less(r) if "frames" in r else r for r in records])[0]) == 3, "what nobody keeps has no column"
+    assert looked[1][-1][0] == "the gaze box itself" and " episodes)" in "".join(looked[1][-1])
     titles = [line for line in (work / "ablation.md").read_text().splitlines() if line.startswith("## ")]
     assert len(titles) == len(set(titles)) and "## Attention on held-out frames, minus baseline" in titles
     assert "(n = 5 tasks)" in looked[0][2] and any(title.startswith("attention entropy") for title in looked[0])
     header, rebuilt = ablation_tables.rebuilt_table(records)
     assert [row[:2] for row in rebuilt] == [["gaze", "2"]] and "(n = 5 tasks)" in header[2] and 0 < value(rebuilt[0][2]) < 1
+    assert len(header) == 4, "one episode a task has no other of its own"
     way = ablation_statistics.on_the_way(records)
     assert [mark["step"] for mark in way] == [1, 2, 3, 4, 6] and way[-1]["success gain"]["n"] == 5 and way[0]["epochs"] < way[1]["epochs"]
     figures = {path.stem for path in (work / "figures").glob("*.png")}
@@ -203,17 +207,22 @@ def test_a_part_that_lies_there_is_left_alone_while_others_read_it(tmp_path):
 
 
 def test_a_reconstruction_is_near_its_own_target_or_not():
-    """Two tasks with targets of 0 and 102; the first is drawn right, the second as the first's target; the wrist's half is not counted."""
+    """Two tasks with targets of 0 and 102; the first is drawn right, the second as the first's target; the wrist's half is not counted.
+    Of the second task the boxes lie apart and the targets differ: nothing drawn is nearer to its own than to the other's, in the mean."""
     shown = np.zeros((4, 8, 4, 3), np.uint8)
     shown[2:, :6] = 102
+    shown[3, :6] = 51
     shown[:, 6:] = np.arange(4)[:, None, None, None]
-    frames = [{"episode": i, "task_id": "ab"[i // 2], "task": "", "shown": i} for i in range(4)]
+    boxes = [(0, 0, 0.5, 0.5), (0, 0, 0.5, 0.4), (0, 0, 0.5, 0.5), (0.5, 0.5, 1, 1)]
+    frames = [{"episode": i, "task_id": "ab"[i // 2], "task": "", "shown": i, "gaze.box": boxes[i]} for i in range(4)]
     config = SimpleNamespace(static_tokens=6, grid=(8, 8))
     net = SimpleNamespace(config=config, targets=lambda part: np.stack([shown[frame["shown"]] for frame in part]),
                           reconstruct=lambda part, told: np.zeros((len(part), 8, 4, 3), np.uint8))
     found = looking.reconstruction_columns(net, frames, batch=3)
-    assert found["episode"].tolist() == [0, 1, 2, 3] and found[looking.REBUILT_OWN].tolist() == pytest.approx([0, 0, 0.4, 0.4])
-    assert found[looking.REBUILT_APART].tolist() == pytest.approx([-0.4, -0.4, 0.4, 0.4])
+    assert found["episode"].tolist() == [0, 1, 2, 3] and found[looking.REBUILT_OWN].tolist() == pytest.approx([0, 0, 0.4, 0.2])
+    assert found[looking.REBUILT_APART].tolist() == pytest.approx([-0.3, -0.3, 0.4, 0.2])
+    assert np.isnan(found[looking.REBUILT_ELSEWHERE][:2]).all(), "a box that hardly moves is no control"
+    assert found[looking.REBUILT_ELSEWHERE][2:].tolist() == pytest.approx([0.2, -0.2])
 
 
 def test_learning_passes_over_steps_that_float16_left_out(tmp_path):
@@ -234,6 +243,15 @@ def test_minutes_end_before_the_session_does(tmp_path, monkeypatch):
     monkeypatch.delenv(clock.END)
     seeds.one(ablation, SETTINGS, tmp_path, "gaze:0:0", 3.0)
     assert found == [3.0, 1.0, np.inf]
+
+
+def test_rows_of_a_real_simulators_data_do_not_act_on_the_play_table(work):
+    told = work / "store" / "training" / "meta" / "repro.json"
+    about = json.loads(told.read_text())
+    assert about["simulator"] == "tabletop"
+    told.write_text(json.dumps(about | {"simulator": "calvin_env"}))
+    with pytest.raises(UserError, match="is data of calvin_env, and the ablation lets its rows act on the play table"):
+        ablation.prepare(SETTINGS, work, log=lambda line: None)
 
 
 def test_minutes_stop_a_run_cleanly_and_unknown_rows_are_refused(work, monkeypatch):
@@ -302,19 +320,23 @@ def test_the_held_out_loss_is_measured_without_changing_the_run_and_marks_are_ke
 
 def test_boxes_are_wrong_in_the_share_asked_for_in_the_same_frames_always():
     episodes, found = np.repeat(np.arange(50), 200), np.random.default_rng(0).random(10_000) < 0.9
-    frames = np.tile(np.arange(200), 50)
-    number, other = other_boxes(episodes, frames, found, seed=3)
-    again = other_boxes(episodes, frames, found, seed=3)
-    assert (number == again[0]).all() and (other == again[1]).all() and (other_boxes(episodes, frames, found, 4)[0] != number).any()
+    frames, rng = np.tile(np.arange(200), 50), np.random.default_rng(1)
+    corner = np.column_stack([0.3 * rng.integers(0, 3, 10_000), 0.3 * rng.integers(0, 3, 10_000)])
+    boxes = np.column_stack([corner, corner + 0.25])  # in nine places
+    number, other = other_boxes(episodes, frames, found, 3, boxes)
+    again = other_boxes(episodes, frames, found, 3, boxes)
+    assert (number == again[0]).all() and (other == again[1]).all() and (other_boxes(episodes, frames, found, 4, boxes)[0] != number).any()
     for share in (0.08, 0.33):
         assert (number < share).mean() == pytest.approx(share, abs=0.015)
-    assert found[other].all() and (episodes[other] != episodes).all()
+    assert found[other].all() and (episodes[other] != episodes).all() and (iou(boxes, boxes[other]) == 0).all(), "or not wrong"
+    alike = np.tile([0, 0, 1, 1], (10_000, 1))
+    assert (episodes[other_boxes(episodes, frames, found, 3, alike)[1]] != episodes).all(), "where all lie there, it is another one's"
     counts = np.bincount(episodes[other], minlength=50)
     assert counts.min() > 120 and counts.max() < 290  # every episode lends its boxes alike
-    alone, _ = other_boxes(episodes[200:], frames[200:], found[200:], seed=3)
+    alone, _ = other_boxes(episodes[200:], frames[200:], found[200:], 3, boxes[200:])
     assert (alone == number[200:]).all()  # decided by episode and frame, not by place
     with pytest.raises(UserError, match="cannot be exchanged"):
-        other_boxes(episodes, frames, found & (episodes == 3), 0)
+        other_boxes(episodes, frames, found & (episodes == 3), 0, boxes)
 
 
 def test_a_wrong_box_changes_what_is_made_of_the_box_and_nothing_else(tmp_path):
@@ -364,10 +386,10 @@ def test_intervals_cover_over_seeds_and_their_own_start_states(seeds, spread):
 @pytest.mark.parametrize("seeds, tasks, spread", [(1, 13, 0.02), (1, 10, 0.02), (3, 13, 0.02), (5, 13, 0.05)])
 def test_intervals_cover_over_seeds_and_tasks_that_they_share(seeds, tasks, spread):
     rng, hits = np.random.default_rng(0), 0
-    for i in range(400):
+    for _ in range(400):
         shift = rng.normal(0, 0.01, (seeds, 1)) if seeds > 1 else 0.0  # one seed says nothing of others
         values = 0.1 + shift + rng.normal(0, spread, (1, tasks)) + rng.normal(0, 0.01, (seeds, tasks))
-        found = ablation_statistics.crossed(values, (-1, 1), draws=800, seed=i)
+        found = ablation_statistics.crossed(values, (-1, 1))
         hits += found["low"] <= 0.1 <= found["high"]
     assert 0.93 <= hits / 400 <= 1.0
 
@@ -452,7 +474,11 @@ def test_tables_come_from_the_latest_settings_only_and_figures_from_wrong_boxes(
     assert rows[0][3].startswith("75.0 [")
     header, rows = ablation_tables.tasks_in_chains(records, records[-1]["benchmark"])
     assert header == ["task", "baseline", "gaze", "gaze, 33 % wrong boxes"] and [row[0] for row in rows] == list("edbca"), "the worst first"
-    assert rows[-1] == ["a", "75 [41, 93] of 8", "100 [68, 100] of 8", "75 [41, 93] of 8"] and rows[0] == ["e", "-", "0 [0, 66] of 2", "-"]
+    assert rows[-1] == ["a", "75 [75, 75] of 8", "100 [100, 100] of 8", "75 [75, 75] of 8"] and rows[0] == ["e", "-", "0 [0, 0] of 2", "-"]
+    never = lambda r: {**r, "metrics": {**r["metrics"], "task/a": {"value": 0.0, "n": 4}}}
+    few = [never(r) if r["seed"] and r["variant"] == "gaze" else r for r in records]
+    told = {row[0]: row[2] for row in ablation_tables.tasks_in_chains(few, few[-1]["benchmark"])[1]}
+    assert told["a"] == "50 [0, 100] of 8", "of each seed, not as one sample"
     assert ablation_statistics.frames(records)["gaze"][0].tolist() == pytest.approx([0.15, 0.5]), "tasks are counted"
     values, apart = ablation_tables.attention_tables(records)
     assert values[0][:2] == ["row", "seeds"] and values[0][3] == "mass, minus another episode's box (n = 2 tasks)" and len(values[0]) == 5

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from repro.data import levir, levir_boxes
+from repro.data import levir, levir_boxes, overlap
 from repro.data.levir import NO_CHANGE
 from repro.machine import UserError
 from repro.sims import aerial, aerial_drawing, aerial_plan
@@ -103,7 +103,7 @@ def test_masks_are_where_buildings_are_new(drawn):
         before, after = aerial_drawing.draw(planned, first, 0, rng), aerial_drawing.draw(planned, second, 1, rng)
         magenta = lambda picture: np.minimum(picture[..., 0], picture[..., 2]).astype(int) - picture[..., 1] > 60
         assert not magenta(before).any()
-        assert levir_boxes.iou(levir_boxes.boxes(magenta(after))[1], levir_boxes.boxes(mask)[1]) > 0.85
+        assert overlap.iou(levir_boxes.boxes(magenta(after))[1], levir_boxes.boxes(mask)[1]) > 0.85
         assert (magenta(after) & mask).sum() / (magenta(after) | mask).sum() > 0.85
 
 
@@ -129,7 +129,7 @@ def test_the_main_box_is_the_largest_by_a_margin():
 
 def test_differencing_stays_below_its_bound(drawn):
     found = [levir_boxes.difference_box(p.before, p.after) for p in drawn]
-    mean = np.mean([0 if box is None else levir_boxes.iou(box, p.box_main) for box, p in zip(found, drawn, strict=True)])
+    mean = np.mean([0 if box is None else overlap.iou(box, p.box_main) for box, p in zip(found, drawn, strict=True)])
     assert mean < 0.3, mean
     share = np.mean([levir_boxes.encode(p.box_main)[2] for p in drawn])
     assert 0.1 < share < 0.5 and np.mean([levir_boxes.ceiling(p.box_main) for p in drawn]) > 0.7, "the three numbers can say them"

@@ -123,9 +123,12 @@ def test_calvins_own_simulator_is_asked_for_its_own_sequences(called, made, rele
     plan = chain_scores.plan_of(store, "calvin", protocol="ReconVLA", renderer="egl")
     assert asked == [("calvin", {"scene": "D", "renderer": "egl"})] and len(plan.chains) == 500 and plan.departs == ()
     policy = policies.load_policy(released)
-    assert chain_scores.departures(policy, plan) == ["static camera on 222 rows as in training, not the server's 167"], "334 * 2 // 3"
+    seam, *others = chain_scores.departures(policy, plan)
+    assert seam == "static camera on 222 rows as in training, not the server's 167", "334 * 2 // 3"
     policy.config = replace(policy.config, acting_static_rows=167)
-    assert chain_scores.departures(policy, plan) == []
+    assert chain_scores.departures(policy, plan) == others and [told.split()[0] for told in others] == ["prompt", "answers"]
+    assert "computed in bfloat16, not in float32" in chain_scores.departures(policy.to(torch.bfloat16), plan)
+    assert chain_scores.departures(policy, replace(plan, rules=protocols.CALVIN)) == [], "another protocol than the server's"
     assert chain_scores.plan_of(store, "calvin", count=3).departs == ("3 chains of 1000", "drawn by TinyRenderer, not by EGL")
     output = called(released, "--simulator", "calvin", "--no-floors", out=tmp_path)
     assert "CALVIN D, official sequences" in output and "IG: implicit grounding, ReconVLA (paper)" in output and "3.95" in output

@@ -13,7 +13,7 @@ from fake_pairs import store
 from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModel, Qwen2Config, Qwen2ForCausalLM
 
-from repro.data import levir_boxes
+from repro.data import levir_boxes, overlap
 from repro.data.change_batches import PairBatches, augmented, flipped
 from repro.machine import UserError
 from repro.models.change_agent import ASK, NO_CHANGE, PRESETS, ChangeAgent, shrink
@@ -80,7 +80,7 @@ def test_targets_and_overlaps_are_the_data_halfs():
     assert target(boxes, "whole", "masked")[0].tolist() == [[0.5, 0.5, 1.0]] * 2 and target(boxes, "whole", "masked")[2].sum() == 2
     said = torch.tensor([[0.3, 0.3, 0.3], [0.9, 0.9, 0.4], [0.2, 0.2, 0.2]])
     true = torch.tensor([[0.1, 0.2, 0.5, 0.4], [0.6, 0.6, 1.0, 1.0], [0.5, 0.2, 0.7, 0.4]])
-    iou = levir_boxes.iou(levir_boxes.decode(said.numpy()), true.numpy())
+    iou = overlap.iou(levir_boxes.decode(said.numpy()), true.numpy())
     found = giou(said, true).tolist()  # IoU less the share of the hull that neither covers
     assert found == pytest.approx([iou[0] - 0.01 / 0.12, iou[1], -0.10 / 0.18], abs=1e-5) and iou[:2] == pytest.approx([6 / 11, 9 / 16])
     assert crossed(torch.full((1, 2, 2), 0.25), torch.tensor([[0.0, 0.0, 0.5, 0.5]]))[0] == pytest.approx(np.log(4), abs=1e-5)
@@ -185,7 +185,7 @@ def test_a_few_pairs_are_learned_by_heart_box_gate_and_caption(pairs, sentences)
         model.loss(given)["loss"].backward()
         optimizer.step()
     found = model.answers(given, [None] * 4)
-    iou = levir_boxes.iou(levir_boxes.decode(found["vector"][1:3]), given["box"][1:3])
+    iou = overlap.iou(levir_boxes.decode(found["vector"][1:3]), given["box"][1:3])
     assert (iou > 0.6 * levir_boxes.ceiling(given["box"][1:3])).all() and ((found["changed"] >= 0.5) == given["changed"]).all()
     assert model.write(given) == given["caption"] == model.write(given, beams=2)
 

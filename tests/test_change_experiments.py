@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from fake_pairs import one, store
 
 from repro import change_asked, change_experiments, change_figures, change_tables, cli, profiles, run_records
-from repro.data import levir_boxes
+from repro.data import levir_boxes, overlap
 from repro.evaluation import change_answer, localisation
 from repro.machine import UserError
 from repro.models.change_agent import PRESETS, TRAIN
@@ -242,7 +242,7 @@ def test_the_sheet_says_what_each_answer_is_to_its_pair(work):
     models = {"loud": sure(0.9), "silent": sure(0.2), "no gate": change_experiments.Answers([], vectors)}
     figure = change_figures.sheet(pairs, rows, models)
     labels = np.array([axis.get_xlabel().replace("\n", " ") for axis in figure.axes]).reshape(3, 6)[:, 2:]
-    iou = float(levir_boxes.iou(levir_boxes.decode(vectors[0]), pairs.column("box_main")[rows[1]]))
+    iou = float(overlap.iou(levir_boxes.decode(vectors[0]), pairs.column("box_main")[rows[1]]))
     assert labels.tolist() == [
         ["unchanged", "change (p = 0.90), false alarm", "no change (p = 0.20), right", "false alarm"],
         ["localisable", f"change (p = 0.90), IoU {iou:.2f}", "no change (p = 0.20), missed", f"IoU {iou:.2f}"],

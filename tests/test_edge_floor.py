@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from fake_pairs import store
 
-from repro.data import levir_boxes
+from repro.data import levir_boxes, overlap
 from repro.evaluation import edge_floor, localisation
 from repro.evaluation.edge_floor import EdgeFloor
 from repro.machine import UserError
@@ -22,10 +22,10 @@ def test_edges_that_came_are_found_in_another_light_and_edges_that_went_are_not(
     after[20:44, 50:74:6] = 200  # a house with stripes
     shown = [np.clip(picture, 0, 255).astype(np.uint8) for picture in (before, after)]
     found = levir_boxes.decode(EdgeFloor(2.0, 0.9).vector(*shown))
-    assert levir_boxes.iou(found, np.float32([50, 20, 72, 44]) / 96) > 0.5
+    assert overlap.iou(found, np.float32([50, 20, 72, 44]) / 96) > 0.5
     swapped = levir_boxes.decode(EdgeFloor(2.0, 0.9).vector(*shown[::-1]))
     went = np.float32([10, 60, 30, 80]) / 96
-    assert levir_boxes.iou(swapped, went) > 0.25 and levir_boxes.iou(swapped, found) == 0, "the other way round it is what went"
+    assert overlap.iou(swapped, went) > 0.25 and overlap.iou(swapped, found) == 0, "the other way round it is what went"
     same = np.full((32, 32, 3), 9, np.uint8)
     assert EdgeFloor(2.0, 0.9).vector(same, same).tolist() == [0.5, 0.5, 1.0], "nothing: the whole picture"
 
@@ -34,7 +34,7 @@ def test_its_numbers_are_the_best_of_training_and_of_no_more_pairs_than_asked(tm
     pairs = store(tmp_path / "pairs", 24)
     boxes = np.asarray(pairs.column("box_main"))
     rows = np.flatnonzero(~np.isnan(boxes).any(1))
-    score = lambda floor, some: levir_boxes.iou(levir_boxes.decode(floor.vectors(pairs, some)), boxes[some]).mean()
+    score = lambda floor, some: overlap.iou(levir_boxes.decode(floor.vectors(pairs, some)), boxes[some]).mean()
     every = [EdgeFloor(blur, quantile) for blur in edge_floor.BLURS for quantile in edge_floor.QUANTILES]
     assert edge_floor.tuned(pairs, boxes) == max(every, key=lambda floor: score(floor, rows))
     few = np.where(np.arange(len(boxes))[:, None] > rows[2], np.float32(np.nan), boxes)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from repro.data.episodes import Episode, Store, StoreWriter
+from repro.data.overlap import iou
 from repro.gaze.annotate import annotate, course, holding
-from repro.gaze.candidates import iou
 from repro.gaze.colour import Colour
 from repro.gaze.crops import crop, pixels
 from repro.gaze.detectors import FULL_FRAME, Gaze, load, truth

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from repro.gaze.candidates import Candidates, candidates, iou
+from repro.data.overlap import iou
+from repro.gaze.candidates import Candidates, candidates
 from repro.gaze.colour import Colour, understood
 from repro.gaze.options import ALL, GAP, NONE, SINGLE, WITHOUT, Options, look, nms, plausible, related
 from repro.gaze.phrase import Phrase, parse

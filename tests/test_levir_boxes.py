@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from repro.data import levir_boxes as boxes
+from repro.data.overlap import iou
 
 
 def mask(*rectangles, size=(32, 64)) -> np.ndarray:
@@ -59,7 +60,7 @@ def test_three_numbers_lose_the_aspect_and_nothing_else():
     for ratio, published in ((1, 1.0), (1.25, 0.81), (1.5, 0.69), (2, 0.55), (3, 0.41), (4, 0.33), (8, 0.22)):
         wide = np.array([0.5 - 0.05 * ratio, 0.45, 0.5 + 0.05 * ratio, 0.55])
         for box in (wide, wide[[1, 0, 3, 2]]):
-            found = boxes.iou(boxes.decode(boxes.encode(box)), box)
+            found = iou(boxes.decode(boxes.encode(box)), box)
             assert found == pytest.approx(1 / (2 * np.sqrt(ratio) - 1), abs=1e-6) and found == pytest.approx(published, abs=0.006)
             assert boxes.ceiling(box) == pytest.approx(found)
     assert boxes.decode(np.array([0.1, 0.9, 0.4])) == pytest.approx([0, 0.7, 0.3, 1]), "cut off at the border"
@@ -68,9 +69,9 @@ def test_three_numbers_lose_the_aspect_and_nothing_else():
 
 def test_iou():
     one = np.array([0, 0, 0.5, 1.0])
-    assert boxes.iou(one, one) == 1 and boxes.iou(one, [0.25, 0, 0.75, 1]) == pytest.approx(1 / 3)
-    assert boxes.iou(one, [0.5, 0, 1, 1]) == 0 and boxes.iou([0, 0, 0, 0], [0, 0, 0, 0]) == 0
-    assert boxes.iou(one, np.array([[0, 0, 1, 1], [0, 0, 0.5, 0.5]])).tolist() == [0.5, 0.5]
+    assert iou(one, one) == 1 and iou(one, [0.25, 0, 0.75, 1]) == pytest.approx(1 / 3)
+    assert iou(one, [0.5, 0, 1, 1]) == 0 and iou([0, 0, 0, 0], [0, 0, 0, 0]) == 0
+    assert iou(one, np.array([[0, 0, 1, 1], [0, 0, 0.5, 0.5]])).tolist() == [0.5, 0.5]
 
 
 def scene(size=(40, 40), box=(6, 10, 20, 18)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -122,7 +123,7 @@ def test_differencing_finds_a_change_under_another_light_and_nothing_in_nothing(
     before = (90 + 20 * rng.standard_normal((64, 64, 1))).clip(40, 140).astype(np.uint8).repeat(3, 2)
     after = (before * 0.6).astype(np.uint8)
     after[20:40, 30:50] = 250
-    assert boxes.iou(boxes.difference_box(before, after), np.array([30, 20, 50, 40]) / 64) > 0.7
+    assert iou(boxes.difference_box(before, after), np.array([30, 20, 50, 40]) / 64) > 0.7
     shifted = boxes.matched(before, (before * 0.6).astype(np.uint8))
     assert np.abs(shifted.astype(int) - (before * 0.6).astype(np.uint8)).max() <= 1, "a change of light alone is taken out"
     assert boxes.difference_box(before, before) is None

@@ -207,7 +207,7 @@ def _rebuild(settings: Profile, work: Path, run: Run, model) -> dict:
     columns, told = looking.reconstruction_columns(model, frames, run.seed), [frame["task_id"] for frame in frames]
     record = _record(settings, work, run, run.variant, model, ablation_statistics.REBUILT, attention.averages(columns, tasks=told), begun,
                      "none (recorded frames)")
-    return {**record, "frames": by_frame(columns, told, (looking.REBUILT_OWN, looking.REBUILT_APART))}
+    return {**record, "frames": by_frame(columns, told, (looking.REBUILT_OWN, looking.REBUILT_APART, looking.REBUILT_ELSEWHERE))}
 
 
 def learning(place: Path, bins: int = 50) -> dict[str, list]:
@@ -257,6 +257,10 @@ def prepare(settings: Profile, work: Path, log=print) -> None:
     """What all runs share: the stores of notebooks 01 and 04 (made here where they are absent), tiny parts, pretraining's episodes."""
     if not (work / "store" / "training" / "meta" / "repro.json").is_file():
         _data(settings, work / "calvin", {split: work / "store" / split for split in ("training", "validation")}, 0, log)
+    if (made_in := Store(work / "store" / "training").meta.get("simulator", "calvin_env")) != "tabletop":
+        raise UserError(f"{work / 'store' / 'training'} is data of {made_in}, and the ablation lets its rows act on the play table",
+                        "a store of the play table", made_in, "give the ablation a work folder of its own (REPRO_WORK); real data: repro "
+                        "run -p calvin_root FOLDER, then repro evaluate chains --simulator calvin")
     for split in ("training", "validation"):
         _annotate(work / "store" / split, log)
     experiments.parts(settings, work, log)
@@ -287,15 +291,18 @@ def _annotate(store: Path, log) -> None:
 
 
 def draw(settings: Profile, work: Path) -> list[str]:
-    """attention.png (baseline | whole | gaze, those that are done) and reconstruction.png of the first seed that was trained here, as
-    notebooks 08 and 05 draw them; their names. Nothing without "gaze"."""
+    """attention.png (baseline | whole | gaze, those that are done) and reconstruction.png of one seed that was trained here; their names.
+    Nothing without "gaze". The seed is the one in the middle by what gaze's attention mass in the box has over the baseline's."""
     from repro import attention_figures, experiment_figures, pictures
 
     here = lambda row, seed: (is_done(sys.modules[__name__], settings, work, Run(row, seed))
                               and experiments.folder(work, row, seed).is_dir())
-    seed = next((seed for seed in settings.seeds if here("gaze", seed)), None)
-    if seed is None:
+    mass = ablation_statistics.frames(ablation_statistics.records_of(work), ablation_statistics.MASS)
+    gain = {seed: mass["gaze"][seed].mean() - mass.get("baseline", {}).get(seed, mass["gaze"][seed]).mean()
+            for seed in settings.seeds if here("gaze", seed)}
+    if not gain:
         return []
+    seed = sorted(gain, key=gain.get)[(len(gain) - 1) // 2]
     done = [row for row in ("baseline", "whole", "gaze") if here(row, seed)]
     models, store = experiments.load(work, seed, tuple(done)), Store(work / "store" / "validation")
     frames = looking.attention_frames(store, settings.attention_frames)
@@ -305,8 +312,9 @@ def draw(settings: Profile, work: Path) -> list[str]:
     picks = [frames[len(frames) * i // 3] for i in range(3)]
     shown = [(frame["task"], frame["observation.images.static"], {row: maps[row][len(frames) * i // 3] for row in maps}, frame["gaze.box"])
              for i, frame in enumerate(picks)]
-    figures = {"attention": attention_figures.compare(shown, f"{attention.caption()} {looking.CAUTION}", numbers, "tasks"),
-               "reconstruction": experiment_figures.reconstructions(models["gaze"], work, seed=seed)}
+    note = f"{attention.caption()} {looking.CAUTION} Models of seed {seed}."
+    figures = {"attention": attention_figures.compare(shown, note, numbers, "tasks"),
+               "reconstruction": experiment_figures.reconstructions(models["gaze"], work, seed=seed, name=f"gaze, seed {seed}")}
     for name, figure in figures.items():
         pictures.keep(figure, work / "figures" / f"{name}.png")
     return [f"{name}.png" for name in figures]

@@ -17,7 +17,8 @@ SEED = {"color": "0.45", "markersize": 5, "markerfacecolor": "white", "linestyle
 
 def _note(records: list[dict], what: str) -> str:
     """What bars are; of one seed they know nothing of other seeds."""
-    over = f"seeds and {what}" if len({r["seed"] for r in records}) > 1 else f"{what} (one seed: nothing is said of others)"
+    several = len({r["seed"] for r in records}) > 1
+    over = f"seeds and {what}, none where there is one seed" if several else f"{what} (one seed: nothing is said of others)"
     return f"bars: 95 % intervals over {over}; not comparable with the paper"
 
 
@@ -40,9 +41,9 @@ def rows(records: list[dict]) -> Figure | None:
         for i, name in enumerate(names):
             if name not in found:
                 continue
-            one = statistics.mean(found[name], (0, 5))
-            axis.errorbar(one["value"], i, xerr=[[one["value"] - one["low"]], [one["high"] - one["value"]]], fmt="|", color="black",
-                          markersize=14, markeredgewidth=2, capsize=4)
+            one, several = statistics.mean(found[name], (0, 5)), max(map(len, found.values())) > 1
+            bar = [[one["value"] - one["low"]], [one["high"] - one["value"]]] if one["seeds"] > 1 or not several else None
+            axis.errorbar(one["value"], i, xerr=bar, fmt="|", color="black", markersize=14, markeredgewidth=2, capsize=4)
             for seed, values in found[name].items():
                 axis.plot(values.mean(), i + 0.22, MARKS[seeds.index(seed) % len(MARKS)], **SEED)
         count = next(len(values) for by_seed in found.values() for values in by_seed.values())
@@ -133,32 +134,34 @@ def on_the_way(records: list[dict]) -> Figure | None:
     marks = statistics.on_the_way(records)
     if not marks:
         return None
-    figure = Figure(figsize=(12, 3.9), layout="constrained", dpi=130)
+    figure = Figure(figsize=(11, 7), layout="constrained", dpi=130)
     at = np.array([mark["epochs"] for mark in marks])
-    panels = figure.subplots(1, 3)
+    panels = figure.subplots(2, 2, sharex=True).ravel()
     apart = 0.012 * at[-1]  # the two rows stand beside each other
     for axis, what in zip(panels, ("success", "attention"), strict=False):
         for k, name in enumerate((BASELINE, "gaze")):
             mine = [(x + k * apart, mark[what][name]) for x, mark in zip(at, marks, strict=True) if name in mark[what]]
             if mine:
                 _line(axis, [x for x, _ in mine], [m for _, m in mine], *STYLES[k], f"{name} ({_n(mine)})")
-    for k, (what, label) in enumerate((("success", "single tasks solved (share)"), ("attention", "attention gain in the box (share)"))):
-        mine = [(x + k * apart, mark[f"{what} gain"]) for x, mark in zip(at, marks, strict=True) if mark[f"{what} gain"]]
-        if mine:  # a difference of one seed has no interval
-            _line(panels[2], [x for x, _ in mine], [m for _, m in mine], *STYLES[k], f"{label}, {_n(mine)}", mine[0][1]["seeds"] > 1)
     stops = _stops(records, at[-1] / marks[-1]["step"])
-    for stop in sorted(set(stops.values())):
-        names = sorted(name for name, at_ in stops.items() if at_ == stop)
-        panels[2].axvline(stop, color="0.5", linestyle="-." if "gaze" in names else ":", linewidth=1.2,
-                          label=f"held-out loss least, in hindsight: {', '.join(names)}")
-    panels[2].axhline(0, color="0.7", linewidth=0.8)
-    panels[2].margins(y=0.9)  # room for the legend
-    for axis, label in zip(panels, ("single tasks solved (share)", "attention mass in the gaze box\nminus in another episode's box",
-                                    "gaze minus baseline"), strict=True):
-        axis.set(xlabel="epochs of training", ylabel=label, xlim=(0, at[-1] * 1.05))
-        axis.legend(frameon=axis is panels[2], framealpha=1, edgecolor="white", fontsize=7)
+    for axis, what in zip(panels[2:], ("success", "attention"), strict=True):
+        mine = [(x, mark[f"{what} gain"]) for x, mark in zip(at, marks, strict=True) if mark[f"{what} gain"]]
+        if mine:  # a difference of one seed has no interval
+            label, bars = f"gaze minus baseline ({_n(mine)})", mine[0][1]["seeds"] > 1
+            _line(axis, [x for x, _ in mine], [m for _, m in mine], *STYLES[0], label, bars)
+        for stop in sorted(set(stops.values())):
+            names = sorted(name for name, at_ in stops.items() if at_ == stop)
+            axis.axvline(stop, color="0.5", linestyle="-." if "gaze" in names else ":", linewidth=1.2,
+                         label=f"held-out loss least, in hindsight: {', '.join(names)}")
+        axis.axhline(0, color="0.7", linewidth=0.8)
+        axis.margins(y=0.35)  # room for the legend
+        axis.set(xlabel="epochs of training")
+    labels = "single tasks solved (share)", "attention mass in the gaze box\nminus in another episode's box"
+    for axis, label in zip(panels, (*labels, *(f"difference of {label}" for label in labels)), strict=True):
+        axis.set(ylabel=label, xlim=(0, at[-1] * 1.05))
+        axis.legend(frameon=False, fontsize=7)
         _plain(axis)
-    figure.suptitle(_note(records, "start states, or tasks") + "; marks of one run, whose learning rate ends at 0", fontsize=8)
+    figure.suptitle(_note(records, "start states, or tasks") + "; marks within each run, whose learning rate ends at 0", fontsize=8)
     return figure
 
 
@@ -190,17 +193,17 @@ def learning(records: list[dict]) -> Figure | None:
             axis.plot(at, values.mean(0), color=shade, linestyle=dash, marker=mark, markevery=every, markersize=4, linewidth=1.4,
                       label=f"{variant} ({len(curves)} seed{'s' * (len(curves) > 1)})")
             axis.fill_between(at, values.min(0), values.max(0), color=shade, alpha=0.1, linewidth=0)
-        axis.set(xlabel="optimizer step", title=title, yscale="log")
+        axis.set(xlabel="optimizer step", title=title)
         axis.title.set_fontsize(9)
-        axis.yaxis.set_minor_formatter("{x:.2g}")
-        axis.yaxis.set_major_formatter("{x:.2g}")
-        axis.tick_params(axis="y", which="both", labelsize=7)
         _plain(axis)
     width = {r["config"].get("policy", {}).get("model", {}).get("soft_bins", 0.0) for r in mine}
     if len(width) == 1 and (bins := width.pop()):
         for axis in axes:
             axis.axhline(least_loss(bins), color="0.5", linestyle=(0, (4, 3)), linewidth=1,
                          label=f"least possible with targets over {bins:g} bins")
+    early = [value for r in mine for at, value in zip(r["learning"]["step"], r["learning"]["action"], strict=True)
+             if at >= 0.05 * r["learning"]["step"][-1]]
+    axes[0].set_ylim(top=max(early) + 0.05)  # the first steps, which are much higher, would flatten all that follows
     axes[0].set_ylabel("cross-entropy of the action tokens (nats)")
     axes[1].legend(frameon=False, fontsize=7.5, handlelength=4)
     figure.suptitle("lines: mean over seeds; bands: range of seeds", fontsize=8)

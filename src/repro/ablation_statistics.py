@@ -7,8 +7,9 @@
 Chains: each seed has start states of its own, the same for all rows. So the means (or paired differences) of the seeds are independent, and
 their interval is Student's, S - 1 degrees of freedom; never narrower than what the start states alone leave open. With one seed there is an
 interval of start states, and none of a difference: what other seeds would have given is not known.
-Attention, and tasks on the way: frames and start states are the same for all seeds. There an interval draws seeds and, independently of
-them, tasks (or start states), both with replacement, and averages over all pairs drawn; the spread of both is widened to Student's.
+Attention, and tasks on the way: frames and start states are the same for all seeds. There the half-width is the root of the sum of two
+squares: Student's over the means of the seeds, and Student's over the means of the tasks (or start states). What is left beside these two
+is counted in both, so that such an interval is rather too wide.
 The one comparison that counts: gaze minus baseline, average length, evaluation scene, of the seeds after the first, whose numbers were seen
 before it was named. The others are a look around, each with an interval of its own that knows nothing of how many there are.
 """
@@ -100,17 +101,16 @@ def nested(values: np.ndarray, bounds: tuple[float, float]) -> dict:
     return _metric(mean, low, high, bounds, values.size, S)
 
 
-def crossed(values: np.ndarray, bounds: tuple[float, float], draws: int = 4000, seed: int = 0) -> dict:
+def crossed(values: np.ndarray, bounds: tuple[float, float]) -> dict:
     """Metric of (seeds, start states or tasks that all seeds share): the mean, and the 95 % interval over both; n counts the latter."""
     values = np.atleast_2d(np.asarray(values, float))
     (S, n), mean = values.shape, float(values.mean())
     if np.ptp(values) == 0:
         low, high = bootstrap(values[0], bounds)
     else:
-        rng = np.random.default_rng(seed)
-        widened = lambda size: (size / (size - 1)) ** 0.5 * t95(size - 1) / 1.96 if size > 1 else 1.0
-        rows, columns = (1 / size + (rng.multinomial(size, np.full(size, 1 / size), draws) - 1) / size * widened(size) for size in (S, n))
-        low, high = np.percentile(((rows @ values) * columns).sum(1), [2.5, 97.5])
+        student = lambda means: t95(len(means) - 1) * means.std(ddof=1) / len(means) ** 0.5 if len(means) > 1 else 0.0
+        half = float(np.hypot(student(values.mean(1)), student(values.mean(0))))
+        low, high = mean - half, mean + half
     return _metric(mean, low, high, bounds, n, S)
 
 

@@ -14,7 +14,6 @@ from repro.ablation_statistics import (
     ATTENTION,
     BASELINE,
     LOOKED,
-    MASS,
     OFFLINE,
     OWN,
     REBUILT,
@@ -31,8 +30,8 @@ from repro.ablation_statistics import (
     variants,
 )
 from repro.experiments import CONTROL, LONG, UNTAUGHT
-from repro.intervals import over_seeds, wilson
-from repro.looking import REBUILT_APART, REBUILT_OWN
+from repro.intervals import over_seeds
+from repro.looking import REBUILT_APART, REBUILT_ELSEWHERE, REBUILT_OWN
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -45,6 +44,12 @@ def _against(found: dict, variant: str, bounds: tuple[float, float], shared: boo
     return ["-", "-"] if apart is None else [signed(apart), f"{apart['positive']} of {apart['seeds']}"]
 
 
+def _cell(name: str, metric: dict, several: bool) -> str:
+    """A number with its interval; among rows of several seeds a row of one has none, since the others' are over seeds."""
+    cell = results.shown(name, metric)
+    return cell.split(" [")[0] if several and metric["seeds"] == 1 else cell
+
+
 def signed(metric: dict) -> str:
     """A difference with its interval; of one seed there is none."""
     if metric["seeds"] == 1:
@@ -55,12 +60,13 @@ def signed(metric: dict) -> str:
 def chain_table(records: list[dict], benchmark: str) -> Table:
     """Rates and average length of every row, and its paired difference to the baseline."""
     found, rows = lengths(records, benchmark), []
+    several = max(map(len, found.values())) > 1
     for variant in variants(r for r in records if r["benchmark"] == benchmark):
         seeds = found[variant]
-        rates = [results.shown(f"{k}/5", mean({s: v >= k for s, v in seeds.items()}, (0, 1))) for k in range(1, 6)]
+        rates = [_cell(f"{k}/5", mean({s: v >= k for s, v in seeds.items()}, (0, 1)), several) for k in range(1, 6)]
         average = mean(seeds, (0, 5))
         control = _against(found, variant, (-5, 5), baseline=CONTROL[variant])[0] if variant in CONTROL else ""
-        rows.append([variant, str(len(seeds)), str(average["n"]), *rates, results.shown("average length", average),
+        rows.append([variant, str(len(seeds)), str(average["n"]), *rates, _cell("average length", average, several),
                      *_against(found, variant, (-5, 5)), control and f"{control} ({CONTROL[variant]})"])
     titles = ["row", "seeds", "chains", *(f"{k}/5 %" for k in range(1, 6)), "average length", "minus baseline", "seeds above baseline"]
     if not any(row[-1] for row in rows):
@@ -68,77 +74,92 @@ def chain_table(records: list[dict], benchmark: str) -> Table:
     return [*titles, "minus the row that differs in the reconstruction alone"], rows
 
 
+def _by_task(records: list[dict], benchmark: str) -> dict[str, tuple[str, dict[str, dict[int, np.ndarray]]]]:
+    """{number of an attention map: (its heading, {row: {seed: mean of each task}})}, of the seeds whose records keep it by frame."""
+    looked = [r for r in records if r["benchmark"] == benchmark]
+    has = lambda r: [*r["frames"], *r["frames"].get("jumps", ())]
+    names, every, found = [name for r in looked for name in has(r)], {r["seed"] for r in looked}, {}
+    for name in dict.fromkeys(name for start in LOOKED for name in names if name.startswith(start)):
+        mine = [r for r in looked if name in has(r)]
+        rows, lost = frames(mine, name, benchmark), sorted(every - {r["seed"] for r in mine})
+        counts = [len(values) for by_seed in rows.values() for values in by_seed.values()]
+        if min(counts):
+            short = name.replace("attention mass, gaze box minus", "mass, minus").replace(", gaze box minus", ", minus").replace(
+                " (over 0.2 of the width, frames 5 apart)", "")
+            without = f"; without seed {', '.join(map(str, lost))}, whose records keep no frames" if lost else ""
+            found[name] = f"{short} (n = {counts[0]} tasks{without})", rows
+    return found
+
+
+def _over_rows(order: list[str], found: dict, names: list[str], limits) -> list[list[str]]:
+    """Cells of the numbers `names`, a line for each row."""
+    def cell(name: str, variant: str) -> str:
+        rows = found[name][1]
+        return _cell(name, mean(rows[variant], limits(name), True), max(map(len, rows.values())) > 1) if variant in rows else "-"
+    return [[cell(name, variant) for name in names] for variant in order]
+
+
+BOX_JUMPS, MAP_JUMPS = "jump rate of the gaze box", "jump rate of the map"
+
+
 def attention_tables(records: list[dict], benchmark: str = ATTENTION, order: list[str] | None = None, baseline: str = BASELINE
                      ) -> list[Table]:
     """The gaze box against other boxes, how spread and how steady the maps are: each number over seeds and tasks, and its paired difference
     to the baseline's, that of the numbers of `scale_table` included."""
-    looked = [r for r in records if r["benchmark"] == benchmark]
-    has = lambda r: [*r["frames"], *r["frames"].get("jumps", ())]
-    names = [name for start in LOOKED for name in (has(looked[0]) if looked else ())
-             if name.startswith(start) and all(name in has(r) for r in looked)]
-    found = {name: frames(looked, name, benchmark) for name in names}
-    found = {name: rows for name, rows in found.items() if all(len(v) for by_seed in rows.values() for v in by_seed.values())}
-    short = lambda name: name.replace("attention mass, gaze box minus", "mass, minus").replace(
-        ", gaze box minus", ", minus").replace(" (over 0.2 of the width, frames 5 apart)", "")
-    n = lambda rows: len(next(iter(next(iter(rows.values())).values())))
-    header = {name: f"{short(name)} (n = {n(rows)} tasks)" for name, rows in found.items()}
-    limits = lambda name: (-1, 1) if " minus " in name else (0, 1)
+    looked, found = [r for r in records if r["benchmark"] == benchmark], _by_task(records, benchmark)
     order = variants(looked) if order is None else order
-    values = [[variant, str(len(found[MASS][variant])), *(results.shown(name, mean(rows[variant], limits(name), True))
-                                                          for name, rows in found.items() if name not in OWN)]
-              for variant in order] if found else []
+    shown = [name for name in found if name not in OWN]
+    seeds = {variant: str(len({r["seed"] for r in looked if r["variant"] == variant})) for variant in order}
+    cells = _over_rows(order, found, shown, lambda name: (-1, 1) if " minus " in name else (0, 1))
+    values = [[variant, seeds[variant], *line] for variant, line in zip(order, cells, strict=True)] if shown else []
+    box = next((r["metrics"][name] for r in looked for name in r["metrics"] if name.startswith(BOX_JUMPS)), None)
+    if values and box:  # it depends on the frames alone
+        itself = f"{results.shown(BOX_JUMPS, box)} ({box['n']} episodes)"
+        values.append(["the gaze box itself", "", *(itself if name.startswith(MAP_JUMPS) else "" for name in shown)])
     wider = lambda name: (-2, 2) if " minus " in name else (-1, 1)
-    apart = [[variant, *(_against(rows, variant, wider(name), True, baseline)[0] for name, rows in found.items())]
-             for variant in order if variant != baseline] if any(baseline in rows for rows in found.values()) else []
-    return [(["row", "seeds", *(title for name, title in header.items() if name not in OWN)], values),
-            ([f"row, minus {baseline}", *header.values()], apart)]
+    apart = [[variant, *(_against(rows, variant, wider(name), True, baseline)[0] if variant in rows else "-"
+                         for name, (_, rows) in found.items())]
+             for variant in order if variant != baseline] if any(baseline in rows for _, rows in found.values()) else []
+    return [(["row", "seeds", *(found[name][0] for name in shown)], values),
+            ([f"row, minus {baseline}", *(title for title, _ in found.values())], apart)]
 
 
 def scale_table(records: list[dict], benchmark: str = ATTENTION, order: list[str] | None = None) -> Table:
-    """The numbers in the gaze box itself, over seeds, between what uniform attention scores and what the box itself does: the most that a
-    map of so few tokens can. These two depend on the frames and the grid alone, which all rows share."""
-    looked, kinds = [r for r in records if r["benchmark"] == benchmark], attention.quantities().items()
-    uniform = [f"{name}, {attention.UNIFORM[key]}" for key, (name, _) in kinds]
-    itself = [f"{name}, {attention.ITSELF}" for _, (name, _) in kinds]
-    if not looked or any(name not in r["metrics"] for r in looked for name in (*OWN, *uniform, *itself)):
-        return ["row"], []
-    first, found = looked[0]["metrics"], [_own(looked, name) for name in OWN]
+    """The numbers in the gaze box itself, over seeds and tasks, between what uniform attention scores and what the box itself does: the
+    most that a map of so few tokens can. These two depend on the frames and the grid alone, which all rows share; they count episodes."""
+    looked, found = [r for r in records if r["benchmark"] == benchmark], _by_task(records, benchmark)
     order = variants(looked) if order is None else order
+    own = [name for name in OWN if name in found]
     seeds = {variant: str(len({r["seed"] for r in looked if r["variant"] == variant})) for variant in order}
-    rows = [[variant, seeds[variant], *(results.shown(name, metrics[variant]) for name, (metrics, _) in zip(OWN, found, strict=True))]
-            for variant in order]
-    alone = lambda title, names: [title, "", *(results.shown(name, first[name]) for name in names)]
-    return (["row", "seeds", *(f"{name} (n = {metrics[order[0]]['n']} {what})" for name, (metrics, what) in zip(OWN, found, strict=True))],
-            [alone("uniform attention", uniform), *rows, alone(attention.ITSELF, itself)])
-
-
-def _own(looked: list[dict], name: str) -> tuple[dict[str, dict], str]:
-    """({variant: metric over seeds}, what its n counts): tasks, where all records keep the number by frame; early ones do not but for the
-    mass. There episodes are counted, though those of a task are alike: such an interval is rather narrow."""
-    if all(name in r["frames"] for r in looked):
-        by_row = frames(looked, name, looked[0]["benchmark"])
-        return {variant: mean(by_seed, (0, 1), True) for variant, by_seed in by_row.items()}, "tasks"
-    metrics: dict[str, list[dict]] = {}
-    for r in looked:
-        metrics.setdefault(r["variant"], []).append(r["metrics"][name])
-    return {variant: over_seeds(some) for variant, some in metrics.items()}, "episodes"
+    rows = [[variant, seeds[variant], *line]
+            for variant, line in zip(order, _over_rows(order, found, own, lambda name: (0, 1)), strict=True)] if own else []
+    if not rows:
+        return ["row"], []
+    alone = {"uniform attention": attention.UNIFORM, attention.ITSELF: dict.fromkeys(attention.UNIFORM, attention.ITSELF)}
+    first, kinds, edges = looked[0]["metrics"], attention.quantities().items(), []
+    for title, ends in alone.items():
+        metrics = [first[f"{name}, {ends[key]}"] for key, (name, at) in kinds if f"{name} {at} the gaze box" in own]
+        edges.append([f"{title} (n = {metrics[0]['n']} episodes)", "", *(results.shown("", metric) for metric in metrics)])
+    return ["row", "seeds", *(found[name][0] for name in own)], [edges[0], *rows, edges[1]]
 
 
 def tasks_in_chains(records: list[dict], benchmark: str) -> Table:
-    """Success of each task within the chains, %, with Wilson's interval over the attempts of all seeds; the worst first."""
+    """Success of each task within the chains, %: of all attempts, and in brackets of the seed with the least and the one with the most,
+    for attempts of one model are alike: where it fails at a lamp it nearly always does. The worst task first."""
     of = [r for r in records if r["benchmark"] == benchmark and not is_floor(records, r["variant"])]
-    columns, tried = variants(of), {}
+    columns, tried = variants(of), {}  # {(task, row): [(solved, attempts) of each seed]}
     for record in of:
         for name, rate in record["metrics"].items():
-            if name.startswith("task/"):
-                solved, attempts = tried.get((name[5:], record["variant"]), (0, 0))
-                tried[name[5:], record["variant"]] = solved + round(rate["value"] * rate["n"]), attempts + rate["n"]
-    total = {task: np.sum([counts for (name, _), counts in tried.items() if name == task], axis=0) for task, _ in tried}
+            if name.startswith("task/") and rate["n"]:
+                tried.setdefault((name[5:], record["variant"]), []).append((round(rate["value"] * rate["n"]), rate["n"]))
+    total = {task: np.sum([np.sum(counts, axis=0) for (name, _), counts in tried.items() if name == task], axis=0) for task, _ in tried}
 
     def cell(task: str, row: str) -> str:
-        solved, attempts = tried.get((task, row), (0, 0))
-        low, high = wilson(solved, attempts) if attempts else (0, 0)
-        return f"{100 * solved / attempts:.0f} [{100 * low:.0f}, {100 * high:.0f}] of {attempts}" if attempts else "-"
+        if not (counts := tried.get((task, row))):
+            return "-"
+        (solved, attempts), rates = np.sum(counts, axis=0), [100 * some / of for some, of in counts]
+        apart = f"[{min(rates):.0f}, {max(rates):.0f}] " if len(rates) > 1 else ""
+        return f"{100 * solved / attempts:.0f} {apart}of {attempts}"
 
     order = sorted(total, key=lambda task: (total[task][0] / total[task][1], task))
     return ["task", *columns], [[task, *(cell(task, row) for row in columns)] for task in order]
@@ -174,15 +195,21 @@ def offline_table(records: list[dict]) -> Table:
 
 
 def rebuilt_table(records: list[dict]) -> Table:
-    """How near a drawn reconstruction is to its own target, and whether nearer than to those of other tasks; over seeds and tasks."""
-    rows, counted = [], 0
-    for variant in variants(r for r in records if r["benchmark"] == REBUILT):
-        own, apart = (frames(records, name, REBUILT)[variant] for name in (REBUILT_OWN, REBUILT_APART))
-        counted = len(next(iter(own.values())))
-        metric = mean(apart, (-1, 1), shared=True)
-        rows.append([variant, str(len(own)), results.shown("error", mean(own, (0, 1), shared=True)),
-                     f"{metric['value']:+.3g} [{metric['low']:+.3g}, {metric['high']:+.3g}]"])
-    return ["row", "seeds", f"mean error a pixel and colour, 0 to 1 (n = {counted} tasks)", "own target minus other tasks' targets"], rows
+    """How near a drawn reconstruction is to its own target, whether nearer than to those of other tasks, and than to those of its task
+    where the box lies elsewhere; over seeds and tasks. Rows are not compared: their targets differ."""
+    heads = {REBUILT_OWN: "mean error a pixel and colour, 0 to 1", REBUILT_APART: "own target minus other tasks' targets",
+             REBUILT_ELSEWHERE: "own target minus its task's targets elsewhere"}
+    every, titles, columns = [r for r in records if r["benchmark"] == REBUILT], [], []
+    rows = variants(every)
+    for name, head in heads.items():
+        found = frames([r for r in every if name in r["frames"]], name, REBUILT)
+        count = max((len(values) for by_seed in found.values() for values in by_seed.values()), default=0)
+        if count:
+            bounds, several = (0 if name == REBUILT_OWN else -1, 1), max(map(len, found.values())) > 1
+            titles.append(f"{head} (n = {count} tasks)")
+            columns.append([_cell("error", mean(found[row], bounds, shared=True), several) if row in found else "-" for row in rows])
+    seeds = [str(len({r["seed"] for r in every if r["variant"] == row})) for row in rows]
+    return ["row", "seeds", *titles], [list(line) for line in zip(rows, seeds, *columns, strict=True)]
 
 
 def way_table(records: list[dict]) -> Table:
@@ -197,17 +224,18 @@ def way_table(records: list[dict]) -> Table:
             "attention gain, gaze minus baseline"], rows
 
 
-WAY = "On the way: does the gain level off? (Looks into one run, whose learning rate ends at 0: it levels off for that reason too)"
+WAY = "On the way: does the gain level off? (Looks into each run, whose learning rate ends at 0: it levels off for that reason too)"
 
 
 def markdown(records: list[dict]) -> str:
     """All tables, one after another."""
     parts = [(f"Chains of five: {name} (not comparable with the paper)", chain_table(records, name)) for name in chain_benchmarks(records)]
-    parts += [(f"Tasks within the chains, success % of the attempts, the worst first: {name}. (A task is attempted where all before it in "
-               "its chain were solved, so rows did not attempt the same ones)", tasks_in_chains(records, name))
-              for name in chain_benchmarks(records)]
+    parts += [(f"Tasks within the chains, success % of the attempts [of the seed with the least, the most], the worst first: {name}. (A "
+               "task is attempted where all before it in its chain were solved, so rows did not attempt the same ones)",
+               tasks_in_chains(records, name)) for name in chain_benchmarks(records)]
     parts += attention_parts(records, "Attention on held-out frames")
-    parts += [("What the denoiser draws from noise, held-out frames, part of the static camera (below 0: it depends on the frame)",
+    parts += [("What the denoiser draws from noise, held-out frames, part of the static camera. Below 0: nearer to its own target; beside "
+               "other tasks' the sentence alone can do that, beside its own task's elsewhere only the picture",
                rebuilt_table(records))]
     parts += [("Offline, held-out episodes", offline_table(records)), (WAY, way_table(records))]
     return "\n\n".join(f"## {title}\n\n{results.markdown(*table)}" for title, table in parts if table[1]) + "\n"

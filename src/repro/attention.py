@@ -23,7 +23,7 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import torch
 
-from repro.gaze.candidates import iou
+from repro.data.overlap import iou
 from repro.intervals import bootstrap
 from repro.machine import UserError
 

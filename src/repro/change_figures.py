@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from repro.attention_figures import overlay
-from repro.data import levir_boxes
+from repro.data import levir_boxes, overlap
 from repro.evaluation import localisation
 from repro.intervals import bootstrap
 
@@ -73,7 +73,7 @@ def sheet(pairs, rows: Sequence[int], answers: dict, title: str = "") -> Figure:
             if box is not None:
                 _draw(axis, box, TRUE, height, width)
             said = [] if one.changed is None else [f"{'no ' * silent}change (p = {one.changed[row]:.2f})"]
-            said += [VERDICT[states[row], silent] or f"IoU {float(levir_boxes.iou(square, box)):.2f}"]
+            said += [VERDICT[states[row], silent] or f"IoU {float(overlap.iou(square, box)):.2f}"]
             axis.set_xlabel(",\n".join(said) if len(said) > 1 else said[0], fontsize=8)
     figure.suptitle(f"{title}\nsolid blue: truth; dashed orange and cross: answer".strip(), fontsize=10)
     return figure

@@ -47,10 +47,11 @@ def rebuilt(place: str, count: int = 6):
     return pictures.sheet([*half, *again], ["canvas, a look never seen"] * count + ["behind the VAE"] * count, columns=count, size=1.7)
 
 
-def reconstructions(model: ReconVLA, work: Path, count: int = 6, seed: int = 0):
+def reconstructions(model: ReconVLA, work: Path, count: int = 6, seed: int = 0, name: str = ""):
     """Figure: for `count` held-out frames the target and what the denoiser draws from noise, static part above, wrist part below.
 
-    Below each: the mean error of the static part against its own target and, as a floor, against those of the other frames.
+    name: of the model. Below each: the mean error of the static part against its own target and, as a floor, against those of the other
+    frames.
     """
     frames = attention_frames(Store(work / "store" / "validation"), count)[:count]
     torch.manual_seed(seed)
@@ -73,5 +74,6 @@ def reconstructions(model: ReconVLA, work: Path, count: int = 6, seed: int = 0):
         below.set_xlabel(f"{region}, mean |error|\nown target {apart[i, i]:.3f}\nothers' targets {others:.3f}", fontsize=7)
     axes[0, 0].set_ylabel("target" if model.vae is None else "target, as the VAE gives it back", fontsize=9)
     axes[1, 0].set_ylabel("drawn from noise", fontsize=9)
-    figure.supxlabel(f"n = {len(frames)} held-out frames, one draw each; error per pixel and colour, 0 to 1", fontsize=7)
+    said = f"n = {len(frames)} held-out frames, one draw each; error per pixel and colour, 0 to 1"
+    figure.supxlabel(f"{name}: {said}" if name else said, fontsize=7)
     return figure

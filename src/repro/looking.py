@@ -12,6 +12,7 @@ import torch
 
 from repro import attention, clock, run_records
 from repro.data.episodes import Store
+from repro.data.overlap import iou
 from repro.evaluation.policies import about, minutes
 from repro.models.reconvla import ReconVLA
 from repro.profiles import Profile
@@ -69,11 +70,13 @@ def attention_columns(static: np.ndarray, frames: list[dict], seed: int = 0) -> 
 
 
 REBUILT_OWN, REBUILT_APART = "mean |error| of the rebuilt region", "mean |error|, own target minus other tasks' targets"
+REBUILT_ELSEWHERE = "mean |error|, own target minus its task's targets elsewhere"
 
 
 def reconstruction_columns(model: ReconVLA, frames: list[dict], seed: int = 0, batch: int = 32) -> dict[str, np.ndarray]:
-    """How near what the denoiser draws from noise (once a frame) is to its own target, the part of the static camera, pixels in [0, 1]; and
-    that minus the mean over the frames of other tasks: below 0 it depends on the frame."""
+    """How near what the denoiser draws from noise (once a frame) is to its own target, the part of the static camera, pixels in [0, 1];
+    that minus the mean over the frames of other tasks, which the sentence alone can bring below 0; and minus the mean over those frames of
+    the task's other episodes whose gaze box lies elsewhere (IoU < attention.APART; NaN where there are none): only the picture can."""
     targets, drawn = [], []
     torch.manual_seed(seed)
     for i in range(0, len(frames), batch):
@@ -83,12 +86,17 @@ def reconstruction_columns(model: ReconVLA, frames: list[dict], seed: int = 0, b
         drawn.append(model.reconstruct(part, [frame["task"] for frame in part]))
     border = targets[0].shape[1] * model.config.static_tokens // model.config.grid[0]
     aims, shown = (np.concatenate(some)[:, :border].astype(np.float32) / 255 for some in (targets, drawn))
-    tasks, own, others = np.array([frame["task_id"] for frame in frames]), [], []
+    tasks, episodes = _of(frames, "task_id"), _of(frames, "episode")
+    boxes = np.stack([np.asarray(frame["gaze.box"], float) for frame in frames])
+    away = np.stack([iou(box, boxes) < attention.APART for box in boxes])
+    mean = lambda values: values.mean() if len(values) else np.nan
+    columns = {name: [] for name in (REBUILT_OWN, REBUILT_APART, REBUILT_ELSEWHERE)}
     for i, picture in enumerate(shown):
-        apart = np.abs(aims - picture).mean((1, 2, 3))
-        own.append(apart[i])
-        others.append(apart[tasks != tasks[i]].mean() if (tasks != tasks[i]).any() else np.nan)
-    return {"episode": _of(frames, "episode"), REBUILT_OWN: np.array(own), REBUILT_APART: np.array(own) - np.array(others)}
+        error = np.abs(aims - picture).mean((1, 2, 3))
+        columns[REBUILT_OWN].append(error[i])
+        columns[REBUILT_APART].append(error[i] - mean(error[tasks != tasks[i]]))
+        columns[REBUILT_ELSEWHERE].append(error[i] - mean(error[(tasks == tasks[i]) & (episodes != episodes[i]) & away[i]]))
+    return {"episode": episodes, **{name: np.array(values) for name, values in columns.items()}}
 
 
 def attention_jumps(static: np.ndarray, frames: list[dict]) -> dict[str, np.ndarray]:

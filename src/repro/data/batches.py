@@ -6,7 +6,7 @@
 Every frame of every episode is one sample and comes once an epoch, in an order drawn from (seed, epoch). What a model makes of a
 frame's pictures is computed once and kept in memory-mapped files (machine.prepared), keyed by the store's hash and the model's key.
 
-`corrupt=0.33` gives a third of the frames the gaze box of a frame of another episode: what a detector that fails does.
+`corrupt=0.33` gives a third of the frames the gaze box of a frame of another episode, elsewhere: what a detector that fails does.
 """
 
 import fcntl
@@ -23,11 +23,13 @@ import numpy as np
 
 from repro import clock, machine
 from repro.data.episodes import EpisodeInfo, Store
+from repro.data.overlap import iou
 from repro.freshness import write
 from repro.machine import UserError
 
 SPARE = 4 * 2**30  # bytes of disk that stay free for checkpoints: four runs of profile t4 keep two of 0.3 GiB each and write a third
 TOGETHER = 32  # steps that `prepare_many` is given at once
+WRONG = 0.5  # IoU with the own box from which another one is no wrong box
 KEPT, DONE = 8, "episodes.done"  # episodes after which prepared arrays are flushed, and the file that says which are
 
 
@@ -81,9 +83,10 @@ def held_out_episodes(episodes: list[EpisodeInfo], amount: float, seed: int = 0)
     return frozenset(episodes[i].index for i in sorted(order, key=lambda i: place[i].index(i))[:count])
 
 
-def other_boxes(episodes: np.ndarray, frames: np.ndarray, found: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each of N rows (episode and frame numbers, whether its box was found): a number in [0, 1), and the row of a found box of
-    another episode. Both depend on seed, episode and frame alone, so the frames of 8 % wrong boxes are among those of 33 %."""
+def other_boxes(episodes: np.ndarray, frames: np.ndarray, found: np.ndarray, seed: int, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each of N rows (episode and frame numbers, whether its box was found, boxes (N, 4)): a number in [0, 1), and the row of a found
+    box of another episode that lies elsewhere (IoU < WRONG), so that it is wrong; drawn up to 20 times, after which the last one stays.
+    Both depend on seed, episode, frame and boxes alone, so the frames of 8 % wrong boxes are among those of 33 %."""
     rows = np.flatnonzero(found)
     owners, own = episodes[rows], np.unique(episodes)
     if len(np.unique(owners)) < 2:
@@ -91,8 +94,12 @@ def other_boxes(episodes: np.ndarray, frames: np.ndarray, found: np.ndarray, see
                         found=f"{len(np.unique(owners))}", next_step="annotate the store (repro gaze annotate), or corrupt=0")
     first, after = (dict(zip(own, np.searchsorted(owners, own, side), strict=True)) for side in ("left", "right"))
     first, after = (np.array([table[episode] for episode in episodes]) for table in (first, after))
-    place = (_hash(seed + 1, episodes, frames) % (len(rows) - (after - first)).astype(np.uint64)).astype(np.int64)
-    return _hash(seed, episodes, frames) / 2.0**64, rows[np.where(place < first, place, place + after - first)]
+    other, right = np.zeros(len(episodes), int), np.ones(len(episodes), bool)
+    for draw in range(20):
+        place = (_hash(seed + 1 + 1_000_003 * draw, episodes, frames) % (len(rows) - (after - first)).astype(np.uint64)).astype(np.int64)
+        other = np.where(right, rows[np.where(place < first, place, place + after - first)], other)
+        right = iou(boxes, boxes[other]) >= WRONG
+    return _hash(seed, episodes, frames) / 2.0**64, other
 
 
 class Batches:
@@ -154,13 +161,15 @@ class Batches:
             raise UserError("Boxes cannot be corrupted so.", expected="a share in [0, 1] of data with gaze boxes that are used",
                             found=f"share {share}, gaze {self.gaze}")
         frames = np.concatenate([np.arange(episode.length) for episode in self.store.episodes])
-        number, other = other_boxes(self.episode, frames, self.valid, seed)
-        boxes = np.asarray(self.box)[other]
+        boxes = np.asarray(self.box)
+        number, other = other_boxes(self.episode, frames, self.valid, seed, boxes)
+        boxes = boxes[other]
         self.corrupted = (number < share) & self.valid
         self.box = np.where(self.corrupted[:, None], boxes, self.box)
         if prepare is not None:  # made for every frame once: whatever the share, the same arrays
             key = _key(prepare, key)
-            self.wrong = prepared(self.store, prepare, f"{key}; boxes of other episodes, seed {seed}", cache, workers, log, boxes)
+            key = f"{key}; boxes of other episodes that lie elsewhere, seed {seed}"
+            self.wrong = prepared(self.store, prepare, key, cache, workers, log, boxes)
 
     def __len__(self) -> int:
         return len(self.rows)

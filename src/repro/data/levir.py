@@ -39,7 +39,8 @@ __all__ = ["GREY", "NO_CHANGE", "Pair", "Pairs", "ensure_store", "ensure_stores"
            "state_table", "unpack", "write_store"]  # fmt: skip
 
 
-READERS = tuple(f"data/{name}.py" for name in ("levir", "levir_arrow", "levir_boxes", "levir_entries", "levir_layouts", "levir_pairs"))
+READERS = tuple(f"data/{name}.py" for name in (
+    "levir", "levir_arrow", "levir_boxes", "levir_entries", "levir_layouts", "levir_pairs", "overlap"))
 HEADERS = 128  # pictures whose size is looked up to say what size is usual
 
 

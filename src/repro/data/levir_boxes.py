@@ -10,6 +10,7 @@ high comes back as a square of the same area, of intersection over union 1 / (2 
 import cv2
 import numpy as np
 
+from repro.data.overlap import iou
 from repro.intervals import bootstrap
 from repro.machine import UserError
 
@@ -50,15 +51,6 @@ def decode(vector: np.ndarray) -> np.ndarray:
     vector = np.asarray(vector, np.float32)
     centre, half = vector[..., :2], vector[..., 2:] / 2
     return np.clip(np.concatenate([centre - half, centre + half], -1), 0, 1)
-
-
-def iou(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes (..., 4) and (..., 4), broadcast; 0 where both are empty."""
-    one, two = np.asarray(one, np.float64), np.asarray(two, np.float64)
-    shared = np.clip(np.minimum(one[..., 2:], two[..., 2:]) - np.maximum(one[..., :2], two[..., :2]), 0, None).prod(-1)
-    area = lambda box: np.clip(box[..., 2:] - box[..., :2], 0, None).prod(-1)
-    either = area(one) + area(two) - shared
-    return np.where(either > 0, shared / np.where(either > 0, either, 1), 0.0)
 
 
 def ceiling(box: np.ndarray) -> np.ndarray:

@@ -83,12 +83,17 @@ def demonstrations(store: Store) -> dict[str, np.ndarray]:
 
 
 def departures(policy, plan: Plan) -> list[str]:
-    """How an evaluation departs from the plan's protocol, in words; of the policy: 4 bits, and the server's seam."""
-    config = getattr(policy, "config", None)
-    own = ["language model in 4 bits"] * bool(getattr(policy, "official", False) and getattr(config, "quantise", None))
-    if plan.rules.appends_mean and getattr(policy, "official", False):
+    """How an evaluation departs from the plan's protocol, in words; of an official policy also how it acts otherwise than its server."""
+    if not getattr(policy, "official", False):
+        return [*plan.departs]
+    config, dtype, own = policy.config, str(next(policy.mm_projector.parameters()).dtype).removeprefix("torch."), []
+    own += ["language model in 4 bits"] * bool(config.quantise)
+    if plan.rules.appends_mean:
         own += [f"static camera on {config.static_rows} rows as in training, not the server's {SERVER_ROWS}"] * (
             not config.acting_static_rows)
+        own += [f"computed in {dtype}, not in float32"] * (dtype != "float32")
+        own += ["prompt ids built directly, not through text and back, which spoils about one prompt in eleven",
+                "answers that are no chunk of actions are read again within the action tokens"]
     return [*plan.departs, *own]
 
 

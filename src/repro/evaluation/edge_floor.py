@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from repro.data import levir_boxes
+from repro.data import levir_boxes, overlap
 from repro.machine import UserError
 
 BLURS, QUANTILES = (2.0, 3.0, 4.0), (0.9, 0.93, 0.95, 0.97, 0.98)  # what is tried
@@ -63,6 +63,6 @@ def tuned(pairs, boxes: np.ndarray, most: int = MOST) -> EdgeFloor:
         for i, blur in enumerate(BLURS):
             gain = energy(after, blur) - energy(before, blur)
             said = np.array([largest(gain, quantile) for quantile in QUANTILES])
-            scores[i] += levir_boxes.iou(levir_boxes.decode(said), boxes[row])
+            scores[i] += overlap.iou(levir_boxes.decode(said), boxes[row])
     blur, quantile = np.unravel_index(np.argmax(scores), scores.shape)
     return EdgeFloor(BLURS[blur], QUANTILES[quantile])

@@ -27,9 +27,10 @@ import numpy as np
 
 from repro import clock, machine, results, run_records
 from repro.data.calvin_import import ensure_store
+from repro.data.overlap import iou
 from repro.evaluation.gaze_sets import Episode, Set, clutter, items, stored, textures
 from repro.evaluation.gaze_tables import END, OPTIONS, START, detectors_table, items_table, options_table, ordered, readme_section, report
-from repro.gaze.candidates import area, iou
+from repro.gaze.candidates import area
 from repro.gaze.detectors import Detector, Gaze
 from repro.gaze.options import ALL, NONE, WITHOUT, Options, look
 from repro.gaze.quality import calibration, contact_sheet, reliability

@@ -17,7 +17,7 @@ changed pair without one has nothing to point at. There is no published score of
 
 import numpy as np
 
-from repro.data import levir_boxes
+from repro.data import levir_boxes, overlap
 from repro.evaluation.edge_floor import WHOLE, tuned
 from repro.intervals import bootstrap, wilson
 from repro.machine import UserError
@@ -41,7 +41,7 @@ def numbers(vectors: np.ndarray, boxes: np.ndarray, masks: np.ndarray | None = N
     has = ~np.isnan(boxes).any(1)
     true, said = levir_boxes.encode(boxes), vectors
     squares = levir_boxes.decode(said)
-    iou = levir_boxes.iou(squares, boxes)
+    iou = overlap.iou(squares, boxes)
     inside = ((said[:, :2] >= boxes[:, :2]) & (said[:, :2] <= boxes[:, 2:])).all(1)
     apart = np.abs(said - true)
     found = {"IoU of the square": iou, "hit rate at IoU 0.25": iou >= 0.25, "hit rate at IoU 0.5": iou >= 0.5,

@@ -1,4 +1,4 @@
-"""Boxes: what a detector answers (boxes with a score and the noun they are, best first), and how far two overlap."""
+"""Boxes: what a detector answers (boxes with a score and the noun they are, best first)."""
 
 from dataclasses import dataclass
 
@@ -32,15 +32,6 @@ def candidates(boxes, scores, names) -> Candidates:
     scores = np.asarray(scores, np.float32).reshape(-1)
     boxes, order = np.asarray(boxes, np.float32).reshape(-1, 4), np.argsort(-scores, kind="stable")
     return Candidates(boxes[order], scores[order], tuple(names[i] for i in order))
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes (..., 4) x0, y0, x1, y1, broadcast against each other; 0 where both are empty."""
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    size = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
-    inside = size[..., 0] * size[..., 1]
-    union = area(a) + area(b) - inside
-    return np.divide(inside, union, out=np.zeros_like(inside), where=union > 0)
 
 
 def area(box: np.ndarray) -> np.ndarray:

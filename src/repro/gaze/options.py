@@ -11,7 +11,8 @@ from dataclasses import dataclass, fields, replace
 import cv2
 import numpy as np
 
-from repro.gaze.candidates import Candidates, candidates, iou
+from repro.data.overlap import iou
+from repro.gaze.candidates import Candidates, candidates
 from repro.gaze.detectors import Gaze
 from repro.gaze.phrase import Phrase, moved_on, nouns
 

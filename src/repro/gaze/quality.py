@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from repro.gaze.candidates import iou
+from repro.data.overlap import iou
 from repro.intervals import wilson
 
 DASHES, PREDICTED = (0, (3, 2)), "#ffd60a"

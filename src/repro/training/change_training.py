@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from repro.data import levir_boxes
+from repro.data import levir_boxes, overlap
 from repro.data.change_batches import PairBatches
 from repro.data.levir import Pairs
 from repro.machine import UserError
@@ -77,7 +77,7 @@ def measured(model: ChangeAgent, held_out: PairBatches) -> dict[str, float]:
     vectors, boxes = np.concatenate([one["vector"] for one in found]), held_out.box[rows]
     has = ~np.isnan(boxes).any(1)
     inside = ((vectors[has, :2] >= boxes[has, :2]) & (vectors[has, :2] <= boxes[has, 2:])).all(1)
-    scores = {"held_out": 1 - levir_boxes.iou(levir_boxes.decode(vectors[has]), boxes[has]).mean(), "held_out_pointing": inside.mean()}
+    scores = {"held_out": 1 - overlap.iou(levir_boxes.decode(vectors[has]), boxes[has]).mean(), "held_out_pointing": inside.mean()}
     if "changed" in found[0]:
         scores["held_out_gate"] = ((np.concatenate([one["changed"] for one in found]) >= 0.5) == held_out.changed[rows]).mean()
     return {name: float(value) for name, value in scores.items()}

@@ -42,7 +42,7 @@ from repro.models.reconvla import ReconVLAConfig
 from repro.seeds import Run
 from repro.sims import calvin_layout
 from repro.training import checkpoint, launch
-from repro.training.loop import read_metrics
+from repro.training.loop import TrainConfig, read_metrics
 
 TOY = ReconVLAConfig(vae="pixels", hidden=16, layers=1, heads=2, intermediate=32, channels=4, denoiser_width=32, denoiser_depth=1,
                      denoiser_heads=2, chunk=5, cache_features=False,
@@ -158,7 +158,9 @@ def check_tables(work):
     header, fewer = ablation_tables.scale_table([less(r) if "frames" in r and r["seed"] == 0 else r for r in records])
     assert header[2].endswith("(n = 5 tasks)") and "without seed 0" in header[3], "early records keep the mass alone by frame"
     assert fewer[0] == scale[0] and [row[2] for row in fewer] == [row[2] for row in scale] and fewer[1][3] != scale[1][3]
-    assert len(ablation_tables.scale_table([less(r) if "frames" in r else r for r in records])[0]) == 3, "what nobody keeps has no column"
+    header, fewer = ablation_tables.scale_table([less(r) if "frames" in r else r for r in records])
+    assert header[2].endswith("(n = 5 tasks)") and header[3].endswith("(n = 5 episodes)"), "what nobody keeps by frame"
+    assert [value(row[3]) for row in fewer] == pytest.approx([value(row[3]) for row in scale], abs=0.05)
     assert looked[1][-1][0] == "the gaze box itself" and " episodes)" in "".join(looked[1][-1])
     titles = [line for line in (work / "ablation.md").read_text().splitlines() if line.startswith("## ")]
     assert len(titles) == len(set(titles)) and "## Attention on held-out frames, minus baseline" in titles
@@ -185,6 +187,9 @@ def test_a_seed_has_start_states_and_a_language_model_of_its_own(work):
     same = lambda one, other: all(torch.equal(one[name], other[name]) for name in one)
     assert same(*weights("tower")) and same(*weights("vae")) and not same(*weights("language"))
     assert json.loads(experiments.job(settings, work, "gaze", 1, 0.33).read_text())["corrupt_seed"] == 1, "wrong boxes of its own"
+    theirs = json.loads(experiments.job(replace(settings, optimizer=profiles.get("paper").optimizer), work, "gaze", 2).read_text())["train"]
+    assert (theirs["betas"], theirs["weight_decay"], theirs["warmup"]) == ([0.9, 0.999], 0.0, 126) and "betas" not in jobs[0]["train"]
+    assert TrainConfig(**theirs).betas == (0.9, 0.999)
     untaught = Path(json.loads(experiments.job(settings, work, "gaze untaught", 1).read_text())["parts"])
     assert untaught.name == "parts-untaught" and sorted(path.name for path in untaught.iterdir()) == ["tower", "vae"]
     found, ready = load_file(untaught / "tower" / "tower.safetensors"), tiny.load_parts(untaught)

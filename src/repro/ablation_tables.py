@@ -91,14 +91,6 @@ def _by_task(records: list[dict], benchmark: str) -> dict[str, tuple[str, dict[s
     return found
 
 
-def _over_rows(order: list[str], found: dict, names: list[str], limits) -> list[list[str]]:
-    """Cells of the numbers `names`, a line for each row."""
-    def cell(name: str, variant: str) -> str:
-        rows = found[name][1]
-        return _cell(name, mean(rows[variant], limits(name), True), max(map(len, rows.values())) > 1) if variant in rows else "-"
-    return [[cell(name, variant) for name in names] for variant in order]
-
-
 BOX_JUMPS, MAP_JUMPS = "jump rate of the gaze box", "jump rate of the map"
 
 
@@ -110,8 +102,12 @@ def attention_tables(records: list[dict], benchmark: str = ATTENTION, order: lis
     order = variants(looked) if order is None else order
     shown = [name for name in found if name not in OWN]
     seeds = {variant: str(len({r["seed"] for r in looked if r["variant"] == variant})) for variant in order}
-    cells = _over_rows(order, found, shown, lambda name: (-1, 1) if " minus " in name else (0, 1))
-    values = [[variant, seeds[variant], *line] for variant, line in zip(order, cells, strict=True)] if shown else []
+
+    def cell(name: str, row: str) -> str:
+        rows, limits = found[name][1], (-1, 1) if " minus " in name else (0, 1)
+        return _cell(name, mean(rows[row], limits, True), max(map(len, rows.values())) > 1) if row in rows else "-"
+
+    values = [[row, seeds[row], *(cell(name, row) for name in shown)] for row in order] if shown else []
     box = next((r["metrics"][name] for r in looked for name in r["metrics"] if name.startswith(BOX_JUMPS)), None)
     if values and box:  # it depends on the frames alone
         itself = f"{results.shown(BOX_JUMPS, box)} ({box['n']} episodes)"
@@ -126,21 +122,30 @@ def attention_tables(records: list[dict], benchmark: str = ATTENTION, order: lis
 
 def scale_table(records: list[dict], benchmark: str = ATTENTION, order: list[str] | None = None) -> Table:
     """The numbers in the gaze box itself, over seeds and tasks, between what uniform attention scores and what the box itself does: the
-    most that a map of so few tokens can. These two depend on the frames and the grid alone, which all rows share; they count episodes."""
-    looked, found = [r for r in records if r["benchmark"] == benchmark], _by_task(records, benchmark)
+    most that a map of so few tokens can. These two depend on the frames and the grid alone, which all rows share; they count episodes, and
+    so do numbers that no record keeps by frame (episodes of a task are alike: such an interval is rather narrow)."""
+    looked, found, kinds = [r for r in records if r["benchmark"] == benchmark], _by_task(records, benchmark), attention.quantities().items()
     order = variants(looked) if order is None else order
-    own = [name for name in OWN if name in found]
-    seeds = {variant: str(len({r["seed"] for r in looked if r["variant"] == variant})) for variant in order}
-    rows = [[variant, seeds[variant], *line]
-            for variant, line in zip(order, _over_rows(order, found, own, lambda name: (0, 1)), strict=True)] if own else []
-    if not rows:
+    own = {f"{name} {at} the gaze box": [f"{name}, {end}" for end in (attention.UNIFORM[key], attention.ITSELF)]
+           for key, (name, at) in kinds}
+    if not looked or any(name not in r["metrics"] for r in looked for names in own.items() for name in (names[0], *names[1])):
         return ["row"], []
-    alone = {"uniform attention": attention.UNIFORM, attention.ITSELF: dict.fromkeys(attention.UNIFORM, attention.ITSELF)}
-    first, kinds, edges = looked[0]["metrics"], attention.quantities().items(), []
-    for title, ends in alone.items():
-        metrics = [first[f"{name}, {ends[key]}"] for key, (name, at) in kinds if f"{name} {at} the gaze box" in own]
-        edges.append([f"{title} (n = {metrics[0]['n']} episodes)", "", *(results.shown("", metric) for metric in metrics)])
-    return ["row", "seeds", *(found[name][0] for name in own)], [edges[0], *rows, edges[1]]
+    first, titles, columns = looked[0]["metrics"], [], []
+    for name, ends in own.items():
+        if name in found:
+            title, by_row = found[name]
+            metrics = {row: mean(by_row[row], (0, 1), True) for row in order if row in by_row}
+        else:
+            title = f"{name} (n = {first[name]['n']} episodes)"
+            metrics = {row: over_seeds([r["metrics"][name] for r in looked if r["variant"] == row]) for row in order}
+        several = any(metric["seeds"] > 1 for metric in metrics.values())
+        titles.append(title)
+        cells = [_cell(name, metrics[row], several) if row in metrics else "-" for row in order]
+        columns.append([results.shown(name, first[ends[0]]), *cells, results.shown(name, first[ends[1]])])
+    seeds = [str(len({r["seed"] for r in looked if r["variant"] == row})) for row in order]
+    counted = f"(n = {first[next(iter(own.values()))[0]]['n']} episodes)"
+    named = [f"uniform attention {counted}", *order, f"{attention.ITSELF} {counted}"]
+    return ["row", "seeds", *titles], [list(line) for line in zip(named, ["", *seeds, ""], *columns, strict=True)]
 
 
 def tasks_in_chains(records: list[dict], benchmark: str) -> Table:

@@ -34,6 +34,7 @@ class Profile:
     batch_size: int  # per micro-batch
     accumulate: int  # global batch = batch_size * accumulate, on one GPU or several
     learning_rate: float  # peak of the cosine
+    optimizer: tuple[tuple[str, object], ...]  # other fields of TrainConfig for ReconVLA's AdamW; (): as they are there
     budget_minutes: float  # wall clock of one training run: save and stop before it ends
     checkpoint_minutes: float  # wall clock between checkpoints; the guide's default is 120
     evaluate_chains: int  # chains of five tasks; CALVIN's own number is 1000
@@ -76,7 +77,7 @@ class Profile:
 SMOKE = Profile(
     name="smoke", where="any CPU, minutes: proves every step",
     scenes=("D",), evaluation_scene="D", tasks=EIGHT_TASKS, episodes_per_task=4, validation_episodes_per_task=1,
-    preset="tiny", train_steps=40, batch_size=16, accumulate=1, learning_rate=3e-3, budget_minutes=3, checkpoint_minutes=120,
+    preset="tiny", train_steps=40, batch_size=16, accumulate=1, learning_rate=3e-3, optimizer=(), budget_minutes=3, checkpoint_minutes=120,
     evaluate_chains=2, evaluate_single=1, simulators=8, attention_frames=16, workers=2,
     variation=0.05, noise=0.4, draw_every=1, tower_steps=60, vae_steps=100, language_steps=40, part_pictures=400,
     rows=("baseline", "gaze"), seeds=(0, 1), few_rows=(), few_seeds=(), corrupt=(), pretrain_steps=60, pretrain_tables=2,
@@ -115,6 +116,7 @@ T4 = replace(
 PAPER = replace(
     T4, name="paper", where="a cluster, by torchrun or accelerate: the paper's own sizes",
     train_steps=4200, batch_size=8, accumulate=64, learning_rate=2e-5,  # 2 epochs of ~1.07 M annotated frames; 8 micro-batches a GPU
+    optimizer=(("betas", (0.9, 0.999)), ("weight_decay", 0.0), ("warmup", 126)),  # the scripts': transformers' defaults, 3 % of the steps
     budget_minutes=7 * 24 * 60,
     evaluate_chains=1000, simulators=64, workers=16, preset="paper", pretrain_steps=4200, ablation_chains=1000,
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,17 +16,25 @@ from torch.nn import functional as F
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
 from repro.attention import attention_of
+from repro.data.batches import Batches
+from repro.data.columns import replace_columns
+from repro.data.episodes import Episode, Store, StoreWriter
 from repro.evaluation.floors import Blank
 from repro.evaluation.policies import mended
+from repro.experiments import ROWS
+from repro.kaggle.fetched import PREPARED
 from repro.machine import UserError
 from repro.models import adapters, towers
+from repro.models import parts as parts_of
 from repro.models.action_tokens import ActionTokens, normalise_state
 from repro.models.decoding import Reader, forward, greedy
 from repro.models.denoiser import Denoiser, cosine_alphas, grid_positions
 from repro.models.parts import Parts, fingerprint, restore
+from repro.models.parts import build as build_parts
 from repro.models.prompt import IGNORE, IMAGE, Prompt, small_tokenizer
 from repro.models.reconvla import CLIP, PRESETS, ReconVLA, ReconVLAConfig
 from repro.models.towers import VisionTower, compose
+from repro.profiles import T4
 
 INSTRUCTIONS = ["lift the red block", "lift the blue block", "open the drawer"]
 STATS = {"observation.state": {"mean": [0.1] * 15, "std": [0.5] * 15}}
@@ -209,13 +218,15 @@ def test_gaze_target_is_the_crop_above_the_unchanged_wrist_and_whole_is_the_canv
     whole = prepared["target_whole"]
     assert whole[:12].min() == 10 and (whole[12:] == target[12:]).all()
     assert torch.equal(net.pixels(net.latents(torch.from_numpy(target[None])))[0], torch.from_numpy(target))
-    assert model(recon=False).key == net.key == model(target="whole").key != model(gaze_margin=0.5).key != model(gaze_truncate=True).key
+    assert net.key == model(target="whole").key and model(recon=False).key == {"seen": net.key["seen"]}
+    for other in (model(gaze_margin=0.5), model(gaze_truncate=True)):
+        assert other.key["target"] != net.key["target"] and other.key["seen"] == net.key["seen"]
     part = observation() | {"gaze.box": np.float32([0.2, 0.3, 0.4015, 0.5])}  # of 200 px: 80.3
     assert not np.array_equal(*(model(gaze_truncate=way).prepare(part)["target_gaze"] for way in (False, True)))
     del one["gaze.box"]
     with pytest.raises(UserError, match="gaze.box"):
         net.prepare(one)
-    assert set(model(recon=False).prepare(one)) == {"canvas", "target_whole"}
+    assert set(model(recon=False).prepare(one)) == {"canvas"}
 
 
 def test_latents_lie_on_the_token_grid_in_channel_row_column_order():
@@ -461,15 +472,86 @@ def test_the_key_tells_frozen_weights_apart():
     keys = [large(given).key, large(given, cache_features=True).key]
     assert keys == [large(parts()).key, large(parts(), cache_features=True).key] and keys[0] != keys[1]
     assert large(given, target="whole").key == keys[0] and large(given, cache_latents=False).key != keys[0]
-    baseline, pictures = large(given, recon=False), large(given, cache_latents=False)  # of 6 x 6 px, and of 42 x 42
-    assert baseline.key != pictures.key and "pictures" not in keys[0] + baseline.key
+    baseline, pictures = large(given, recon=False), large(given, cache_latents=False)
+    assert baseline.key == large(given, recon=False, blind=True).key == {"seen": keys[0]["seen"]}, "without a VAE the same is seen"
+    assert large(given, recon=False, cache_features=True).key == {"seen": keys[1]["seen"]}
+    assert pictures.key["seen"] == keys[0]["seen"] and keys[1]["target"] == keys[0]["target"] != pictures.key["target"]
     with torch.no_grad():
         given.vision.embeddings.patch_embedding.weight[0, 0, 0, 0] += 1
     assert [large(given).key == keys[0], large(given, cache_features=True).key == keys[1]] == [True, False]
     with torch.no_grad():
         given.vae.encoder.conv_in.weight[0, 0, 0, 0] += 1
-    assert large(given).key != keys[0]
+    assert large(given).key["target"] != keys[0]["target"] and large(given).key["seen"] == keys[0]["seen"]
     assert fingerprint(given.vae) == fingerprint(given.vae.half())  # the same numbers, whatever holds them
+
+
+def stored(place, episodes=2):
+    """A store of frames with gaze boxes, three an episode."""
+    with StoreWriter(place, 30) as writer:
+        for i in range(episodes):
+            seen = [observation(3 * i + k) for k in range(3)]
+            columns = {name: np.stack([one[name] for one in seen]) for name in seen[0]} | {
+                "action": np.zeros((3, 7), np.float32), "gaze.source": ["truth"] * 3}
+            writer.add(Episode(INSTRUCTIONS[i % 3], columns, {"task_id": "task", "scene": "D"}))
+    return Store(place)
+
+
+def made_by(net, store, **how):
+    return Batches(store, 6, 2, prepare=net.prepare, key=net.key, workers=1, log=lambda line: None, **how)
+
+
+@pytest.mark.parametrize("cache_features", [False, True])
+def test_rows_share_what_they_see_and_train_on_what_one_pass_gives(tmp_path, cache_features):
+    """With a VAE: a baseline finds the canvas (or features) of the gaze row, adds nothing, and has the same numbers, in whatever order."""
+    store, given, made = stored(tmp_path / "store"), parts(), []
+    gaze, baseline = (large(given, cache_features=cache_features, recon=recon) for recon in (True, False))
+    batch = made_by(gaze, store)(0)
+    one_pass = [one for i in (0, 3) for one in gaze.prepare_many([observation(i + k) for k in range(3)])]  # an episode at a time
+    assert set(one_pass[0]) == {"features" if cache_features else "canvas", "target_gaze", "target_whole"}
+    assert all(np.array_equal(batch[name], np.stack([one_pass[row][name] for row in batch["row"]])) for name in one_pass[0])
+    for net in (baseline, large(given, cache_features=cache_features, recon=False, blind=True), large(given, target="whole",
+                cache_features=cache_features), gaze):  # fmt: skip
+        net.prepare_many = lambda *_, **__: made.append(1)  # nothing is made anew
+        found = made_by(net, store)(0)
+        assert all(np.array_equal(found[name], batch[name]) for name in found if name in batch) and not made
+        assert any(name.startswith("target_") for name in found) == net.config.recon
+    folders = [path for path in (tmp_path / "store.prepared").iterdir() if path.is_dir()]
+    assert sorted(sorted(file.stem for file in path.glob("*.npy")) for path in folders) == sorted(
+        [["features" if cache_features else "canvas"], ["target_gaze", "target_whole"]])
+
+
+def test_wrong_boxes_are_made_of_the_gaze_target_alone(tmp_path):
+    store, given = stored(tmp_path / "store"), parts()
+    assert set(made_by(large(given), store, corrupt=1.0).wrong) == {"target_gaze"}
+    assert made_by(large(given, recon=False), store, corrupt=1.0).wrong == {}
+    assert sum(path.is_dir() for path in (tmp_path / "store.prepared").iterdir()) == 3
+
+
+def test_what_was_prepared_under_the_former_key_is_not_read_and_an_older_store_s_is_deleted(tmp_path):
+    store, net, said = stored(tmp_path / "store"), large(), []
+    made_by(net, store)
+    for about in (tmp_path / "store.prepared").glob("*/about.json"):
+        assert json.loads(about.read_text())["key"].startswith(("reconvla seen {", "reconvla target {"))  # it was "reconvla {"
+    replace_columns(store.folder, lambda e: {"observation.state": e.columns["observation.state"] + 1}, ["observation.state"])
+    Batches(Store(store.folder), 6, 2, prepare=net.prepare, workers=1, log=said.append)
+    assert sum("earlier version" in line for line in said) == 2 == sum(path.is_dir() for path in (tmp_path / "store.prepared").iterdir())
+
+
+def test_the_bytes_of_a_prepared_frame_are_those_that_all_rows_of_t4_write(tmp_path, monkeypatch):
+    """SigLIP's and FLUX's configs without weights: the VAE's output has its shape, and no numbers."""
+    with torch.device("meta"):
+        given = build_parts(PRESETS["t4"], False, INSTRUCTIONS)
+        nets = {row: ReconVLA(replace(PRESETS["t4"], **ROWS[row]), STATS, given) for row in (*T4.rows, *T4.few_rows)}
+    monkeypatch.setattr(parts_of, "fingerprint", lambda *modules: "no weights")
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which knows no meta device
+    shapes = ReconVLA.moments
+    monkeypatch.setattr(ReconVLA, "moments", lambda net, picture: torch.zeros(shapes(net, picture).shape))
+    store = stored(tmp_path / "store")
+    for net in nets.values():
+        made_by(net, store)
+    arrays = [np.load(path, mmap_mode="r") for path in (tmp_path / "store.prepared").glob("*/*.npy")]
+    assert sum(array.nbytes for array in arrays) == 6 * PREPARED["t4"]
+    assert sorted(array.dtype.name for array in arrays) == ["float16", "float16", "uint8"]
 
 
 def test_switches_of_what_is_rebuilt():

@@ -32,7 +32,7 @@ from repro.profiles import Profile
 from repro.seeds import FLOORS, Clock, OutOfTime, Run, Timed, alone, is_done
 from repro.sims.base import tabletop
 from repro.sims.tabletop import language, tasks
-from repro.training import checkpoint, launch
+from repro.training import checkpoint, launch, memory
 from repro.training.loop import read_metrics
 
 SCENES, CURVE = 9_000, 2_027  # seeds of start states: chains of the first scene and those after, single tasks on the way
@@ -255,6 +255,7 @@ def _floors(settings: Profile, work: Path, run: Run, clock: Clock, log) -> list[
 
 def prepare(settings: Profile, work: Path, log=print) -> None:
     """What all runs share: the stores of notebooks 01 and 04 (made here where they are absent), tiny parts, pretraining's episodes."""
+    memory.check(launch.PRESETS[settings.preset])
     if not (work / "store" / "training" / "meta" / "repro.json").is_file():
         _data(settings, work / "calvin", {split: work / "store" / split for split in ("training", "validation")}, 0, log)
     if (made_in := Store(work / "store" / "training").meta.get("simulator", "calvin_env")) != "tabletop":

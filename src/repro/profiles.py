@@ -105,6 +105,7 @@ CPU = replace(
 T4 = replace(
     CPU, name="t4", where="Kaggle, 2 x T4, one session of 11 h, resumes in the next",
     scenes=("A", "B", "C"), tasks=None, episodes_per_task=10, validation_episodes_per_task=2,  # 20,000 pictures: 14 GiB prepared, of 20
+    # Rows "..+pretrain" need four times as many of 60 other tables, 34 tasks x 2 episodes each: 55 GiB more, not on Kaggle's disk.
     train_steps=20_000, batch_size=2, accumulate=8, learning_rate=2e-4, budget_minutes=660,
     checkpoint_minutes=120, seeds=(0, 1, 2), few_rows=("blind", "baseline+pretrain"), few_seeds=(0,), corrupt=(),
     evaluate_chains=200, evaluate_single=25, attention_frames=500, workers=4,
@@ -114,7 +115,7 @@ T4 = replace(
 )  # fmt: skip
 
 PAPER = replace(
-    T4, name="paper", where="a cluster, by torchrun or accelerate: the paper's own sizes",
+    T4, name="paper", where="GPUs of 150 GiB or more, by torchrun or accelerate: the paper's own sizes, the whole model on each GPU",
     train_steps=4200, batch_size=8, accumulate=64, learning_rate=2e-5,  # 2 epochs of ~1.07 M annotated frames; 8 micro-batches a GPU
     optimizer=(("betas", (0.9, 0.999)), ("weight_decay", 0.0), ("warmup", 126)),  # the scripts': transformers' defaults, 3 % of the steps
     budget_minutes=7 * 24 * 60,

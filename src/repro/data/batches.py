@@ -16,6 +16,7 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -117,7 +118,7 @@ class Batches:
         chunk: int,
         seed: int = 0,
         prepare: Callable[[dict], dict[str, np.ndarray]] | None = None,
-        key: str | None = None,
+        key: str | dict[str, str] | None = None,
         only: Callable[[EpisodeInfo], bool] | None = None,
         gaze: bool | None = None,
         cache: Path | str | None = None,
@@ -128,10 +129,10 @@ class Batches:
     ):
         """`prepare` maps one step (pictures, state, task, gaze.*) to arrays of fixed shape; it must be a pure function, safe in threads.
 
-        `key` names what `prepare` depends on (default: its own or its object's attribute `key`). `only` chooses episodes. `gaze`: True
-        demands gaze boxes, False ignores them. `cache`: folder for the prepared arrays, default machine.prepared(store). `corrupt`:
-        share of the found gaze boxes that are replaced, in every epoch the same ones (attribute `corrupted`, (frames of the store,)
-        bool); what `prepare` makes of a box is made of the wrong one too.
+        `key` names what `prepare` depends on (default: its own or its object's attribute `key`), or what each kind of its arrays does
+        (`prepared`). `only` chooses episodes. `gaze`: True demands gaze boxes, False ignores them. `cache`: folder for the prepared
+        arrays, default machine.prepared(store). `corrupt`: share of the found gaze boxes that are replaced, in every epoch the same ones
+        (attribute `corrupted`, (frames of the store,) bool); what `prepare` makes of a box is made of the wrong one too.
         """
         self.store, self.batch_size, self.chunk, self.seed = store, batch_size, chunk, seed
         chosen = [episode for episode in store.episodes if only is None or only(episode)]
@@ -167,8 +168,8 @@ class Batches:
         self.corrupted = (number < share) & self.valid
         self.box = np.where(self.corrupted[:, None], boxes, self.box)
         if prepare is not None:  # made for every frame once: whatever the share, the same arrays
-            key = _key(prepare, key)
-            key = f"{key}; boxes of other episodes that lie elsewhere, seed {seed}"
+            key, how = _key(prepare, key), f"; boxes of other episodes that lie elsewhere, seed {seed}"
+            key = {kind: one + how for kind, one in key.items()} if isinstance(key, dict) else key + how
             self.wrong = prepared(self.store, prepare, key, cache, workers, log, boxes)
 
     def __len__(self) -> int:
@@ -216,7 +217,7 @@ class Batches:
 # --- what a model makes of a frame, once ---------------------------------------------------------------------------------------------
 
 
-def _key(prepare: Callable, key: str | None) -> str:
+def _key(prepare: Callable, key: str | dict[str, str] | None) -> str | dict[str, str]:
     """What names the results of `prepare`."""
     key = key or getattr(prepare, "key", None) or getattr(getattr(prepare, "__self__", None), "key", None)
     if not key:
@@ -225,8 +226,8 @@ def _key(prepare: Callable, key: str | None) -> str:
 
 
 def prepared(
-    store: Store, prepare: Callable, key: str | None = None, cache: Path | str | None = None, workers: int = 2, log: Callable = print,
-    boxes: np.ndarray | None = None,
+    store: Store, prepare: Callable, key: str | dict[str, str] | None = None, cache: Path | str | None = None, workers: int = 2,
+    log: Callable = print, boxes: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """The arrays `prepare` gives for every frame of the store, (N, ...) memory-mapped; made once, then found again. Zero where the store
     says (`info.drawn`) that a frame carries an earlier one's picture.
@@ -235,8 +236,14 @@ def prepared(
 
     They lie in `<cache>/<hash of store and key>/`, written aside and renamed. Arrays of an earlier version of the same store are stale:
     they are said to be so and deleted. Two processes that want the same arrays build them once.
+
+    A `key` of several kinds, {kind: key}: `prepare(step, only=kind)` gives the arrays of one kind, which lie in a folder of their own, so
+    that models which agree in one kind share it.
     """
     key = _key(prepare, key)
+    if isinstance(key, dict):
+        return {name: array for kind, one in key.items()
+                for name, array in prepared(store, partial(prepare, only=kind), one, cache, workers, log, boxes).items()}  # fmt: skip
     cache = Path(cache) if cache else machine.prepared(store.folder)
     folder = cache / hashlib.sha256(f"{store.hash}\n{key}".encode()).hexdigest()[:16]
     if not folder.is_dir():
@@ -271,6 +278,8 @@ def _build(store: Store, prepare: Callable, key: str, folder: Path, workers: int
     if boxes is not None:
         one, two = (prepare({**step, "gaze.box": np.float32(box)}) for box in ((0, 0, 1, 1), (0, 0, 0.3, 0.3)))
         first = {name: value for name, value in first.items() if not np.array_equal(one[name], two[name])}
+        if not first:  # nothing of this kind is made of a box
+            return
     drawn = np.asarray(store.column("info.drawn"), bool) if "info.drawn" in store.columns else np.ones(store.frames, bool)
     done = {int(i) for i in (part / DONE).read_text().split()} if (part / DONE).is_file() else set()
     left = (one for i, one in enumerate(store.episodes) if i not in done)
@@ -319,13 +328,15 @@ def _room(place: Path, first: dict[str, np.ndarray], frames: int, log: Callable)
         log(f"preparing {frames:,} pictures once: {needed / 2**30:.1f} GiB in {place}")
     if (wanted := needed + min(needed, SPARE)) > free:
         raise UserError(f"{place} is too small for the prepared pictures", f"{wanted / 2**30:.1f} GiB free", f"{free / 2**30:.1f} GiB",
-                        "use fewer episodes, draw_every, or a store on a larger disk")
+                        f"use fewer episodes, draw_every, or a store on a larger disk; what lies in {place} already is made again when "
+                        "it is needed, and may be deleted")
 
 
 def _many(prepare: Callable, steps: list[dict]) -> list[dict]:
     """`prepare` of each step; at once where the object that it belongs to has a `prepare_many`."""
-    many = getattr(getattr(prepare, "__self__", None), "prepare_many", None) if getattr(prepare, "__name__", "") == "prepare" else None
-    return many(steps) if many else [prepare(step) for step in steps]
+    whole, kind = (prepare.func, prepare.keywords) if isinstance(prepare, partial) else (prepare, {})
+    many = getattr(getattr(whole, "__self__", None), "prepare_many", None) if getattr(whole, "__name__", "") == "prepare" else None
+    return many(steps, **kind) if many else [prepare(step) for step in steps]
 
 
 def _steps(store: Store, i: int, columns: list[str]):

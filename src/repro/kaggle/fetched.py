@@ -20,7 +20,8 @@ NAME = "calvin_store"  # in working/
 SPARE = 2**30  # bytes of disk that stay free
 FRAMES = 60  # of an annotated episode of CALVIN: 500 have about 30,000
 STORED = 90_000  # bytes of a frame in the store (results/benchmarks/calvin_import.json: 85 kB)
-PREPARED = {"t4": 737_280}  # bytes of a prepared frame, where they are many: the canvas, and two targets as the VAE sees them
+PREPARED = {"t4": 737_280}  # bytes of a prepared frame, where they are many: the canvas, which all rows share, and two targets as the VAE
+                            # sees them, which `gaze` and `whole` share
 
 
 def episodes(profile: str, work: Path, attached: Inputs, earlier: Earlier | None, url: str, count: int, disk_gb: float,

@@ -124,14 +124,18 @@ class ReconVLA(nn.Module):
 
     # ---- pictures -----------------------------------------------------------------------------------------------
     @property
-    def key(self) -> str:
-        """Names what `prepare` depends on, frozen weights included: baseline, whole and gaze models of one geometry share a cache."""
-        c = self.config
-        about = {name: getattr(c, name) for name in ("grid", "height", "width", "static_tokens", "resample", "latent_patch", "gaze_margin")}
-        about |= {"gaze_truncate": True} if c.gaze_truncate else {}  # the key of data prepared before stays
-        about |= {"image": self.image_size, "vae": part.fingerprint(self.vae) if self._encodes else "none"}
-        about |= {"pictures": True} if self.vae is not None and not self._encodes else {}
-        return "reconvla " + json.dumps(about | ({"tower": part.fingerprint(self.vision_tower)} if self._sees_once else {}))
+    def key(self) -> dict[str, str]:
+        """Names what each kind of array that `prepare` gives depends on, frozen weights included. What is "seen" all models of one geometry
+        share, with a VAE or without; "target", which a baseline has not, those that rebuild either target by one VAE.
+        """
+        c, tower = self.config, {"tower": part.fingerprint(self.vision_tower)} if self._sees_once else {}
+        about = {name: getattr(c, name) for name in ("grid", "height", "width", "static_tokens", "resample")} | {"image": self.image_size}
+        keys = {"seen": "reconvla seen " + json.dumps(about | tower)}
+        if c.recon:
+            about |= {name: getattr(c, name) for name in ("latent_patch", "gaze_margin", "gaze_truncate")}
+            about["vae"] = "none" if self.vae is None else part.fingerprint(self.vae) if self._encodes else "none, pictures"
+            keys["target"] = "reconvla target " + json.dumps(about)
+        return keys
 
     @property
     def _encodes(self) -> bool:
@@ -152,24 +156,27 @@ class ReconVLA(nn.Module):
                 picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
         return picture
 
-    def prepare(self, observation: dict) -> dict[str, np.ndarray]:
-        """One step -> "canvas" uint8 (H, W, 3), or "features" float16 (N, Dv); "target_whole" and, with a gaze box, "target_gaze".
+    def prepare(self, observation: dict, only: str | None = None) -> dict[str, np.ndarray]:
+        """One step -> "canvas" uint8 (H, W, 3), or "features" float16 (N, Dv); where something is rebuilt "target_whole" and, with a gaze
+        box, "target_gaze". only: "seen" or "target", one kind of them (`key`).
 
         A target is the canvas, or the canvas with the gaze crop (stretched, as upstream) in place of the static picture, above the
         unchanged wrist picture: as posterior of the VAE, float16 (2 C, h, w), mean and log variance; without cache_latents as uint8
         (H, W, 3); without a VAE uint8 (gh * p, gw * p, 3), averaged to `latent_patch` pixels a token.
         """
-        return self.prepare_many([observation])[0]
+        return self.prepare_many([observation], only)[0]
 
-    def prepare_many(self, observations: list[dict]) -> list[dict[str, np.ndarray]]:
+    def prepare_many(self, observations: list[dict], only: str | None = None) -> list[dict[str, np.ndarray]]:
         """`prepare` of several steps, which tower and VAE see at once."""
-        c, pictures = self.config, [self._pictures(observation) for observation in observations]
-        out = [{} if self._sees_once else {"canvas": one["target_whole"]} for one in pictures]
-        if self._sees_once:
+        c, pictures = self.config, [self._pictures(observation, gaze=only != "seen") for observation in observations]
+        out = [{"canvas": one["target_whole"]} if only != "target" and not self._sees_once else {} for one in pictures]
+        if self._sees_once and only != "target":
             with torch.no_grad():
                 seen = self.vision_tower(self._pixels(np.stack([one["target_whole"] for one in pictures])))
             for one, tokens in zip(out, seen.to(torch.float16).cpu().numpy(), strict=True):
                 one["features"] = tokens
+        if only == "seen" or not c.recon:
+            return out
         every = [(made, name, picture) for made, one in zip(out, pictures, strict=True) for name, picture in one.items()]
         if self._encodes:
             with torch.no_grad():
@@ -182,14 +189,14 @@ class ReconVLA(nn.Module):
                 made[name] = picture if self.vae is not None else resize(picture, c.grid[0] * p, c.grid[1] * p)
         return out
 
-    def _pictures(self, observation: dict) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
-        """Both targets at the tower's size; the whole one is the canvas."""
+    def _pictures(self, observation: dict, gaze: bool = True) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+        """Both targets at the tower's size; the whole one is the canvas. gaze False: it alone."""
         c, targets = self.config, {"target_whole": self.canvas(observation)}
-        if "gaze.box" in observation:
-            gaze = crop(observation["observation.images.static"], observation["gaze.box"], margin=c.gaze_margin,
-                        truncate=c.gaze_truncate)
-            targets["target_gaze"] = self.canvas(observation, gaze)
-        elif c.recon and c.target == "gaze":
+        if "gaze.box" in observation and gaze:
+            region = crop(observation["observation.images.static"], observation["gaze.box"], margin=c.gaze_margin,
+                          truncate=c.gaze_truncate)
+            targets["target_gaze"] = self.canvas(observation, region)
+        elif "gaze.box" not in observation and c.recon and c.target == "gaze":
             raise UserError("the gaze target needs gaze boxes in the data", expected="column gaze.box", found=sorted(observation),
                             next_step="run the gaze step (notebook 04), or set target='whole' or recon=False")
         return targets

@@ -35,7 +35,7 @@ from repro.models.keypoint_policy import KeypointConfig, KeypointPolicy
 from repro.models.reconvla import ReconVLA, ReconVLAConfig
 from repro.models.vggt_vla import VGGTVLA, VGGTVLAConfig
 from repro.models.words import vocabulary
-from repro.training import change_training, checkpoint, live
+from repro.training import change_training, checkpoint, live, memory
 from repro.training.loop import OWN_BUDGET, SESSION_ENDS, Summary, TrainConfig, train
 
 TORCHRUN = re.compile(r"[EW]\d{4} .*torch/distributed/")  # how torchrun begins its own account of a process that failed
@@ -160,6 +160,8 @@ def _train(job: Job, path: Path, log: Callable[[str], None]) -> Summary:
     store = Store(job.store)
     config = model_config(job.model, store.episodes)
     state = PartialState(cpu=not torch.cuda.is_available())  # each process has its GPU from here on; 4-bit parts are loaded onto it
+    if not job.parts:
+        memory.check(config)
     torch.manual_seed(settings.seed)  # the first weights
     model = _build(job, config, store)
     data = {"hash": store.hash} | (begin(model, job) if job.start else {})

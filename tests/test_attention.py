@@ -1,5 +1,6 @@
 """Attention: recorded, reduced, drawn, measured. Run: pytest tests/test_attention.py"""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -178,6 +179,9 @@ def test_static_maps_of_every_reduction():
     recorded = A.attention_of(model, [{}], [""]).maps()
     assert np.allclose(A.static_maps(model, [{}], [""], layers=0, heads=[1, 2])[0].ravel(), A.reduce(recorded, 0, [1, 2])[0, :8])
     assert "rollout" in A.caption("rollout")
+    for wrong in ({"layers": 99}, {"layers": "first"}, {"heads": 77}, {"heads": "rollout"}, {"layers": "rollout", "heads": 0}):
+        with pytest.raises(UserError, match="layers|heads"):
+            A.static_maps(model, [{}], [""], **wrong)
 
 
 def test_reduce_by_hand():
@@ -190,6 +194,11 @@ def test_reduce_by_hand():
     assert np.allclose(A.reduce(attention, layers=0), [0, 1, 0])
     assert np.allclose(A.reduce(attention, layers="mean"), np.array([0.1, 0.1, 0.1]) / 0.3)
     assert np.allclose(A.reduce(attention[None])[0], A.reduce(attention))
+    for wrong, said in (({"layers": 99}, "2 layers: -2 .. 1"), ({"layers": "first"}, "first"), ({"heads": 77}, "2 heads: -2 .. 1"),
+                        ({"heads": "rollout"}, "no such heads"), ({"layers": "rollout"}, "static_maps"), ({"layers": []}, "no such layers"),
+                        ({"heads": [0, -3]}, "no such heads"), ({"heads": 0.5}, "no such heads"), ({"layers": [[0, 1]]}, "no such layers")):
+        with pytest.raises(UserError, match=re.escape(said)):
+            A.reduce(attention, **wrong)
     assert "last layer" in A.caption() and "layer 0" in A.caption(0) and "head 1" in A.caption(heads=1)
 
 

@@ -698,11 +698,40 @@ def test_save_and_load_give_the_same_actions_and_name_every_wrong_tensor(tmp_pat
         ReconVLA.load(tmp_path)
 
 
+def test_a_batch_that_lacks_what_the_loss_needs_is_refused():
+    """Without gaze.valid every full-frame box of a frame where none was found would count."""
+    for changes, gone in (({}, "gaze.valid"), ({}, "target_gaze"), ({"aux": "box", "recon": False}, "gaze.valid"),
+                          ({"aux": "box", "recon": False}, "gaze.box"), ({"aux": "mask", "target": "whole"}, "gaze.box")):
+        net = model(**changes)
+        with pytest.raises(UserError, match=f"the batch lacks {gone}"):
+            net.loss({name: value for name, value in batch(net).items() if name != gone})
+    for changes in ({"target": "whole"}, {"recon": False}, {"mask_fallback": False}):  # these learn from every frame
+        net = model(**changes)
+        assert net.loss({name: value for name, value in batch(net).items() if name not in ("gaze.valid", "gaze.box")})["loss"].isfinite()
+
+
 def test_config_and_statistics_are_checked():
     for wrong, said in (({"target": "crop"}, "crop"), ({"static_tokens": 6}, "static_tokens"), ({"recon_weight": -1.0}, "recon_weight"),
                         ({"template": "long"}, "template"), ({"cache_features": True}, "cannot be cached")):
         with pytest.raises(UserError, match=said):
             replace(SMALL, **wrong)
+    for wrong, said in (({"quantise": "nf4"}, "trains whole"), ({"lora_rank": 16}, "trains whole"), ({"dtype": "float99"}, "float99"),
+                        ({"draws": 0}, "draws"), ({"gaze_margin": -0.6}, "gaze_margin"), ({"word_dropout": 2.0}, "word_dropout"),
+                        ({"word_dropout": -1}, "word_dropout"), ({"soft_bins": -1}, "soft_bins"), ({"soft_bins": np.nan}, "soft_bins"),
+                        ({"recon_weight": np.nan}, "recon_weight"), ({"aux_weight": np.inf}, "aux_weight"), ({"chunk": 0}, "chunk"),
+                        ({"denoiser_depth": 0}, "denoiser_depth"), ({"denoiser_heads": 5}, "denoiser_width"), ({"grid": (6, 0)}, "grid"),
+                        ({"latent_patch": 0}, "latent_patch"), ({"hidden": 30, "heads": 4}, "hidden"), ({"channels": 6}, "channels"),
+                        ({"acting_static_rows": 0}, "acting_static_rows"), ({"acting_static_rows": 400}, "acting_static_rows"),
+                        ({"height": 1}, "static_tokens"), ({"lora_alpha": 0, "lora_rank": 1, "language": "x/y"}, "lora_alpha")):
+        with pytest.raises(UserError, match=said):
+            replace(SMALL, **wrong)
+    for name, wrong in (("chunk", "5"), ("chunk", 5.0), ("chunk", True), ("blind", "false"), ("recon_weight", "1"), ("grid", 6)):
+        config = replace(SMALL)
+        object.__setattr__(config, name, wrong)  # as from a JSON file: in tests kinds are checked before
+        with pytest.raises(UserError, match=name):
+            config.__post_init__()
+    replace(SMALL, recon_weight=1, soft_bins=0, acting_static_rows=95, grid=[6, 3], word_dropout=1)  # whole numbers are numbers
+    replace(SMALL, language="Qwen/Qwen2.5-0.5B", quantise="nf4", lora_rank=16)
     with pytest.raises(UserError, match="another size"):
         ReconVLA.build(SMALL, {"observation.state": {"mean": [0.0] * 8, "std": [1.0] * 8}}, instructions=INSTRUCTIONS)
     with pytest.raises(UserError, match="another grid"):

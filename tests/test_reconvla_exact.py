@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
 from repro.machine import UserError
@@ -271,3 +271,45 @@ def test_all_that_does_not_fit_is_listed_in_one_error(tmp_path):
         load_official(folder_of(tmp_path / "moved", add={positions: torch.zeros(1, 9, 64)}.items()), STATS, **small_parts(), **FIELDS)
     with pytest.raises(UserError, match=r"config.json"):
         load_official(tmp_path, STATS)
+
+
+def spoilt(file: Path, spoil) -> None:
+    tensors = load_file(file)
+    spoil(tensors["model.norm.weight"], tensors)
+    save_file(tensors, file)
+
+
+DAMAGED = {  # what is done to a folder of one file: what the error says
+    "weights cut": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-100]), "model.safetensors is"),
+    "weights empty": (lambda f: (f / "model.safetensors").write_bytes(b""), "0 bytes"),
+    "config torn": (lambda f: (f / "config.json").write_text((f / "config.json").read_text()[:40]), "config.json cannot be read"),
+    "config a list": (lambda f: (f / "config.json").write_text("[]"), "config.json cannot be read"),
+    "config of another": (lambda f: (f / "config.json").write_text('{"image_embed_len": "9"}'), "image_embed_len '9'"),
+    "config odd": (lambda f: (f / "config.json").write_text((f / "config.json").read_text().replace(
+        '"num_attention_heads": ', '"num_attention_heads": "x", "was": ')), "describes no Qwen2"),
+    "index bare": (lambda f: (f / "model.safetensors.index.json").write_text('{"metadata": {}}'), "index.json names no files"),
+    "index torn": (lambda f: (f / "model.safetensors.index.json").write_text('{"weig'), "index.json cannot be read"),
+    "a number lost": (lambda f: spoilt(f / "model.safetensors", lambda norm, _: norm[3:4].fill_(np.nan)), "1 of 48 are not"),
+    "a number too large": (lambda f: spoilt(f / "model.safetensors", lambda norm, _: norm[3:5].fill_(np.inf)), "2 of 48 are not"),
+    "whole numbers": (lambda f: spoilt(f / "model.safetensors", lambda norm, all: all.update({"model.norm.weight": norm.long()})), "int64"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("done", DAMAGED)
+def test_a_damaged_folder_is_an_error_that_names_the_file_and_what_to_do(done, tmp_path):
+    spoil, said = DAMAGED[done]
+    folder = folder_of(tmp_path / "checkpoint", shards=1)
+    spoil(folder)
+    with pytest.raises(UserError) as error:
+        load_official(folder, STATS, **small_parts(), **FIELDS)
+    assert said in str(error.value) and str(folder) in str(error.value) and "download the folder again" in str(error.value)
+
+
+def test_a_folder_without_tokenizer_and_a_field_that_is_none_are_errors(tmp_path):
+    folder, parts = folder_of(tmp_path / "checkpoint", shards=1), small_parts()
+    with pytest.raises(UserError, match="tokenizer of the language model .*checkpoint cannot be read"):
+        load_official(folder, STATS, **{**parts, "tokenizer": None}, **FIELDS)
+    with pytest.raises(UserError, match="found: chunks"):
+        load_official(folder, STATS, **parts, **FIELDS, chunks=2)
+    parts["tokenizer"].save_pretrained(folder)
+    assert len(load_official(folder, STATS, **{**parts, "tokenizer": None}, **FIELDS).text.tokenizer) == len(parts["tokenizer"])

@@ -168,11 +168,17 @@ Which = int | list[int] | str  # one layer or head (negative: from the end), som
 def reduce(attention: np.ndarray, layers: Which = -1, heads: Which = "mean") -> np.ndarray:
     """(..., layers, heads, queries, image tokens) -> (..., image tokens): mean over the chosen layers and heads and over all queries,
     then renormalised over the image tokens to sum 1."""
-    def pick(array, which, axis):
-        return array if which == "mean" else np.take(array, np.atleast_1d(which), axis)
+    def pick(array, which, axis, name):
+        if isinstance(which, str) and which == "mean":
+            return array
+        n, chosen = array.shape[axis], np.atleast_1d(which)
+        if chosen.dtype.kind not in "iu" or chosen.ndim > 1 or not chosen.size or chosen.min() < -n or chosen.max() >= n:
+            raise UserError(f"there are no such {name}", f'"mean", or of {n} {name}: {-n} .. {n - 1}, one or a list', repr(which),
+                            'rollout is of all layers, mean over heads: static_maps(layers="rollout"), or Recording.rollout()')
+        return np.take(array, chosen, axis)
     if attention.ndim < 4:
         raise UserError("attention has a wrong shape", "(..., layers, heads, queries, image tokens)", attention.shape)
-    tokens = pick(pick(attention, layers, -4), heads, -3).mean((-4, -3, -2), dtype=np.float64)
+    tokens = pick(pick(attention, layers, -4, "layers"), heads, -3, "heads").mean((-4, -3, -2), dtype=np.float64)
     return tokens / np.maximum(tokens.sum(-1, keepdims=True), 1e-12)
 
 
@@ -201,6 +207,8 @@ def split(tokens: np.ndarray, grid: tuple[int, int], static_rows: int) -> tuple[
 def static_maps(model, observations: list[dict], instructions: list[str], layers: Which = -1, heads: Which = "mean",
                 actions: np.ndarray | None = None, source: str = "queries") -> np.ndarray:
     """(B, static rows, columns): record, reduce and keep the static camera's part (sum < 1: the wrist has the rest)."""
+    if layers == "rollout" and heads != "mean":
+        raise UserError("rollout follows the mean over heads", 'heads="mean"', repr(heads), "leave `heads` out, or choose a layer")
     recorded, config = attention_of(model, observations, instructions, actions, layers == "rollout", source), model.config
     tokens = recorded.rollout() if layers == "rollout" else reduce(recorded.maps(), layers, heads)
     if hasattr(config, "views"):  # a grid for each camera, the static one's first

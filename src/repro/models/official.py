@@ -5,22 +5,26 @@
     model = load_official(folder, stats, acting=True, quantise="nf4")  # to act on one T4: no denoiser, no VAE, 4 bits
 
 Every tensor is accounted for: the denoiser, which the official loader drops when it goes on training (D1), the vision tower and the
-VAE are taken from the file as well. Missing, unexpected and misshapen tensors are listed in one error, before anything is copied.
+VAE are taken from the file as well. Missing, unexpected and misshapen tensors are listed in one error, before anything is copied; one that
+holds no finite weights is named when it is read. Damaged files are named as well.
 """
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields as fields_of
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from repro.machine import UserError
 from repro.models import adapters, towers
 from repro.models.parts import Parts
+from repro.models.pretrained import line
 from repro.models.reconvla import PRESETS, ReconVLA, ReconVLAConfig
 
 NAMES = (  # theirs -> ours, by the beginning of the name
@@ -41,6 +45,9 @@ STATISTICS = {  # of the proprioception, whatever it was trained on: CALVIN's ta
     "std": [0.150769, 0.1104, 0.06253, 2.883517, 0.126405, 0.377196, 0.030152, 0.334392, 0.172714, 0.240513, 0.3842, 0.198596, 0.158712,
             0.346865, 0.995442],
 }  # fmt: skip
+NEEDED = {"hidden_size": int, "num_hidden_layers": int, "mm_vision_tower": str, "image_embed_len": int}  # of config.json
+KINDS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)  # of weights
+AGAIN = "download the folder again, whole"
 WIDTHS = {3: 1024, 8: 1280, 12: 1536}  # of the denoiser, by its depth (multimodal_projector/builder.py)
 
 
@@ -54,22 +61,47 @@ def unused(name: str, layers: int) -> bool:
     return re.match(rf"vision_tower\.(encoder\.layers\.{layers}\.|post_layernorm\.|head\.)", name) is not None
 
 
+def read(path: Path) -> dict:
+    """A JSON file of the folder."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read", "JSON", line(error), AGAIN) from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} cannot be read", "a JSON object {..}", type(found).__name__, AGAIN)
+    return found
+
+
 def shards(folder: Path) -> Iterator[Path]:
     """The safetensors files of a folder."""
-    index = folder / "model.safetensors.index.json"
-    files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    index, files = folder / "model.safetensors.index.json", ["model.safetensors"]
+    if index.exists():
+        about = read(index)
+        if not isinstance(about.get("weight_map"), dict) or not about["weight_map"]:
+            raise UserError(f"{index} names no files", 'a "weight_map" of tensors to files', sorted(about), AGAIN)
+        files = sorted(set(map(str, about["weight_map"].values())))
     for name in files:
         if not (folder / name).exists():
             raise UserError(f"{folder} lacks {name}", expected=f"{len(files)} safetensors files",
-                            found=sorted(path.name for path in folder.glob("*.safetensors")), next_step="download the folder again")
+                            found=sorted(path.name for path in folder.glob("*.safetensors")), next_step=AGAIN)
         yield folder / name
+
+
+@contextmanager
+def opened(path: Path):
+    """safe_open, where a damaged file is named."""
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged", "a whole safetensors file", f"{line(error)}; {path.stat().st_size} bytes", AGAIN) from error
 
 
 def header(folder: Path) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor, without reading any."""
     found = {}
     for path in shards(folder):
-        with safe_open(path, "pt") as file:
+        with opened(path) as file:
             found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     return found
 
@@ -98,10 +130,7 @@ def config_of(about: dict, shapes: dict[str, tuple[int, ...]]) -> ReconVLAConfig
 def holds(folder: Path | str) -> bool:
     """Whether a folder holds a checkpoint in the official layout, and none in ours."""
     path = Path(folder).expanduser() / "config.json"
-    try:
-        return path.is_file() and not path.with_name("model.json").is_file() and "mm_vision_tower" in json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} cannot be read", "JSON", error, "download the folder again") from error
+    return path.is_file() and not path.with_name("model.json").is_file() and "mm_vision_tower" in read(path)
 
 
 def load_official(folder: Path | str, stats: dict, dtype: torch.dtype = torch.float32, vision=None, vae=None, tokenizer=None,
@@ -117,11 +146,14 @@ def load_official(folder: Path | str, stats: dict, dtype: torch.dtype = torch.fl
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} is no official checkpoint", expected="config.json and *.safetensors",
                         found=sorted(path.name for path in folder.iterdir()) if folder.is_dir() else "no folder")
-    about, shapes = json.loads((folder / "config.json").read_text()), header(folder)
-    needed = [name for name in ("hidden_size", "num_hidden_layers", "mm_vision_tower", "image_embed_len") if name not in about]
-    if needed:
+    known = [field.name for field in fields_of(ReconVLAConfig)]
+    if unknown := sorted(fields.keys() - set(known)):
+        raise UserError("the model's config has no such fields", expected=", ".join(known), found=", ".join(unknown),
+                        next_step="correct the name")
+    about, shapes = read(folder / "config.json"), header(folder)
+    if needed := [f"{name} {about.get(name)!r}" for name, kind in NEEDED.items() if type(about.get(name)) is not kind]:
         raise UserError(f"{folder}/config.json is not ReconVLA's", expected="model_type recon_qwen2 with its mm_* fields",
-                        found=f"lacks {', '.join(needed)}")
+                        found=", ".join(needed), next_step=f"give the folder of a ReconVLA, or {AGAIN}")
     if quantise not in (None, "nf4"):
         raise UserError("the language model cannot be quantised so", expected='None or "nf4"', found=quantise)
     config = replace(config_of(about, shapes), **fields)
@@ -131,15 +163,18 @@ def load_official(folder: Path | str, stats: dict, dtype: torch.dtype = torch.fl
     sizes = {name: value for name, value in about.items() if name in Qwen2Config().to_dict() and name not in ("model_type", "dtype")}
     if "rope_theta" in about:
         sizes["rope_parameters"] = {"rope_type": "default", "rope_theta": about["rope_theta"]}
-    with torch.device("meta"):
-        language = Qwen2ForCausalLM(Qwen2Config(**sizes | {"attn_implementation": "sdpa"}))
+    tokenizer = tokenizer or towers.words_of(folder, folder)
+    try:
+        with torch.device("meta"):
+            language = Qwen2ForCausalLM(Qwen2Config(**sizes | {"attn_implementation": "sdpa"}))
+    except Exception as error:  # of a field, transformers raises many kinds
+        raise UserError(f"{folder}/config.json describes no Qwen2", "the published sizes", line(error), AGAIN) from error
     language = language.to(dtype).to_empty(device="cpu")
     with torch.device("cpu"):
         language.model.rotary_emb = type(language.model.rotary_emb)(language.config)
     vision = vision or towers.vision(PRESETS["paper"].vision, pretrained=False, dtype=dtype)
     if config.recon:
         vae = vae or towers.vae(PRESETS["paper"].vae, pretrained=False)
-    tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = ReconVLA(config, stats, Parts(vision, language, tokenizer, vae))
     model.mm_projector.to(dtype)
     copy(model, folder, shapes, about)
@@ -171,13 +206,18 @@ def copy(model: ReconVLA, folder: Path, shapes: dict[str, tuple[int, ...]], abou
         raise UserError(f"{folder} does not fit ReconVLA", expected=f"{len(ours)} tensors", found="\n    ".join(wrong),
                         next_step="check that it is a checkpoint of the official code, whole, and that the parts are those it names")
     for path in shards(folder):
-        with safe_open(path, "pt") as file, torch.no_grad():
+        with opened(path) as file, torch.no_grad():
             for name in file.keys():
                 if theirs.get(name) in ours:
                     take(ours[theirs[name]], file.get_tensor(name), theirs[name], path)
 
 
 def take(target: Tensor, value: Tensor, name: str, path: Path) -> None:
+    if value.dtype not in KINDS:
+        raise UserError(f"{path}: {name} holds no weights", f"one of {KINDS}", value.dtype, AGAIN)
+    if not all(torch.isfinite(end) for end in value.aminmax()):  # both are NaN where one number is; 20 times faster than isfinite of all
+        raise UserError(f"{path}: {name} is damaged", "finite numbers", f"{int((~torch.isfinite(value)).sum())} of {value.numel()} are not",
+                        AGAIN)
     if name == POSITIONS:
         if (value.float() - target.float()).abs().max() > 1e-2:  # bfloat16 files round them
             raise UserError(f"{path} has other denoiser positions than fixed sines", expected="get_2d_sincos_pos_embed of the grid",

@@ -315,9 +315,15 @@ class ReconVLA(nn.Module):
         most likely *first* action. (Later ones of a chunk resemble the ones before them, which the model is shown here.)
 
         Batch, numpy: canvas or features, target_gaze or target_whole (as `prepare` gives them), state (B, S), action (B, K, A),
-        instruction list, gaze.valid (B,) bool, gaze.box (B, 4) for aux="box" or "mask".
+        instruction list; gaze.valid (B,) bool where frames without a box are left out, gaze.box (B, 4) for aux="box" or "mask".
         """
         c, B = self.config, len(batch["action"])
+        masked = self.denoiser is not None and c.target == "gaze" and c.mask_fallback
+        needed = {f"target_{c.target}": self.denoiser is not None, "gaze.valid": masked or c.aux != "none", "gaze.box": c.aux != "none"}
+        if lacking := [name for name, wanted in needed.items() if wanted and name not in batch]:
+            raise UserError(f"the batch lacks {', '.join(lacking)}, which this model learns from",
+                            expected=[name for name, wanted in needed.items() if wanted], found=sorted(batch),
+                            next_step="take batches of a store with gaze boxes (repro gaze annotate); without: target='whole', aux='none'")
         ids = torch.from_numpy(self.tokens.encode(batch["action"].reshape(B, -1))).to(self.device)
         with self.arithmetic():
             hidden, start = self._hidden(batch, ids)
@@ -330,7 +336,7 @@ class ReconVLA(nn.Module):
         out["loss"] = out["action"]
         found = torch.as_tensor(np.asarray(batch.get("gaze.valid", np.ones(B)), bool)).to(self.device)
         if self.denoiser is not None:
-            keep = found if c.target == "gaze" and c.mask_fallback else torch.ones_like(found)
+            keep = found if masked else torch.ones_like(found)
             tokens = None if c.target_wrist else (torch.arange(c.grid[0], device=self.device) < c.static_tokens)[:, None].expand(c.grid)
             latents = self.latents(torch.as_tensor(np.asarray(batch[f"target_{c.target}"])).to(self.device))
             out["recon"] = self.denoiser.loss(latents, hidden[:, self.image_positions], keep, tokens=tokens)

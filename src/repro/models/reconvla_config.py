@@ -1,11 +1,15 @@
 """Everything that decides a ReconVLA, and the sizes it comes in (see models/reconvla.py)."""
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, fields, replace
 
 from repro.machine import UserError
 
-CHOICES = {"proprio": ("linear", "fourier", "tokens"),
+CHOICES = {"proprio": ("linear", "fourier", "tokens"), "dtype": ("auto", "float32", "float16", "bfloat16"),
            "target": ("gaze", "whole"), "resample": ("area", "lanczos"), "posterior": ("sample", "mean"),
            "template": ("official", "short"), "aux": ("none", "box", "mask"), "quantise": (None, "nf4")}  # fmt: skip
+_MANY = 1_000_000
+RANGES = {int: (1, _MANY), float: (0.0, _MANY), bool: (False, True),  # of numbers: by name, or else by kind; NaN is in none
+          "lora_rank": (0, _MANY), "lora_alpha": (1e-6, _MANY), "init": (1e-6, _MANY), "word_dropout": (0.0, 1.0)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,16 +80,34 @@ class ReconVLAConfig:
     cache_features: bool = True     # with a frozen tower: `prepare` gives its tokens; False: the canvas
 
     def __post_init__(self):
-        object.__setattr__(self, "grid", tuple(self.grid))
+        object.__setattr__(self, "grid", tuple(self.grid) if isinstance(self.grid, tuple | list) else (self.grid,))
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"model config: unknown {name}", expected=f"one of {allowed}", found=repr(getattr(self, name)))
+        for f in fields(self):
+            if f.type in RANGES:
+                value, (low, high) = getattr(self, f.name), RANGES.get(f.name, RANGES[f.type])
+                right = isinstance(value, (int, float) if f.type is float else f.type) and isinstance(value, bool) == (f.type is bool)
+                if not right or not low <= value <= high:
+                    raise UserError(f"model config: {f.name} is out of range", expected=f"{f.type.__name__}, {low} .. {high}",
+                                    found=repr(value))
+        if len(self.grid) != 2 or not all(type(n) is int and n > 0 for n in self.grid):
+            raise UserError("model config: grid is no grid", expected="(rows, columns) of image tokens, both >= 1", found=self.grid)
+        if self.language == "tiny" and (self.quantise or self.lora_rank):
+            raise UserError("model config: the tiny language model trains whole", expected="quantise=None and lora_rank=0",
+                            found=f"quantise {self.quantise}, lora_rank {self.lora_rank}",
+                            next_step="leave both out, or name a pretrained language model")
+        for name, width, unit in (("denoiser_width", self.denoiser_width, math.lcm(4, self.denoiser_heads)),
+                                  ("hidden", self.hidden, 2 * self.heads), ("channels", self.channels, 4)):
+            if width % unit:  # heads of one width each, of pairs (hidden); sines and cosines of rows and columns; groups that are normed
+                raise UserError(f"model config: {name} does not divide", expected=f"a multiple of {unit}", found=width)
         if not 0 < self.static_tokens < self.grid[0]:
             raise UserError("model config: static_tokens leaves one camera without tokens", found=self.static_tokens,
                             expected=f"1 .. {self.grid[0] - 1} of the grid's rows")
-        if self.recon_weight < 0 or self.aux_weight < 0:
-            raise UserError("model config: recon_weight and aux_weight must not be negative", expected=">= 0",
-                            found=(self.recon_weight, self.aux_weight))
+        for name, rows in (("static_tokens", self.static_rows), ("acting_static_rows", self.acting_static_rows)):
+            if rows is not None and not (type(rows) is int and 0 < rows < self.height):
+                raise UserError(f"model config: {name} leaves one camera without pixel rows", found=repr(rows),
+                                expected=f"1 .. {self.height - 1} of the canvas' rows" + (", or None" if name[0] == "a" else ""))
         if self.blind and self.recon:
             raise UserError("model config: a blind model has nothing to reconstruct from", next_step="set recon to false with blind")
         if self.parallel and not self.constrained:

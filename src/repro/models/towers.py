@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from repro.machine import UserError, compute_dtype
 from repro.models import pretrained as files
 
+VOCABULARY = ("tokenizer.json", "vocab.json")  # one of them is in a folder that holds a tokenizer
+
 
 def resize(image: UInt8[np.ndarray, "h w 3"], height: int, width: int, resample: str = "area") -> UInt8[np.ndarray, "height width 3"]:
     """Resize, width first, then height. `area`: averages when shrinking, linear when growing; `lanczos`: Pillow's, as upstream.
@@ -185,7 +187,7 @@ def language(name: str | Path, revision: str | None = None, pretrained: bool = T
     dtype: of weights, and of arithmetic under "nf4"; by default `machine.compute_dtype()`. quantise="nf4": 4-bit linear layers
     (repro.models.adapters). The tokenizer is None where only the config of a published model is used, which has no vocabulary.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from repro.models import adapters
 
@@ -206,21 +208,28 @@ def language(name: str | Path, revision: str | None = None, pretrained: bool = T
         model = adapters.quantise(model, dtype) if quantise else model
     model = adapters.guard(model)
     model.identity, tokenizer = place.identity, None
-    vocabulary = place.folder is not None and any((place.folder / file).is_file() for file in ("tokenizer.json", "vocab.json"))
-    if pretrained or vocabulary:
-        try:
-            if not vocabulary:
-                raise ValueError("neither tokenizer.json nor vocab.json is there")
-            tokenizer = AutoTokenizer.from_pretrained(str(place.folder), local_files_only=True, trust_remote_code=False)
-            if not tokenizer("lift the red block")["input_ids"]:  # transformers 5 reads foreign kinds of vocabulary as empty ones
-                raise ValueError("it makes no tokens of words")
-        except Exception as error:  # transformers raises many kinds
-            raise UserError(f"the tokenizer of the language model {name} cannot be read", expected="tokenizer.json beside config.json",
-                            found=files.line(error), next_step="put the model's tokenizer files beside its weights") from error  # fmt: skip
+    if pretrained or (place.folder is not None and any((place.folder / file).is_file() for file in VOCABULARY)):
+        tokenizer = words_of(place.folder, name)
         if len(tokenizer) > model.config.vocab_size:
             raise UserError(f"the tokenizer of {name} is not the model's", expected=f"at most {model.config.vocab_size} words",
                             found=len(tokenizer), next_step="use the files of one model")  # fmt: skip
     return model, tokenizer
+
+
+def words_of(folder: Path, name: str | Path):
+    """The tokenizer in the folder of a language model, which errors call `name`."""
+    from transformers import AutoTokenizer
+
+    try:
+        if not any((folder / file).is_file() for file in VOCABULARY):
+            raise ValueError(f"neither {' nor '.join(VOCABULARY)} is there")
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        if not tokenizer("lift the red block")["input_ids"]:  # transformers 5 reads foreign kinds of vocabulary as empty ones
+            raise ValueError("it makes no tokens of words")
+    except Exception as error:  # transformers raises many kinds
+        raise UserError(f"the tokenizer of the language model {name} cannot be read", expected="tokenizer.json beside config.json",
+                        found=files.line(error), next_step="put the model's tokenizer files beside its weights") from error  # fmt: skip
+    return tokenizer
 
 
 def vae(name: str | Path, revision: str | None = None, pretrained: bool = True, subfolder: str | None = None, token: str | None = None,

@@ -114,7 +114,7 @@ def wrong_boxes(records: list[dict]) -> Figure | None:
         _plain(axis)
     left.set_ylabel("average length (tasks in a row)")
     right.set_ylabel("attention mass in the gaze box\nminus in another episode's box")
-    figure.suptitle(_note(records, "start states, or tasks"), fontsize=8)
+    figure.suptitle(_note([r for r in records if r["seed"] in common], "start states, or tasks"), fontsize=8)
     return figure
 
 

@@ -205,7 +205,7 @@ def learning(records: list[dict]) -> Figure | None:
              if at >= 0.05 * r["learning"]["step"][-1]]
     axes[0].set_ylim(top=max(early) + 0.05)  # the first steps, which are much higher, would flatten all that follows
     axes[0].set_ylabel("cross-entropy of the action tokens (nats)")
-    axes[1].legend(frameon=False, fontsize=7.5, handlelength=4)
+    axes[1].legend(framealpha=1, edgecolor="white", fontsize=7.5, handlelength=4)
     figure.suptitle("lines: mean over seeds; bands: range of seeds", fontsize=8)
     return figure
 

@@ -185,14 +185,15 @@ def span(values: list[float]) -> str:
 
 def offline_table(records: list[dict]) -> Table:
     """Action error over seeds and episodes; the held-out loss at the end, mean over seeds [least, most]; where it was least."""
-    rows, counted = [], "-"
-    for variant in variants(r for r in records if r["benchmark"] == OFFLINE):
-        mine = [r for r in records if r["benchmark"] == OFFLINE and r["variant"] == variant]
+    every, rows, counted = [r for r in records if r["benchmark"] == OFFLINE], [], "-"
+    several = len({r["seed"] for r in every}) > 1
+    for variant in variants(every):
+        mine = [r for r in every if r["variant"] == variant]
         error = over_seeds([r["metrics"]["motion error"] for r in mine], np.inf)
         counted = error["n"]
         ends = [r["learning"]["held_out"][-1] for r in mine if r["learning"]["held_out"]]
         stops = [early_stop(r["learning"]) for r in mine]
-        rows.append([variant, str(len(mine)), results.shown("motion error", error), span(ends) if len(ends) > 1 else f"{ends[0]:.3g}"
+        rows.append([variant, str(len(mine)), _cell("motion error", error, several), span(ends) if len(ends) > 1 else f"{ends[0]:.3g}"
                      if ends else "-", ", ".join(f"{100 * stop['share']:.0f} %" if stop else "-" for stop in stops)])
     return ["row", "seeds", f"motion error (n = {counted} episodes)",
             "action loss at the end, 8 held-out batches of the evaluation scene; of several seeds the mean [least, most]",

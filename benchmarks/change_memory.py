@@ -8,7 +8,6 @@ every storage counted from the operation that makes it until it is freed; NF4 we
 LEVIR-CC's longest (39 words); lengths are in tokens, one a word, and the vocabulary is the published one.
 """
 
-import sys
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -143,7 +142,7 @@ def main() -> None:
         print(f"{name:28} {row['batch']:5}  {row['trainable_millions']:7.2f}  {numbers}  {'yes' if row['met'] else 'no'}", flush=True)
     if given.json:
         rounded = lambda row: {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
-        out = {"command": "python " + " ".join(["benchmarks/change_memory.py", *sys.argv[1:]]), "how": run.__name__, "unit": "GiB",
+        out = {"command": benchmark.command(), "how": run.__name__, "unit": "GiB",
                "target_gb": TARGET, "assumed": {"context": CONTEXT, "slack_of_the_step": SLACK}, "machine": describe(),
                "cases": {name: rounded(row) for name, row in cases.items()}}  # fmt: skip
         benchmark.record(out, given.json, show=False)

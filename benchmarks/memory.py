@@ -10,7 +10,6 @@ with the preset. The step is made up of its parts, not of ReconVLA.loss itself. 
 model of `paper` is always computed: to build it takes 29 GiB of the machine's memory before the GPU is asked.
 """
 
-import sys
 import weakref
 from dataclasses import asdict, dataclass, replace
 
@@ -362,7 +361,7 @@ def main() -> None:
               f"a step {row['step_computed']:.1f} / {row['step_measured']:.1f}")  # fmt: skip
     rounded = lambda row: {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
     out = {
-        "command": "python " + " ".join(["benchmarks/memory.py", *sys.argv[1:]]), "how": run.__name__, "unit": "GiB", "limit": LIMIT,
+        "command": benchmark.command(), "how": run.__name__, "unit": "GiB", "limit": LIMIT,
         "assumed": {"context": CONTEXT, "slack_of_the_step": SLACK}, "machine": describe()["gpus"] or describe()["cpu"],
         "cases": {name: rounded(row) for name, row in found.items()},
         "configs": {name: {k: v for k, v in asdict(case).items() if k != "size"} for name, case in cases.items()},

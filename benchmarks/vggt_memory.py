@@ -10,7 +10,6 @@ sentences are LIBERO's, cut by a small tokenizer. The guide says 20 and 28 GB.
 """
 
 import statistics
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -197,7 +196,7 @@ def main() -> None:
         print(f"language {name}: {row['seconds']:.2f} s a step ({row['device']}, 4 of 24 layers), frozen {row['frozen weights']:.2f} GiB")
     if given.json:
         rounded = lambda row: {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
-        out = {"command": "python " + " ".join(["benchmarks/vggt_memory.py", *sys.argv[1:]]), "how": run.__name__, "unit": "GiB",
+        out = {"command": benchmark.command(), "how": run.__name__, "unit": "GiB",
                "limit": LIMIT, "assumed": {"context": CONTEXT, "slack_of_the_step": SLACK}, "machine": describe(),
                "cases": {name: rounded(row) for name, row in cases.items()}, "language": times}  # fmt: skip
         benchmark.record(out | provenance(), given.json, show=False)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from repro import benchmark, run_records
 from repro import results as R
-from repro import run_records
 from repro.intervals import bootstrap, wilson
 from repro.machine import UserError
 
@@ -223,3 +223,9 @@ def test_bad_claims(tmp_path, text, words):
     path.write_text(text)
     with pytest.raises(UserError, match=words):
         R.claims(path)
+
+
+def test_a_benchmark_says_how_it_was_called_but_not_where_its_numbers_went(monkeypatch):
+    for words in (["--no-gpu", "--json", "/somewhere/x.json"], ["--json=/somewhere/x.json", "--no-gpu"]):
+        monkeypatch.setattr("sys.argv", ["/home/me/benchmarks/memory.py", *words])
+        assert benchmark.command() == "python benchmarks/memory.py --no-gpu"

@@ -6,6 +6,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 
@@ -14,6 +15,15 @@ def options(about: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="file for the numbers")
     return parser
+
+
+def command() -> str:
+    """How the script that runs was called, without --json FILE: where the numbers went is of this machine, and decides nothing."""
+    words = list(sys.argv[1:])
+    while "--json" in words:
+        at = words.index("--json")
+        del words[at : at + 2]
+    return " ".join([f"python benchmarks/{Path(sys.argv[0]).name}", *(word for word in words if not word.startswith("--json="))])
 
 
 def record(found: dict, path: Path | None = None, show: bool = True) -> None:

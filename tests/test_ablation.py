@@ -25,6 +25,7 @@ from repro import (
     experiments,
     looking,
     profiles,
+    results,
     run_records,
     seeds,
 )
@@ -36,7 +37,7 @@ from repro.data.overlap import iou
 from repro.evaluation import chains
 from repro.gaze.annotate import annotate
 from repro.intervals import t95, wilson
-from repro.machine import UserError
+from repro.machine import UserError, root
 from repro.models import tiny
 from repro.models.reconvla import ReconVLAConfig
 from repro.seeds import Run
@@ -420,7 +421,20 @@ def test_the_comparison_that_counts_leaves_the_first_seed_out():
                 "metrics": {"average length": {}}}
     first = [one("baseline", 0, "0000"), one("gaze", 0, "5555")]
     assert ablation_tables.counted(first).endswith("without the first seed: no other seed is done yet.")
-    assert "+1 (one seed)" in ablation_tables.counted([*first, one("baseline", 1, "1111"), one("gaze", 1, "2222")])
+    two = [*first, one("baseline", 1, "1111"), one("gaze", 1, "2222")]
+    assert ablation_tables.counted(two).endswith("+1 (one seed).")
+    three = ablation_tables.counted([*two, one("baseline", 2, "1111"), one("gaze", 2, "1111")])  # differences 1 and 0
+    assert "+0.5 [" in three and "spread by 0.71" in three and three.endswith("would take 11 such seeds, and there are 2.")
+
+
+def test_seeds_for_an_interval_of_that_width():
+    apart = np.array([-0.5, 0.1, 0.3, 0.7])
+    n = ablation_statistics.seeds_for(apart, 0.3)
+    wide = lambda n: t95(n - 1) * apart.std(ddof=1) / n**0.5
+    assert wide(n) <= 0.3 < wide(n - 1) and ablation_statistics.seeds_for(apart[:1], 0.3) is None
+    claimed = {row["variant"]: float(row["average_length"]) for row in results.claims(root() / "papers/reconvla/claims.toml")["row"]
+               if row["table"] == 2}
+    assert ablation_statistics.PAPER_GAIN == pytest.approx(claimed["gaze"] - claimed["baseline"])
 
 
 def test_the_least_loss_is_the_entropy_of_its_targets():

@@ -15,6 +15,7 @@ before it was named. The others are a look around, each with an interval of its 
 """
 
 from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ OWN = (MASS, "pointing game (5 of 200 px) in the gaze box", "equal-area IoU with
 LOOKED = (*OWN, "attention mass, gaze box minus", "pointing game (5 of 200 px), gaze box minus", "equal-area IoU, gaze box minus",
           "attention entropy", "jump rate of the map (over", "jump rate, map minus random order")  # beginnings of what is kept by frame
 BASELINE = "baseline"
+PAPER_GAIN = 0.49  # average length on CALVIN ABC->D, reconstruction of the gaze region minus none: Table 2, 3.85 - 3.36
 
 
 def load(folder: Path | str) -> list[dict]:
@@ -132,6 +134,13 @@ def difference(ours: dict[int, np.ndarray], theirs: dict[int, np.ndarray], bound
         return None
     apart = np.stack([ours[seed] - theirs[seed] for seed in both])
     return {**(crossed if shared else nested)(apart, bounds), "positive": int((apart.mean(1) > 0).sum())}
+
+
+def seeds_for(differences: np.ndarray, half: float) -> int | None:
+    """How many seeds whose differences spread like these (S,) give an interval of +- `half`, by Student; None of a single one."""
+    if len(differences) < 2:
+        return None
+    return next(n for n in count(2) if t95(n - 1) * np.std(differences, ddof=1) <= half * n**0.5)
 
 
 def chain_benchmarks(records: Iterable[dict]) -> list[str]:

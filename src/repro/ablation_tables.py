@@ -16,6 +16,7 @@ from repro.ablation_statistics import (
     LOOKED,
     OFFLINE,
     OWN,
+    PAPER_GAIN,
     REBUILT,
     chain_benchmarks,
     difference,
@@ -27,6 +28,7 @@ from repro.ablation_statistics import (
     mean,
     on_the_way,
     records_of,
+    seeds_for,
     variants,
 )
 from repro.experiments import CONTROL, LONG, UNTAUGHT
@@ -248,11 +250,17 @@ def markdown(records: list[dict]) -> str:
 
 
 def counted(records: list[dict]) -> str:
-    """The comparison that counts, in a sentence: gaze minus baseline, evaluation scene, without the first seed."""
+    """The comparison that counts: gaze minus baseline, evaluation scene, without the first seed; and how many seeds a gain of the paper's
+    size would take, as these spread."""
     found = lengths(records, chain_benchmarks(records)[0])
     later = [{seed: values for seed, values in found.get(name, {}).items() if seed != min(found[name])} for name in ("gaze", BASELINE)]
     apart = difference(*later, (-5, 5))
-    return f"`gaze` minus `baseline`, average length, without the first seed: {signed(apart) if apart else 'no other seed is done yet'}."
+    told = f"`gaze` minus `baseline`, average length, without the first seed: {signed(apart) if apart else 'no other seed is done yet'}."
+    if not apart or apart["seeds"] < 2:
+        return told
+    spread = np.array([(later[0][seed] - later[1][seed]).mean() for seed in sorted(later[0].keys() & later[1].keys())])
+    return (f"{told} The seeds' differences spread by {spread.std(ddof=1):.2g} (standard deviation); an interval of +-{PAPER_GAIN}, the "
+            f"paper's gain on CALVIN, would take {seeds_for(spread, PAPER_GAIN)} such seeds, and there are {apart['seeds']}.")
 
 
 def short_table(records: list[dict]) -> Table:

@@ -393,6 +393,11 @@ def test_jumps_counted_by_hand():
     still = A.frame_jumps(np.repeat(maps[:1], 7, 0), boxes, episodes, steps)
     fewer = A.differences(still, A.frame_jumps(maps, boxes, episodes, steps))
     assert fewer[f"jump rate of the map {label}, difference"]["value"] == pytest.approx(-0.25)
+    maps[3] = np.nan  # a mean over the others would not say so
+    for numbers in (lambda: A.frame_jumps(maps, boxes, episodes, steps), lambda: A.frame_numbers(maps, boxes, episodes)):
+        with pytest.raises(UserError, match="100 of 700 are not"):
+            numbers()
+    maps[3] = maps[2]
     with pytest.raises(UserError, match="evenly spaced"):
         A.frame_jumps(maps, boxes, episodes, np.array([0, 4, 8, 12, 17, 0, 4]))
 

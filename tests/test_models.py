@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
+from repro import attention
 from repro.attention import attention_of
 from repro.data.batches import Batches
 from repro.data.columns import replace_columns
@@ -418,6 +420,105 @@ def test_a_blind_model_ignores_the_image_and_a_fallback_gaze_is_masked():
         model(blind=True)
 
 
+def test_what_is_rebuilt_is_the_target_that_is_named():
+    """Table 2's switch: of two targets in a batch the other one decides nothing."""
+    given = parts()
+    for target, other in (("gaze", "whole"), ("whole", "gaze")):
+        net = large(given, target=target, posterior="mean")
+        torch.nn.init.normal_(net.denoiser.net.final_layer.linear.weight)
+        data, losses = batch(net), {}
+        for changed in ("nothing", f"target_{other}", f"target_{target}"):
+            torch.manual_seed(0)
+            losses[changed] = net.loss({name: value + (name == changed) for name, value in data.items() if name.startswith("target")}
+                                       | {name: value for name, value in data.items() if not name.startswith("target")})["recon"].item()
+        assert losses[f"target_{other}"] == losses["nothing"] != losses[f"target_{target}"]
+
+
+def test_lambda_and_the_auxiliary_s_weight_scale_what_is_added():
+    for weight, name, changes in (("recon_weight", "recon", {}), ("aux_weight", "box", {"recon": False, "aux": "box"}),
+                                  ("aux_weight", "mask", {"recon": False, "aux": "mask"})):
+        for value in (0.5, 3.0):
+            net = model(**changes, **{weight: value}).eval()
+            out = net.loss(batch(net))
+            assert out[name].item() > 0 and out["loss"].item() == pytest.approx(out["action"].item() + value * out[name].item())
+
+
+def test_the_gaze_margin_widens_what_is_cut_out():
+    seen = observation()
+    tight, wide = (model(gaze_margin=margin).prepare(seen)["target_gaze"] for margin in (0.0, 0.5))
+    rows = SMALL.static_tokens * SMALL.latent_patch
+    assert not np.array_equal(tight[:rows], wide[:rows]) and np.array_equal(tight[rows:], wide[rows:]), "the wrist's rows stay"
+    around = observation() | {"gaze.box": np.array([0.1, 0.2, 0.5, 0.6], np.float32)}  # half its size more on each side
+    assert np.array_equal(wide, model(gaze_margin=0.0).prepare(around)["target_gaze"])
+
+
+def test_words_are_dropped_in_training_alone():
+    net = model(word_dropout=1.0)
+    data = batch(net)
+    read = lambda: net.prompt(data)[0].detach()
+    kept = [net.eval() and read(), read()]
+    dropped = [net.train() and read(), read()]
+    assert torch.equal(*kept) and not torch.equal(*dropped) and not torch.equal(kept[0], dropped[0])
+    image = net.image_positions
+    assert torch.equal(kept[0][:, image], dropped[0][:, image]), "words only"
+    plain = model(word_dropout=0.0).train()
+    assert torch.equal(plain.prompt(data)[0], kept[0])
+
+
+@pytest.mark.parametrize("build", [model, large, lambda: large(constrained=False)])
+def test_what_is_not_a_number_is_no_action(build):
+    """The best of NaN is the first of 256 slots, +0.996, as in the official code."""
+    net = build().eval()
+    seen = [observation(0), observation(1)]
+    lost = seen[1] | {"observation.state": np.where(np.arange(15) == 3, np.nan, seen[1]["observation.state"])}
+    with pytest.raises(UserError, match="state is not a number"):
+        net.act([seen[0], lost], INSTRUCTIONS[:2])
+    net.act(seen, INSTRUCTIONS[:2])
+    with torch.no_grad():
+        net.decoder.model.layers[0].mlp.up_proj.weight[0, 0] = np.nan
+    with pytest.raises(UserError, match="answer is not a number"):
+        net.act(seen, INSTRUCTIONS[:2])
+    with pytest.raises(UserError, match="no number"):
+        attention.static_maps(net, seen, INSTRUCTIONS[:2], actions=np.zeros((2, net.config.chunk, 7), np.float32))
+
+
+@pytest.mark.parametrize(("changed", "told", "said"), [
+    ({"observation.state": np.zeros(1, np.float32)}, None, "states and instructions"),
+    ({"observation.state": np.zeros(7, np.float32)}, None, "states and instructions"),
+    ({}, INSTRUCTIONS[:2], "states and instructions"),
+    ({"observation.images.static": np.zeros((200, 200, 3), np.float32)}, None, "static is no picture.*\n.*\n.*float32"),
+    ({"observation.images.static": np.zeros((3, 200, 200), np.uint8)}, None, "static is no picture"),
+    ({"observation.images.wrist": np.zeros((84, 84), np.uint8)}, None, "wrist is no picture"),
+    ({"observation.images.wrist": np.zeros((84, 84, 4), np.uint8)}, None, "wrist is no picture"),
+    ({"observation.images.wrist": None}, None, r"wrist is no picture(.*\n)+.*none, in"),
+])  # fmt: skip
+@pytest.mark.parametrize("build", [model, large])
+def test_what_is_no_observation_is_refused(build, changed, told, said):
+    seen = {name: value for name, value in (observation() | changed).items() if value is not None}
+    with pytest.raises(UserError) as refused:
+        build().eval().act([seen], INSTRUCTIONS[:1] if told is None else told)
+    assert re.search(said, str(refused.value))
+
+
+def test_a_sentence_is_no_list_of_instructions():
+    net = model()
+    with pytest.raises(UserError, match="states and instructions"):
+        net.prompt(batch(net, 13) | {"instruction": "open the door"})  # 13 letters
+
+
+@pytest.mark.parametrize("name", [name for name, config in PRESETS.items() if config.quantise is None])
+def test_every_preset_is_built_of_its_sizes_alone_and_nothing_random_is_frozen_unasked(name):
+    with torch.device("meta"):
+        net = ReconVLA.build(PRESETS[name], STATS, pretrained=False, instructions=INSTRUCTIONS)
+    frozen = [part for part in (net.vision_tower, net.vae) if part is not None and not any(p.requires_grad for p in part.parameters())]
+    assert net.vision_tower.frozen == PRESETS[name].freeze_vision and len(frozen) == 2
+    if PRESETS[name].vision == "tiny":
+        with pytest.raises(UserError, match="must not be frozen"):
+            ReconVLA.build(PRESETS[name], STATS, instructions=INSTRUCTIONS)
+        with pytest.raises(UserError, match="tiny VAE"):
+            ReconVLA.build(replace(PRESETS[name], freeze_vision=False, cache_features=False), STATS, instructions=INSTRUCTIONS)
+
+
 def test_soft_bins_are_a_gaussian_around_the_bin_and_zero_is_plain_cross_entropy():
     net = model()
     labels = torch.tensor([[net.tokens.first + 100]])
@@ -476,6 +577,10 @@ def test_the_key_tells_frozen_weights_apart():
     assert baseline.key == large(given, recon=False, blind=True).key == {"seen": keys[0]["seen"]}, "without a VAE the same is seen"
     assert large(given, recon=False, cache_features=True).key == {"seen": keys[1]["seen"]}
     assert pictures.key["seen"] == keys[0]["seen"] and keys[1]["target"] == keys[0]["target"] != pictures.key["target"]
+    given.vision.image_mean = [0.1, 0.2, 0.3]  # of a preprocessor_config.json: other pixels, the same weights
+    assert [large(given).key == keys[0], large(given, cache_features=True).key == keys[1]] == [True, False]
+    given.vision.image_mean = [0.5] * 3
+    assert large(given, cache_features=True).key == keys[1]
     with torch.no_grad():
         given.vision.embeddings.patch_embedding.weight[0, 0, 0, 0] += 1
     assert [large(given).key == keys[0], large(given, cache_features=True).key == keys[1]] == [True, False]

@@ -285,6 +285,8 @@ DAMAGED = {  # what is done to a folder of one file: what the error says
     "config torn": (lambda f: (f / "config.json").write_text((f / "config.json").read_text()[:40]), "config.json cannot be read"),
     "config a list": (lambda f: (f / "config.json").write_text("[]"), "config.json cannot be read"),
     "config of another": (lambda f: (f / "config.json").write_text('{"image_embed_len": "9"}'), "image_embed_len '9'"),
+    "no square": (lambda f: (f / "config.json").write_text((f / "config.json").read_text().replace(
+        '"image_embed_len": 9', '"image_embed_len": 10')), "no square grid"),
     "config odd": (lambda f: (f / "config.json").write_text((f / "config.json").read_text().replace(
         '"num_attention_heads": ', '"num_attention_heads": "x", "was": ')), "describes no Qwen2"),
     "index bare": (lambda f: (f / "model.safetensors.index.json").write_text('{"metadata": {}}'), "index.json names no files"),
@@ -309,6 +311,10 @@ def test_a_folder_without_tokenizer_and_a_field_that_is_none_are_errors(tmp_path
     folder, parts = folder_of(tmp_path / "checkpoint", shards=1), small_parts()
     with pytest.raises(UserError, match="tokenizer of the language model .*checkpoint cannot be read"):
         load_official(folder, STATS, **{**parts, "tokenizer": None}, **FIELDS)
+    with pytest.raises(UserError, match="statistics say nothing of the state"):
+        load_official(folder, {}, **parts, **FIELDS)
+    with pytest.raises(UserError, match="this dtype"):
+        load_official(folder, STATS, torch.int8, **parts, **FIELDS)
     with pytest.raises(UserError, match="found: chunks"):
         load_official(folder, STATS, **parts, **FIELDS, chunks=2)
     parts["tokenizer"].save_pretrained(folder)

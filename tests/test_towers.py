@@ -220,6 +220,11 @@ def test_without_a_network_the_message_says_where_it_looked(monkeypatch, tmp_pat
         vision("google/siglip-base-patch16-256")
     for words in ("kaggle/input", "hub's cache", pretrained.PUBLISHED["google/siglip-base-patch16-256"][0], "internet", "Apache-2.0"):
         assert words in str(error.value), words
+    for wrong, near in (("google/siglip-so400m-patch14-348", "google/siglip-so400m-patch14-384"), ("qwen/qwen2-7b", "Qwen/Qwen2-7B"),
+                        ("nobody/nothing", None)):
+        with pytest.raises(UserError) as error:
+            pretrained.download("vision tower", wrong, None)
+        assert f"correct the name ({near}?), or turn" in str(error.value) if near else "correct the name, or turn" in str(error.value)
 
 
 def gated(monkeypatch, answers):

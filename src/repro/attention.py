@@ -191,6 +191,13 @@ def caption(layers: Which = -1, heads: Which = "mean") -> str:
             f"{'mean over heads' if heads == 'mean' else f'head {heads}'}, renormalised over image tokens, static camera only.")
 
 
+def need_numbers(maps: np.ndarray) -> None:
+    """Refuse maps with NaN: a mean over frames would leave these out and count the others."""
+    if bad := int((~np.isfinite(maps)).sum()):
+        raise UserError("an attention map holds no numbers", "finite values", f"{bad} of {np.size(maps)} are not",
+                        "the weights are damaged or float16 overflowed: repro evaluate --check, or load the model in float32")
+
+
 def split(tokens: np.ndarray, grid: tuple[int, int], static_rows: int) -> tuple[np.ndarray, np.ndarray]:
     """(..., image tokens) -> maps of the static (..., static_rows, columns) and the wrist camera (..., the other rows, columns).
 
@@ -200,6 +207,7 @@ def split(tokens: np.ndarray, grid: tuple[int, int], static_rows: int) -> tuple[
     rows, columns = grid
     if tokens.shape[-1] != rows * columns or not 0 < static_rows <= rows:
         raise UserError("the map does not fit the token grid", f"{rows} x {columns} tokens", tokens.shape, "take them from the model")
+    need_numbers(tokens)
     canvas = tokens.reshape(*tokens.shape[:-1], rows, columns)
     return canvas[..., :static_rows, :], canvas[..., static_rows:, :]
 
@@ -338,6 +346,7 @@ def frame_numbers(statics: np.ndarray, boxes: np.ndarray, episodes: np.ndarray, 
     models are held against the same ones.
     """
     episodes, boxes, named = np.asarray(episodes), np.asarray(boxes, float), quantities(tolerance, size)
+    need_numbers(statics)
     for box in boxes:
         _need_area(box)
     controls = {"another episode's box": other_frames(episodes, None, draws, np.random.default_rng([seed, 0]))}
@@ -371,6 +380,7 @@ def frame_jumps(statics: np.ndarray, boxes: np.ndarray, episodes: np.ndarray, st
     all its pairs that lie that far apart). A map that never moves scores 0: compare with the box. `steps` (M,) must be evenly spaced.
     """
     episodes, steps, boxes = np.asarray(episodes), np.asarray(steps), np.asarray(boxes, float)
+    need_numbers(statics)
     at = {"of the map": np.stack([peaks(static).mean(0) for static in statics]),
           "of the gaze box": (boxes[:, :2] + boxes[:, 2:]) / 2}
     strides = {int(d) for e in np.unique(episodes) for d in np.diff(np.sort(steps[episodes == e]))}

@@ -9,6 +9,7 @@ VAE are taken from the file as well. Missing, unexpected and misshapen tensors a
 holds no finite weights is named when it is read. Damaged files are named as well.
 """
 import json
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -154,6 +155,11 @@ def load_official(folder: Path | str, stats: dict, dtype: torch.dtype = torch.fl
     if needed := [f"{name} {about.get(name)!r}" for name, kind in NEEDED.items() if type(about.get(name)) is not kind]:
         raise UserError(f"{folder}/config.json is not ReconVLA's", expected="model_type recon_qwen2 with its mm_* fields",
                         found=", ".join(needed), next_step=f"give the folder of a ReconVLA, or {AGAIN}")
+    if about["image_embed_len"] < 1 or math.isqrt(about["image_embed_len"]) ** 2 != about["image_embed_len"]:
+        raise UserError(f"{folder}/config.json: its image tokens make no square grid", "image_embed_len 729 (27 x 27), or another square",
+                        about["image_embed_len"], AGAIN)
+    if not isinstance(dtype, torch.dtype) or dtype not in KINDS:
+        raise UserError("the model cannot be held in this dtype", f"one of {KINDS}", repr(dtype))
     if quantise not in (None, "nf4"):
         raise UserError("the language model cannot be quantised so", expected='None or "nf4"', found=quantise)
     config = replace(config_of(about, shapes), **fields)

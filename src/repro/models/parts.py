@@ -40,15 +40,16 @@ def build(config, pretrained: bool | dict[str, bool] = True, instructions: Itera
           vae_config: dict | None = None, language=None, projector=None, proprio=None, queries=None, acting: bool = False) -> Parts:
     """The parts that a config names ("tiny": models/tiny.py; otherwise towers.*); those given are taken as they are.
 
-    pretrained: for all, or by part. `instructions`: of the training data, for the tiny language model's tokenizer. A tiny tower that is
-    given is frozen if the config says so; one that is not given is random, and must train along. acting: nothing is going to train.
+    pretrained: for all, or by part; False: random weights of the config's sizes, for looks at memory and speed. `instructions`: of the
+    training data, for the tiny language model's tokenizer. A tiny tower that is given is frozen if the config says so; one that is not
+    given must train along, and a tiny VAE must be given, but where random ones were asked for. acting: nothing is going to train.
     """
     known = pretrained if isinstance(pretrained, dict) else dict.fromkeys(("vision", "language", "vae"), pretrained)
     if vision is None:
         vision = tiny.TinyTower((config.height, config.width), config.channels) if config.vision == "tiny" else towers.vision(
             config.vision, config.vision_revision, known["vision"], dtype=_dtype(config))
     if config.freeze_vision and isinstance(vision, tiny.TinyTower):
-        vision.freeze()
+        vision.freeze(random=not known["vision"])
     elif vision.frozen and not config.freeze_vision:
         raise UserError("this vision tower does not train", expected="freeze_vision=True", found=f"{config.vision}, freeze_vision=False")
     if config.language == "tiny":
@@ -65,10 +66,10 @@ def build(config, pretrained: bool | dict[str, bool] = True, instructions: Itera
         elif config.checkpointing:
             adapters.switch_checkpointing(language, True)
     if vae is None and config.recon and config.vae != "pixels":
-        if vae_config is not None and not known["vae"]:
+        if not known["vae"] and (vae_config is not None or config.vae == "tiny"):
             from diffusers import AutoencoderKL
 
-            vae = AutoencoderKL.from_config(vae_config).float().requires_grad_(False).eval()
+            vae = AutoencoderKL.from_config(vae_config or tiny.VAE).float().requires_grad_(False).eval()
         elif config.vae == "tiny":
             raise UserError("the tiny VAE is trained on pictures first: nothing is built by its name", expected="vae=, or vae=\"pixels\"",
                             next_step="train it (repro.models.tiny_training.pretrain), and pass **tiny.load_parts(folder)")

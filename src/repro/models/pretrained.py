@@ -5,6 +5,7 @@ UserError that says what was looked for, where, and the fix. Pickled weights and
 """
 
 import contextlib
+import difflib
 import hashlib
 import json
 import os
@@ -174,6 +175,9 @@ def download(what: str, name: str, revision: str | None, token: str | None = Non
     looked = f"the hub's cache, the hub at revision {revision or 'main'}"
     looked = f"{KAGGLE_INPUT} (by content), {looked}" if told_by_content(name, revision) else looked  # by the caller, before
     known = name in PUBLISHED and revision == PUBLISHED[name][0]
+    near = [] if name in PUBLISHED else difflib.get_close_matches(name.lower(), list(map(str.lower, PUBLISHED)), n=1, cutoff=0.8)
+    near = [other for other in PUBLISHED if other.lower() in near]
+    correct = "" if name in PUBLISHED else "correct the name" + (f" ({near[0]}?)" if near else "") + ", or "
     attach = "or attach it as a Kaggle model or dataset" + ("" if known else " and pass its folder")
     attach += f", or pass a folder. Licence: {licence(name)}"
     try:
@@ -188,12 +192,12 @@ def download(what: str, name: str, revision: str | None, token: str | None = Non
         gated = isinstance(error, GatedRepoError)
         what = f"the hub gives the {what} {name} only after consent" if gated else f"the hub has no {name}, or keeps it private"
         raise UserError(f"{what} ({licence(name)})", expected="HF_TOKEN, of an account that may read it", found=line(error),
-                        next_step=f"accept its licence on https://huggingface.co/{name}, set HF_TOKEN (Kaggle: Add-ons, Secrets); {attach}"
-                        ) from error  # fmt: skip
+                        next_step=f"{correct}accept its licence on https://huggingface.co/{name}, set HF_TOKEN "
+                        f"(Kaggle: Add-ons, Secrets); {attach}") from error  # fmt: skip
     except (RevisionNotFoundError, OSError, ValueError) as error:
         raise UserError(f"the {what} {name} could not be had", expected="a connection to the hub, or its files here",
                         found=f"{line(error)}; looked in: {looked}",
-                        next_step=f"turn the internet on, check the revision and HF_HUB_OFFLINE; {attach}") from error  # fmt: skip
+                        next_step=f"{correct}turn the internet on, check the revision and HF_HUB_OFFLINE; {attach}") from error  # fmt: skip
 
 
 def kaggle_token() -> str | None:

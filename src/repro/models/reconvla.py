@@ -13,6 +13,7 @@ the paper are fields of the config: vision, language, vae, template, ordered_bin
 
 import json
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -37,6 +38,7 @@ from repro.models.prompt import Prompt
 from repro.models.reconvla_config import AS_PUBLISHED, PRESETS, ReconVLAConfig  # noqa: F401 (callers import them from here)
 from repro.models.towers import compose, resize
 
+CAMERAS = ("observation.images.static", "observation.images.wrist")
 WAVES = 6  # of a number of the state with proprio="fourier": periods 2 ... 1/16 of a range of [-1, 1]
 CLIP = 4.0  # latents of the VAE have unit variance; 99 in 100 of the tiny one's lie within 3.8
 BIN_SCALE = 0.1  # standard deviation of ordered bins; with the decoder's 0.02 the loss stands still for the first hundreds of steps
@@ -62,6 +64,9 @@ class ReconVLA(nn.Module):
     def __init__(self, config: ReconVLAConfig, stats: dict, parts: part.Parts):
         super().__init__()
         c, self.config = config, config
+        if not {"mean", "std"} <= set(stats.get("observation.state", ())):
+            raise UserError("the data's statistics say nothing of the state", 'stats["observation.state"] with "mean" and "std"',
+                            sorted(stats), "pass store.stats")
         self.stats = {"observation.state": {k: [float(x) for x in stats["observation.state"][k]] for k in ("mean", "std")}}
         self.data = {}  # conventions of what it is trained on (fingerprint.of_data)
         self.state_mean, self.state_std = (np.asarray(self.stats["observation.state"][k], np.float32) for k in ("mean", "std"))
@@ -103,7 +108,8 @@ class ReconVLA(nn.Module):
 
     @classmethod
     def build(cls, config: ReconVLAConfig, stats: dict, pretrained: bool = True, instructions: list[str] = (), **given) -> "ReconVLA":
-        """With the parts that the config names (see parts.build; `given`: tokenizer, vision, vae that are ready)."""
+        """With the parts that the config names (see parts.build; `given`: tokenizer, vision, vae that are ready). pretrained False: any
+        preset with random weights of its sizes (nf4: replace(config, quantise=None) on the meta device)."""
         return cls(config, stats, part.build(config, pretrained, instructions, **given))
 
     def train(self, mode: bool = True) -> "ReconVLA":
@@ -128,7 +134,8 @@ class ReconVLA(nn.Module):
         """Names what each kind of array that `prepare` gives depends on, frozen weights included. What is "seen" all models of one geometry
         share, with a VAE or without; "target", which a baseline has not, those that rebuild either target by one VAE.
         """
-        c, tower = self.config, {"tower": part.fingerprint(self.vision_tower)} if self._sees_once else {}
+        c, seen = self.config, self.vision_tower
+        tower = {"tower": [part.fingerprint(seen), list(seen.image_mean), list(seen.image_std)]} if self._sees_once else {}
         about = {name: getattr(c, name) for name in ("grid", "height", "width", "static_tokens", "resample")} | {"image": self.image_size}
         keys = {"seen": "reconvla seen " + json.dumps(about | tower)}
         if c.recon:
@@ -148,9 +155,14 @@ class ReconVLA(nn.Module):
     def canvas(self, observation: dict, static: np.ndarray | None = None, acting: bool = False) -> UInt8[np.ndarray, "h w 3"]:
         """Both cameras of a raw observation in one image, at the tower's size; `static` stands in for the static camera's picture."""
         c = self.config
-        static = observation["observation.images.static"] if static is None else static
+        for name in CAMERAS:
+            picture = np.asarray(observation.get(name, ()))
+            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+                raise UserError(f"{name} is no picture", "uint8 (height, width, 3), RGB, 0 to 255",
+                                f"{picture.dtype} {picture.shape}" if name in observation else f"none, in {sorted(observation)}")
+        static = observation[CAMERAS[0]] if static is None else static
         rows = c.acting_static_rows if acting and c.acting_static_rows else c.static_rows
-        picture = compose(static, observation["observation.images.wrist"], c.height, c.width, rows, c.resample)
+        picture = compose(static, observation[CAMERAS[1]], c.height, c.width, rows, c.resample)
         if picture.shape[:2] != self.image_size:  # SigLIP's own processor: bicubic; in two passes as in `resize`, for the same pixels
             for size in ((self.image_size[1], picture.shape[0]), self.image_size[::-1]):
                 picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
@@ -193,7 +205,7 @@ class ReconVLA(nn.Module):
         """Both targets at the tower's size; the whole one is the canvas. gaze False: it alone."""
         c, targets = self.config, {"target_whole": self.canvas(observation)}
         if "gaze.box" in observation and gaze:
-            region = crop(observation["observation.images.static"], observation["gaze.box"], margin=c.gaze_margin,
+            region = crop(observation[CAMERAS[0]], observation["gaze.box"], margin=c.gaze_margin,
                           truncate=c.gaze_truncate)
             targets["target_gaze"] = self.canvas(observation, region)
         elif "gaze.box" not in observation and c.recon and c.target == "gaze":
@@ -271,7 +283,13 @@ class ReconVLA(nn.Module):
 
         `batch`: canvas or features, state (B, S), instruction. The image lies at `image_positions` for all samples.
         """
-        c = self.config
+        c, numbers = self.config, np.asarray(batch["state"], np.float32)
+        if isinstance(batch["instruction"], str) or numbers.shape != (len(batch["instruction"]), c.state_dim):
+            raise UserError("states and instructions do not belong together", f"a list of B instructions and states (B, {c.state_dim})",
+                            f"states {numbers.shape}, instruction {batch['instruction']!r:.60}")
+        if not np.isfinite(numbers).all():
+            raise UserError("the state is not a number", "finite values", f"{int((~np.isfinite(numbers)).sum())} of {numbers.size} are not",
+                            "look at observation.state of what was recorded")
         ids, real, at = (torch.from_numpy(x).to(self.device) if isinstance(x, np.ndarray) else x
                          for x in self.text.texts(list(batch["instruction"])))
         if self.training and c.word_dropout:  # a token is replaced wherever it stands in the sample
@@ -281,7 +299,9 @@ class ReconVLA(nn.Module):
             ids = torch.where((chosen.gather(1, place) < c.word_dropout) & (ids < self.tokens.first), other.gather(1, place), ids)
         text = self.embed(ids)
         image = self.look(batch)
-        normal = normalise_state(np.asarray(batch["state"], np.float32), self.state_mean, self.state_std)
+        if len(image) != len(ids):
+            raise UserError("pictures and instructions do not belong together", f"{len(ids)} pictures, one an instruction", len(image))
+        normal = normalise_state(numbers, self.state_mean, self.state_std)
         numbers = torch.from_numpy(normal).to(self.device)
         if c.proprio == "fourier":  # a centimetre is a few hundredths of the range: waves down to 1/16 of it tell places apart
             angles = numbers[..., None] * math.pi * 2.0 ** torch.arange(WAVES, device=self.device)
@@ -409,13 +429,26 @@ class ReconVLA(nn.Module):
         return self.tokens.decode(ids.cpu().numpy()).reshape(len(ids), c.chunk, c.action_dim)
 
     def _read(self, inputs: Tensor, mask: Tensor, steps: int, constrained: bool) -> Int[Tensor, "b steps"]:
-        first, stop = self.tokens.first, self.tokens.vocab_size
+        first, stop, most = self.tokens.first, self.tokens.vocab_size, []
+
+        def best(logits: Float[Tensor, "*b v"]) -> Int[Tensor, "*b"]:
+            most.append(logits.detach().amax(-1))  # of NaN the best would be the first slot, an action like any other
+            return logits.argmax(-1)
+
+        slots = lambda h: first + best(self.logits(h)[..., first:stop])
+        ids = self._greedy(inputs, mask, steps, slots if constrained else lambda h: best(self.logits(h)))
+        if not (sound := torch.stack(most, -1).isfinite().flatten(1).all(1)).all():
+            raise UserError("the model's answer is not a number", "finite logits", f"NaN or infinite for {int((~sound).sum())} of "
+                            f"{len(ids)} observations",
+                            "the weights are damaged or float16 overflowed: repro evaluate --check, or load it in float32")
+        return ids
+
+    def _greedy(self, inputs: Tensor, mask: Tensor, steps: int, choose: Callable[[Tensor], Tensor]) -> Int[Tensor, "b steps"]:
         if self.queries is not None:  # the prompt's last token and all queries but the last predict
             answer = self.queries[: steps - 1].expand(len(inputs), -1, -1).to(inputs.dtype)
             with self.arithmetic():
                 hidden = decode(self.decoder, torch.cat([inputs, answer], dim=1), F.pad(mask, (0, steps - 1), value=True))[:, -steps:]
-                return first + self.logits(hidden)[..., first:stop].argmax(-1)
-        choose = (lambda h: first + self.logits(h)[:, first:stop].argmax(-1)) if constrained else (lambda h: self.logits(h).argmax(-1))
+                return choose(hidden)
         fast = self.decoder.config._attn_implementation != "eager"  # whoever wants to see attention needs the modules themselves
         with self.arithmetic():
             return greedy(self.decoder, inputs, mask, steps, lambda ids: self.embed(ids)[:, None], choose, fast)

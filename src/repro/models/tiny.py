@@ -39,7 +39,7 @@ class TinyTower(nn.Module):
     """Canvas -> one token per 16 x 16 px, row by row: 8 * channels numbers of what is there, then 2 * channels of where the token is.
 
     The place is a fixed sine code of the token's centre, as strong as all the rest, which a linear layer can read off. frozen: does not
-    train, whatever `train` or a caller's loop says, and needs `weights`; nothing random is ever frozen.
+    train, whatever `train` or a caller's loop says, and needs `weights`: nothing random is frozen by default.
     """
 
     image_mean = image_std = (0.5, 0.5, 0.5)
@@ -59,8 +59,9 @@ class TinyTower(nn.Module):
         if frozen:
             self.freeze()
 
-    def freeze(self) -> "TinyTower":
-        if not self.pretrained:
+    def freeze(self, random: bool = False) -> "TinyTower":
+        """random: random weights were asked for (a look at memory or speed)."""
+        if not (self.pretrained or random):
             raise UserError("a random tower must not be frozen", expected="trained weights, or a tower that trains along",
                             next_step="pass vision= of tiny.load_parts, or set freeze_vision=False (and cache_features=False)")
         self.frozen = True

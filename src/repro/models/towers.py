@@ -77,8 +77,8 @@ class VisionTower(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b n d"]:
-        if pixels.shape[-1] != self.image_size:
-            raise UserError("the picture has another size than the vision tower", expected=self.image_size, found=pixels.shape[-1])
+        if pixels.shape[-2:] != (self.image_size,) * 2:
+            raise UserError("the picture has another size than the vision tower", (self.image_size,) * 2, tuple(pixels.shape[-2:]))
         return self.encoder(inputs_embeds=self.embeddings(pixels.to(self.embeddings.patch_embedding.weight.dtype))).last_hidden_state
 
 
@@ -130,8 +130,8 @@ class PatchTower(nn.Module):
     @torch.no_grad()
     def whole(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b m d"]:
         """With the class token first: what transformers calls pooler_output, not projected (CLIP B/32: 768 numbers)."""
-        if pixels.shape[-1] != self.image_size:
-            raise UserError("the picture has another size than the vision tower", expected=self.image_size, found=pixels.shape[-1])
+        if pixels.shape[-2:] != (self.image_size,) * 2:
+            raise UserError("the picture has another size than the vision tower", (self.image_size,) * 2, tuple(pixels.shape[-2:]))
         hidden = self.model(pixels.to(next(self.model.parameters()).dtype)).last_hidden_state
         return self.model.post_layernorm(hidden) if self.model.config.model_type == "clip_vision_model" else hidden
 

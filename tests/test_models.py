@@ -452,6 +452,19 @@ def test_the_gaze_margin_widens_what_is_cut_out():
     assert np.array_equal(wide, model(gaze_margin=0.0).prepare(around)["target_gaze"])
 
 
+def test_checkpointing_gives_the_tiny_model_the_same_gradients_too():
+    gradients, on = [], []
+    for checkpointing in (False, True):
+        net = model(checkpointing=checkpointing).train()
+        data = batch(net)
+        torch.manual_seed(0)
+        net.loss(data)["loss"].backward()
+        gradients.append({name: p.grad for name, p in net.named_parameters() if p.grad is not None})
+        on.append(any(getattr(part, "gradient_checkpointing", False) for part in net.decoder.modules()))
+    assert on == [False, True] and gradients[0].keys() == gradients[1].keys()
+    assert all(torch.allclose(gradients[0][name], grad, atol=1e-6) for name, grad in gradients[1].items())
+
+
 def test_words_are_dropped_in_training_alone():
     net = model(word_dropout=1.0)
     data = batch(net)

@@ -63,8 +63,8 @@ def build(config, pretrained: bool | dict[str, bool] = True, instructions: Itera
             tokenizer = small_tokenizer(instructions, config.template)
         if config.lora_rank:
             language = adapters.add(language, adapters.LoRA(config.lora_rank, config.lora_alpha), config.checkpointing)
-        elif config.checkpointing:
-            adapters.switch_checkpointing(language, True)
+    if config.checkpointing and not config.lora_rank:
+        adapters.switch_checkpointing(language, True)
     if vae is None and config.recon and config.vae != "pixels":
         if not known["vae"] and (vae_config is not None or config.vae == "tiny"):
             from diffusers import AutoencoderKL

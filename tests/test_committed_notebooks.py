@@ -14,7 +14,7 @@ import nbformat
 import pytest
 from test_notebooks import FIRST, SECOND, Screen, project  # noqa: F401  (project is a fixture)
 
-from repro import notebooks, publish
+from repro import ablation_statistics, ablation_tables, notebooks, publish
 from repro.machine import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +50,14 @@ def sanitised(text: str, patterns: list[tuple[str, str]]) -> str:
     for regex, replacement in patterns:
         text = re.sub(regex, replacement, text)
     return text
+
+
+def test_notebook_10_shows_the_ablation_that_is_committed_beside_it():
+    """Its source does not change when records join those of profile `cpu`; what it prints of them must."""
+    cells = nbformat.read(ROOT / "results" / "smoke" / "notebooks" / "10_ablation_tables.ipynb", as_version=4).cells
+    printed = "\n".join(publish.shown(cell) for cell in cells if cell.cell_type == "code")
+    found = ablation_statistics.load(ROOT / "results" / "cpu" / "runs" / "ablation")
+    assert f"of profile cpu: {len(found)}" in printed and ablation_tables.markdown(found).strip() in printed
 
 
 def test_each_notebook_is_committed_for_smoke():

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from repro import ablation_statistics, ablation_tables, change_ablation, readme, real_tables, run_records, vla_ablation
+from repro import ablation_statistics, ablation_tables, change_ablation, experiments, readme, real_tables, run_records, vla_ablation
 from repro.data.episodes import Episode, StoreWriter
 from repro.evaluation import gaze
 from repro.machine import UserError
@@ -78,6 +78,31 @@ def test_the_change_agents_block_is_the_records():
 def test_the_ablations_tables_are_the_records():
     folder = ROOT / "results" / "cpu"
     assert (folder / "ablation.md").read_text() == ablation_tables.markdown(ablation_statistics.load(folder / "runs" / "ablation"))
+
+
+def test_what_the_prose_says_of_the_ablation_is_in_the_records():
+    """Numbers in sentences around the tables, which no command writes."""
+    records = ablation_statistics.load(ROOT / "results" / "cpu" / "runs" / "ablation")
+    rows = [r for r in records if r["config"]["row"] in experiments.ROWS]
+    rates = {}
+    for record in rows:
+        for name, metric in record["metrics"].items():
+            if name.startswith("task/") and metric["n"]:
+                rates.setdefault((record["benchmark"], record["variant"], name), []).append(metric["value"])
+    apart = max(100 * (max(found) - min(found)) for found in rates.values())
+    assert f"up to {apart:.0f} points" in README and f"up to {apart:.0f} points" in READING
+    looked = [r for r in rows if r["benchmark"] == ablation_statistics.ATTENTION and "jumps" in r["frames"]]
+    name = next(name for name in looked[0]["frames"]["jumps"] if name.startswith("jump rate of the map (over"))
+    jumps = ablation_statistics.frames(looked, name)
+    means = [100 * ablation_statistics.mean(found, (0, 1), True)["value"] for found in jumps.values()]
+    assert f"in {min(means):.0f} to {max(means):.0f} % of the steps" in READING
+    by_row = ablation_statistics.lengths(records, ablation_statistics.chain_benchmarks(records)[0])
+    apart = [by_row["gaze"][seed].mean() - by_row["baseline"][seed].mean() for seed in sorted(by_row["gaze"])]
+    for text in (README, READING):
+        said = text.replace("\n", " ")
+        assert f"{apart[0]:+.2f} " in said and ", ".join(f"{one:+.2f}" for one in apart[1:-1]) in said and f"{apart[-1]:+.2f}" in said
+    counted = lambda row: len(by_row.get(row, ()))
+    assert [counted(row) for row in ("baseline", "whole", "gaze")] == [5] * 3
 
 
 def test_the_real_simulators_block_is_the_records():

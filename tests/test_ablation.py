@@ -27,6 +27,7 @@ from repro import (
     profiles,
     results,
     run_records,
+    scoring,
     seeds,
 )
 from repro.cli import cli
@@ -34,7 +35,7 @@ from repro.data.batches import Batches, other_boxes
 from repro.data.calvin_import import ensure_store
 from repro.data.episodes import Episode, Store, StoreWriter
 from repro.data.overlap import iou
-from repro.evaluation import chains
+from repro.evaluation import chains, floors, offline
 from repro.gaze.annotate import annotate
 from repro.intervals import t95, wilson
 from repro.machine import UserError, root
@@ -42,6 +43,7 @@ from repro.models import tiny
 from repro.models.reconvla import ReconVLAConfig
 from repro.seeds import Run
 from repro.sims import calvin_layout
+from repro.sims.tabletop import language
 from repro.training import checkpoint, launch
 from repro.training.loop import TrainConfig, read_metrics
 
@@ -200,6 +202,221 @@ def test_a_seed_has_start_states_and_a_language_model_of_its_own(work):
     assert ablation.asked(settings, work) != before, "what other parts made is asked for anew"
 
 
+def test_a_row_trains_what_its_name_says(work):
+    """Of every row the model, steps, first weights and data, as its config file says them; of its control all but the reconstruction."""
+    settings = replace(SETTINGS, batch_size=3, accumulate=2, learning_rate=7e-4, train_steps=8)
+    told = lambda row, seed=0, corrupt=0.0: json.loads(experiments.job(settings, work, row, seed, corrupt).read_text())
+    model = lambda job: launch.model_config(job["model"], [])
+    none, gaze = (False, "gaze", "none", False), (True, "gaze", "none", False)  # recon, target, aux, blind
+    kinds = {"baseline": none, "whole": (True, "whole", "none", False), "gaze": gaze, "gaze+pretrain": gaze,
+             "gaze+pretrain without denoiser": gaze, "baseline+pretrain": none, "box": (False, "gaze", "box", False),
+             "mask": (False, "gaze", "mask", False), "blind": (False, "gaze", "none", True), "baseline untaught": none,
+             "gaze untaught": gaze, "baseline long": none, "gaze long": gaze}  # fmt: skip
+    starts = {"gaze+pretrain": ("pretraining-gaze-seed1", True), "gaze+pretrain without denoiser": ("pretraining-gaze-seed1", False),
+              "baseline+pretrain": ("pretraining-baseline-seed1", True)}  # fmt: skip
+    assert kinds.keys() == experiments.ROWS.keys()
+    for row, kind in kinds.items():
+        job = told(row, 1)
+        config = model(job)
+        assert (config.recon, config.target, config.aux, config.blind) == kind, row
+        assert (Path(job["start"]).name, job["keep_denoiser"]) == starts.get(row, ("", True)), row
+        assert job["train"]["steps"] == (24 if row.endswith(" long") else 8) and job["train"]["seed"] == 1 and job["corrupt"] == 0
+        assert [job["train"][name] for name in ("batch_size", "accumulate", "learning_rate")] == [3, 2, 7e-4]
+        assert [Path(job[name]).name for name in ("store", "validation", "like")] == ["training", "validation", ""]
+        assert ("marks" in job["train"]) == (row in ("baseline", "gaze")), row
+    wrong = told("gaze", 1, 0.33)
+    assert "marks" not in told("gaze", 0)["train"] and "marks" not in wrong["train"] and wrong["corrupt"] == 0.33
+    for row, before in (("gaze+pretrain", gaze), ("gaze+pretrain without denoiser", gaze), ("baseline+pretrain", none)):
+        job = json.loads(experiments.job_before(settings, work, row, 1).read_text())
+        config = model(job)
+        assert (config.recon, config.target, config.aux, config.blind) == before and job["folder"] == told(row, 1)["start"]
+        assert [Path(job[name]).name for name in ("store", "like")] == ["pretraining", "training"], "other tables, one tokenizer"
+        assert job["train"]["steps"] == settings.pretrain_steps and job["train"]["seed"] == 1
+    for row, control in experiments.CONTROL.items():
+        mine, theirs = told(row), told(control)
+        assert replace(model(mine), recon=False) == model(theirs) != model(mine) and mine["train"] == theirs["train"]
+        assert bool(mine["start"]) == bool(theirs["start"]) and (row in experiments.UNTAUGHT) == (control in experiments.UNTAUGHT)
+
+
+def test_pretraining_is_on_tables_of_its_own_and_costs_its_row_time(work, monkeypatch):
+    made, trained = [], []
+
+    def data(settings, raw, stores, seed, log):
+        made.append((settings.scenes, settings.episodes_per_task, seed))
+        for place in (raw, *stores.values()):
+            place.mkdir()
+    monkeypatch.setattr(ablation, "_data", data)
+    monkeypatch.setattr(ablation, "_annotate", lambda *_: None)
+    settings = replace(SETTINGS, rows=("gaze+pretrain",), pretrain_tables=2, pretrain_episodes_per_task=7)
+    ablation.prepare(settings, work, log=lambda line: None)
+    assert made == [(("R~0", "R~1"), 7, experiments.PRETRAINING_SEED)] and experiments.PRETRAINING_SEED > 0
+    assert (work / "store" / "pretraining").is_dir() and not (work / "store" / "pretraining.part").exists()
+    ablation.prepare(replace(settings, rows=("gaze",)), work, log=lambda line: None)
+    assert len(made) == 1
+
+    before = work / "train" / "pretraining-gaze"
+    before.mkdir(parents=True)
+    (before / "metrics.jsonl").write_text('{"step": 3, "seconds": 120.0}\n')
+    monkeypatch.setattr(ablation, "_train", lambda config, log: trained.append(config.stem))
+    monkeypatch.setattr(experiments, "load_run", lambda place, path=None: SimpleNamespace(minutes=1.0, denoiser=None))
+    monkeypatch.setattr(ablation, "_evaluate", lambda settings, work, run, scored, *_: [model.minutes for model in scored.values()])
+    for name in ("_look", "_offline"):
+        monkeypatch.setattr(ablation, name, lambda *_: {})
+    for row, stages, minutes in (("gaze+pretrain", ["pretraining-gaze", "gaze-pretrain"], 3.0), ("gaze", ["gaze"], 1.0)):
+        assert ablation._trained(settings, work, Run(row, 0), seeds.Clock(0), print) == [minutes, {}, {}] and trained == stages
+        trained.clear()
+
+
+def test_what_decides_a_number_decides_the_digest(work):
+    """A run that was done with other settings is another run; more rows, seeds or shares of wrong boxes leave it as it is."""
+    before = ablation.digest(SETTINGS, work)
+    for name in ("tower_steps", "vae_steps", "language_steps", "part_pictures", "train_steps", "batch_size", "accumulate", "learning_rate",
+                 "attention_frames", "pretrain_steps", "pretrain_tables", "pretrain_episodes_per_task", "ablation_chains",
+                 "curve_single"):
+        assert ablation.digest(replace(SETTINGS, **{name: getattr(SETTINGS, name) * 2 + 1}), work) != before, name
+    for other in ({"preset": "tiny"}, {"evaluation_scene": "A"}, {"optimizer": (("betas", (0.9, 0.999)),)}):
+        assert ablation.digest(replace(SETTINGS, **other), work) != before, other
+    assert ablation.digest(replace(SETTINGS, rows=("gaze",), seeds=(4,), corrupt=(0.5,), workers=7, budget_minutes=9.0), work) == before
+    shutil.rmtree(work / "store" / "validation")
+    shutil.copytree(work / "store" / "training", work / "store" / "validation")
+    assert ablation.digest(SETTINGS, work) != before
+
+
+def test_chains_are_in_their_scenes_under_held_out_sentences(work, monkeypatch):
+    found = ablation.benchmarks(SETTINGS, work)
+    assert {name.split(",")[0]: [(scene, len(starts)) for scene, starts in places] for name, places in found.items()} == {
+        "play table A->D": [("D", 3)], "play table A->A": [("A", 3)]}
+    asked = []
+    monkeypatch.setattr(chains, "evaluate", lambda policy, how, *given, **_: asked.append((how, given[-1])) or [])
+    for (scene, starts), in found.values():
+        ablation._roll_out(floors.RandomPolicy(0), "x", scene, starts, work, SETTINGS, seeds.Clock(0), print)
+        how, told = asked.pop()
+        assert how.options["scene"] == scene and told == {task: language.VALIDATION[task] for _, chain in starts for task in chain}
+
+
+def test_looks_on_the_way_are_the_same_for_all_seeds(work, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ablation, "_roll_out", lambda policy, name, scene, starts, *_: asked.append((scene, starts)) or [])
+    monkeypatch.setattr(chains, "summarise", lambda outcomes: {"1/1": {}})
+    monkeypatch.setattr(ablation, "_looked", lambda *_: ({}, {}))
+    monkeypatch.setattr(ablation, "_record", lambda *given, **config: config)
+    settings, model = replace(SETTINGS, accumulate=2, curve_single=2), SimpleNamespace(trained={"step": 5})
+    found = [ablation._mark(settings, work, Run("gaze", seed), model, None, print) for seed in (0, 1)]
+    flat = [json.dumps([scene, [[{k: np.asarray(v).tolist() for k, v in state.items()}, chain] for state, chain in starts]])
+            for scene, starts in asked]  # fmt: skip
+    assert flat[0] == flat[1] and asked[0][0] == "D" and [chain for _, chain in asked[0][1]] == [(t,) for t in SETTINGS.tasks for _ in "ab"]
+    frames = Store(work / "store" / "training").frames
+    assert found[1]["step"] == 5 and found[1]["epochs"] == round(5 * 4 * 2 / frames, 3)
+
+
+def test_floors_are_of_the_seeds_own_gaze_when_it_is_trained(work, monkeypatch):
+    place, step, asked = experiments.folder(work, "gaze", 1), 5, []
+    place.mkdir(parents=True)
+    monkeypatch.setattr(checkpoint, "latest", lambda *_: place)
+    monkeypatch.setattr(checkpoint, "about", lambda path: {"step": step})
+    monkeypatch.setattr(experiments, "load_run", lambda path: path)
+    monkeypatch.setattr(ablation, "_evaluate", lambda settings, work, run, scored, *_: list(scored))
+    monkeypatch.setattr(scoring, "policies", lambda models, _, *given: asked.append((models, *given)) or {"gaze": 0, "a floor": 1})
+    with pytest.raises(seeds.OutOfTime, match="not trained yet"):
+        ablation._floors(SETTINGS, work, Run(seeds.FLOORS, 1), None, print)
+    step = SETTINGS.train_steps
+    assert ablation._floors(SETTINGS, work, Run(seeds.FLOORS, 1), None, print) == ["a floor"]
+    assert asked == [({"gaze": place}, {task: language.VALIDATION[task] for task in SETTINGS.tasks}, 1)]
+
+
+class Told:
+    """A policy that keeps what it was asked."""
+
+    def __init__(self, name):
+        self.name, self.asked, self.config = name, [], SimpleNamespace(chunk=2)
+
+    def act(self, observations, instructions):
+        self.asked += zip(observations, instructions, strict=True)
+        return np.zeros((len(observations), 2, 7), np.float32)
+
+
+def test_floors_are_what_their_names_say(work):
+    models = {"baseline": Told("baseline"), "gaze": Told("gaze")}
+    told = {task: language.VALIDATION[task] for task in SETTINGS.tasks}
+    found, sentence = scoring.policies(models, work, told, 4), told[SETTINGS.tasks[0]]
+    seen = {"observation.images.static": np.arange(12, dtype=np.uint8).reshape(2, 2, 3), "observation.state": np.ones(15, np.float32)}
+    for name in ("gaze, shuffled instruction", "gaze, images blanked"):
+        found[name].act([seen], [sentence])
+    (shown, other), (blank, same) = models["gaze"].asked
+    assert not models["baseline"].asked and shown is seen and other != sentence and other in told.values() and same == sentence
+    assert len(np.unique(blank["observation.images.static"])) == 1 and (blank["observation.state"] == 1).all()
+    assert found["random actions"] == floors.RandomPolicy(4) and found["scripted expert (ceiling)"] == floors.ExpertPolicy(4)
+    assert found["gaze, shuffled instruction"].seed == 4
+    flat = lambda seed: [[json.dumps({k: np.asarray(v).tolist() for k, v in state.items()}) for state, _ in starts]
+                         for starts in scoring.start_states(SETTINGS, seed).values()]
+    assert flat(0) == flat(0) and all(not set(one) & set(two) for one, two in zip(flat(0), flat(1), strict=True)), "of each seed its own"
+    models["gaze"].asked.clear()
+    records = {r["variant"]: r for r in scoring.score_offline(SETTINGS, work, models, 0)}
+    own, shuffled = np.split(np.array([sentence for _, sentence in models["gaze"].asked]), 2)
+    assert (own == [sentence for _, sentence in models["baseline"].asked]).all() and (own != shuffled).all()
+    assert {"baseline", "gaze", "constant action", "gaze, shuffled instruction"} == records.keys()
+    assert records["gaze"]["metrics"]["motion error"]["n"] == len(Store(work / "store" / "validation"))
+
+
+def test_what_is_looked_at_was_held_out(work, monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def seen(*given):
+        raise Seen(next(one for one in given if isinstance(one, Store)).folder.name)
+    monkeypatch.setattr(looking, "attention_frames", seen)
+    monkeypatch.setattr(offline, "action_error", lambda policy, store, every: seen(store))
+    for call in (lambda: ablation._looked(SETTINGS, work, None), lambda: ablation._rebuild(SETTINGS, work, Run("gaze", 0), None),
+                 lambda: ablation._offline(SETTINGS, work, Run("gaze", 0), None, work), lambda: ablation.draw(SETTINGS, work)):  # fmt: skip
+        monkeypatch.setattr(ablation, "is_done", lambda system, settings, work, run: run.row == "gaze")
+        monkeypatch.setattr(ablation_statistics, "frames", lambda *_: {"gaze": {seed: np.full(2, seed) for seed in (0, 1)}})
+        monkeypatch.setattr(experiments, "load", lambda *_: {})
+        experiments.folder(work, "gaze").mkdir(parents=True, exist_ok=True)
+        with pytest.raises(Seen, match="validation"):
+            call()
+
+
+def test_figures_are_of_the_seed_in_the_middle(work, monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def load(work, seed, rows):
+        raise Seen(f"{seed} {rows}")
+    gain = {0: 0.5, 1: 0.1, 2: 0.3, 3: 0.9}
+    monkeypatch.setattr(ablation, "is_done", lambda system, settings, work, run: run.seed != 3 and run.row != "whole")
+    monkeypatch.setattr(ablation_statistics, "frames", lambda *_: {
+        "gaze": {seed: np.full(2, 1 + gain[seed]) for seed in gain}, "baseline": {seed: np.ones(2) for seed in gain}})  # fmt: skip
+    monkeypatch.setattr(experiments, "load", load)
+    for seed in gain:
+        for row in ("baseline", "gaze"):
+            experiments.folder(work, row, seed).mkdir(parents=True)
+    with pytest.raises(Seen, match=r"2 \('baseline', 'gaze'\)"):
+        ablation.draw(replace(SETTINGS, seeds=(0, 1, 2, 3)), work)
+
+
+def test_frames_without_a_true_box_are_not_looked_at(tmp_path):
+    with StoreWriter(tmp_path / "store", 30) as writer:
+        for i, lost in enumerate(((), (0, 1, 5), range(11))):
+            columns = {"action": np.zeros((11, 7), np.float32), "observation.state": np.zeros((11, 15), np.float32),
+                       "gaze.box": np.float32([[0, 0, 0.5, 0.5]] * 11),
+                       "gaze.source": ["fallback" if t in lost else "truth" for t in range(11)]}
+            writer.add(Episode(f"sentence {i}", columns, {"task_id": f"task_{i}", "scene": "D"}))
+    store = Store(tmp_path / "store")
+    found = [(frame["episode"], frame["step"]) for frame in looking.attention_frames(store, 9)]
+    assert found == [(0, 0), (0, 5), (0, 10), (1, 2), (1, 7), (1, 10)], "spread over the episodes and over each"
+    assert [(frame["episode"], frame["step"]) for frame in looking.attention_strips(store)] == [(0, 0), (0, 5), (0, 10)]
+
+
+def test_a_gain_of_attention_is_the_rows_minus_the_baselines(work):
+    frames = looking.attention_frames(Store(work / "store" / "validation"), 8)
+    config = SimpleNamespace(config=SimpleNamespace(chunk=5))
+    maps = {"baseline": np.ones((len(frames), 6, 8)), "gaze": np.stack([looking.attention.covered(6, 8, f["gaze.box"]) for f in frames])}
+    found = {r["variant"]: r for r in looking.record_attention(SETTINGS, work, dict.fromkeys(maps, config), maps, frames, 0)}
+    mass = lambda variant, end="": found[variant]["metrics"]["attention mass in the gaze box" + end]["value"]
+    assert found.keys() == {"baseline", "gaze", "gaze minus baseline"} and mass("gaze") > mass("baseline") + 0.1
+    assert mass("gaze minus baseline", ", difference") == pytest.approx(mass("gaze") - mass("baseline"))
+
+
 def test_a_part_that_lies_there_is_left_alone_while_others_read_it(tmp_path):
     part, place = tmp_path / "parts" / "tower", tmp_path / "parts-seed1" / "tower"
     part.mkdir(parents=True)
@@ -324,6 +541,30 @@ def test_the_held_out_loss_is_measured_without_changing_the_run_and_marks_are_ke
     assert learned["step"] == [1, 2, 3, 4, 5, 6] and learned["held_out_step"] == [2, 4, 6] and "recon" in learned
 
 
+def test_a_job_reaches_its_run(work, monkeypatch):
+    """Wrong boxes in the share and of the seed that it names, a loss on its validation store, tokenizer and statistics of `like`."""
+    made = []
+
+    class Seen(Batches):
+        def __init__(self, *given, **more):
+            super().__init__(*given, **more)
+            made.append(self)
+    monkeypatch.setattr(launch, "Batches", Seen)
+    launch.train_from_config(experiments.job(replace(SETTINGS, train_steps=1), work, "gaze", 3, 0.5), log=lambda line: None)
+    training, held_out = made
+    wanted = Batches(Store(work / "store" / "training"), 4, 5, corrupt=0.5, corrupt_seed=3)
+    assert 0 < wanted.corrupted.sum() and (training.corrupted == wanted.corrupted).all() and training.seed == 3
+    assert not held_out.corrupted.any() and [one.store.folder.name for one in made] == ["training", "validation"]
+    shutil.copytree(work / "store" / "validation", work / "store" / "pretraining")
+    job = launch.Job(**json.loads(experiments.job_before(SETTINGS, work, "gaze+pretrain", 0).read_text()))
+    like, own = (launch._build(one, launch.model_config(job.model, []), Store(one.store)) for one in (job, replace(job, like="")))
+    words = lambda net: net.text.tokenizer.get_vocab()
+    means = [list(one.stats["observation.state"]["mean"]) for one in (like, Store(work / "store" / "training"), own)]
+    assert means[0] == pytest.approx(means[1]) and means[0] != pytest.approx(means[2])
+    rows = launch._build(replace(job, store=job.like, like=""), launch.model_config(job.model, []), Store(job.like))
+    assert words(like) == words(rows) != words(own)
+
+
 def test_boxes_are_wrong_in_the_share_asked_for_in_the_same_frames_always():
     episodes, found = np.repeat(np.arange(50), 200), np.random.default_rng(0).random(10_000) < 0.9
     frames, rng = np.tile(np.arange(200), 50), np.random.default_rng(1)
@@ -366,6 +607,8 @@ def test_a_wrong_box_changes_what_is_made_of_the_box_and_nothing_else(tmp_path):
     every = Batches(Store(folder), 24, 5, corrupt=1.0, seed=9, **common)
     assert every.corrupted.sum() == 20 and (every.corrupted | ~wrong.corrupted).all()
     assert len(list((tmp_path / "store.prepared").iterdir())) == 3  # the arrays, those of wrong boxes, and the lock
+    other = Batches(Store(folder), 24, 5, corrupt=1.0, corrupt_seed=1, **common)(0)
+    assert np.allclose(other["target"], 2 * other["gaze.box"]) and (other["gaze.box"] != every(0)["gaze.box"]).any(), "of its own seed"
     with pytest.raises(UserError, match="cannot be corrupted"):
         Batches(Store(folder), 24, 5, corrupt=1.5, **common)
 
@@ -398,6 +641,48 @@ def test_intervals_cover_over_seeds_and_tasks_that_they_share(seeds, tasks, spre
         found = ablation_statistics.crossed(values, (-1, 1))
         hits += found["low"] <= 0.1 <= found["high"]
     assert 0.93 <= hits / 400 <= 1.0
+
+
+def test_intervals_by_hand():
+    """Seeds of start states of their own, then shared ones: Student's over the seeds, and over both."""
+    values = np.array([[0.0, 1.0], [2.0, 3.0], [7.0, 8.0]])  # means 0.5, 2.5, 7.5
+    found, spread = ablation_statistics.nested(values, (-99, 99)), np.sqrt((9 + 1 + 16) / 2)
+    half = 4.303 * spread / 3**0.5
+    assert (found["low"], found["high"]) == pytest.approx((3.5 - half, 3.5 + half), rel=1e-3) and found["n"] == 6 and found["seeds"] == 3
+    found = ablation_statistics.crossed(values, (-99, 99))
+    half = np.hypot(half, 12.706 * 0.5**0.5 / 2**0.5)  # means of the two: 3 and 4
+    assert (found["low"], found["high"]) == pytest.approx((3.5 - half, 3.5 + half), rel=1e-3) and found["n"] == 2 and found["seeds"] == 3
+
+
+def test_early_stopping_on_the_way_and_offline_by_hand():
+    learned = {"step": [2, 4, 8], "held_out_step": [2, 4, 8], "held_out": [3.0, 1.0, 2.0]}
+    assert ablation_statistics.early_stop(learned) == {"step": 4, "share": 0.5, "loss": 1.0, "end": 2.0}
+    assert ablation_statistics.early_stop({**learned, "held_out": []}) is None
+
+    def one(name, benchmark, outcomes="", seed=0, metrics=None, **more):
+        return {"variant": name, "seed": seed, "benchmark": benchmark, "outcomes": outcomes, "metrics": metrics or {},
+                "config": {"row": name, "corrupt": 0.0, **more}, "learning": learned,
+                "frames": {"task": ["a"], ablation_statistics.GAIN: [0.1 + (name == "gaze")]}}
+    way = f"{ablation_statistics.ON_THE_WAY}, scene D"
+    records = [one(*given, seed, step=step, epochs=step / 2) for seed in (0, 1) for given, step in (
+        (("baseline", way, "0001"), 1), (("gaze", way, "0111"), 1), (("baseline", way, "0011"), 2), (("gaze", way, "0111"), 2))]
+    marks = ablation_statistics.on_the_way(records)
+    assert [(mark["step"], round(mark["success gain"]["value"], 6), round(mark["attention gain"]["value"], 6)) for mark in marks] == [
+        (1, 0.5, 1.0), (2, 0.25, 1.0)]
+    header, rows = ablation_tables.way_table(records)
+    at = {title: [row[i] for row in rows] for i, title in enumerate(header)}
+    assert [cell.split(" [")[0] for cell in at["baseline, single tasks %"] + at["gaze, single tasks %"]] == ["25.0", "50.0", "75.0", "75.0"]
+    error = {"motion error": {"value": 0.1, "n": 3, "low": 0.0, "high": 1.0}}
+    header, rows = ablation_tables.offline_table([one("gaze", ablation_statistics.OFFLINE, metrics=error)])
+    assert rows[0][3:] == ["2", "50 %"], "the loss at the end; where it was least"
+    chained = "play table ABC->D, 13 tasks, chains of 5"
+    some = [one(name, chained, outcomes, seed) for name, outcomes in (("baseline", "00"), ("gaze", "11"), ("baseline long", "11"),
+                                                                     ("gaze long", "33")) for seed in (0, 1)]  # fmt: skip
+    header, rows = ablation_tables.chain_table([r for r in some if not (r["seed"] and "long" in r["variant"])], chained)
+    told = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    assert told["gaze"]["minus baseline"].startswith("+1 [") and told["gaze long"]["minus baseline"] == "", "it went on longer"
+    assert told["gaze long"][header[-1]] == "+2 (one seed) (baseline long)"
+    assert told["gaze long"]["average length"] == "3" and told["gaze"]["average length"].startswith("1 [")
 
 
 def test_what_was_done_twice_counts_once():

@@ -62,7 +62,7 @@ def asked(settings: Profile, work: Path) -> dict:
     names = ("preset", "tower_steps", "vae_steps", "language_steps", "part_pictures", "train_steps",
              "batch_size", "accumulate", "learning_rate",
              "evaluation_scene", "attention_frames", "pretrain_steps", "pretrain_tables", "pretrain_episodes_per_task",
-             "ablation_chains", "curve_single")
+             "ablation_chains", "curve_single", *(["optimizer"] if settings.optimizer else []))  # of profiles without one as ever
     return {name: value for name, value in dataclasses.asdict(settings).items() if name in names} | {
         split: Store(work / "store" / split).hash for split in ("training", "validation")} | {
         "parts": [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in sorted((work / "parts").glob("*/*.safetensors"))]}

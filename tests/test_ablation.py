@@ -277,6 +277,14 @@ def test_what_decides_a_number_decides_the_digest(work):
     for other in ({"preset": "tiny"}, {"evaluation_scene": "A"}, {"optimizer": (("betas", (0.9, 0.999)),)}):
         assert ablation.digest(replace(SETTINGS, **other), work) != before, other
     assert ablation.digest(replace(SETTINGS, rows=("gaze",), seeds=(4,), corrupt=(0.5,), workers=7, budget_minutes=9.0), work) == before
+    note, record = ablation.place(work, Run("gaze", 0)) / "done.json", ablation.kept(work, Run("gaze", 0)) / "one.json"
+    for path, text in ((note, json.dumps({"asked": before, "records": ["one.json"]})), (record, "{}")):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    done = lambda settings: seeds.is_done(ablation, settings, work, Run("gaze", 0))
+    assert done(SETTINGS) and not done(replace(SETTINGS, train_steps=7)), "done is what was done as it is asked now"
+    record.unlink()
+    assert not done(SETTINGS)
     shutil.rmtree(work / "store" / "validation")
     shutil.copytree(work / "store" / "training", work / "store" / "validation")
     assert ablation.digest(SETTINGS, work) != before
@@ -347,6 +355,8 @@ def test_floors_are_what_their_names_say(work):
     assert len(np.unique(blank["observation.images.static"])) == 1 and (blank["observation.state"] == 1).all()
     assert found["random actions"] == floors.RandomPolicy(4) and found["scripted expert (ceiling)"] == floors.ExpertPolicy(4)
     assert found["gaze, shuffled instruction"].seed == 4
+    how, benchmarks, sentences = scoring.where("tabletop", SETTINGS, work, 0)
+    assert how.options["scene"] == "D" and sentences is language.VALIDATION and all("A->D, " in name for name in benchmarks)
     flat = lambda seed: [[json.dumps({k: np.asarray(v).tolist() for k, v in state.items()}) for state, _ in starts]
                          for starts in scoring.start_states(SETTINGS, seed).values()]
     assert flat(0) == flat(0) and all(not set(one) & set(two) for one, two in zip(flat(0), flat(1), strict=True)), "of each seed its own"
@@ -405,6 +415,14 @@ def test_frames_without_a_true_box_are_not_looked_at(tmp_path):
     found = [(frame["episode"], frame["step"]) for frame in looking.attention_frames(store, 9)]
     assert found == [(0, 0), (0, 5), (0, 10), (1, 2), (1, 7), (1, 10)], "spread over the episodes and over each"
     assert [(frame["episode"], frame["step"]) for frame in looking.attention_strips(store)] == [(0, 0), (0, 5), (0, 10)]
+
+
+def test_frames_are_looked_at_under_their_own_sentences_from_the_positions_asked_for():
+    seen, frames = [], [{"task": name} for name in "abc"]
+    net = SimpleNamespace(config=SimpleNamespace(grid=(8, 8), static_rows=48, height=64),
+                          attention=lambda part, told, source: seen.append((told, source)) or np.ones((len(part), 2, 1, 1, 64)))
+    assert looking.attention_of(net, frames, batch=2, log=lambda line: None, source="words").shape == (3, 6, 8)
+    assert seen == [(["a", "b"], "words"), (["c"], "words")]
 
 
 def test_a_gain_of_attention_is_the_rows_minus_the_baselines(work):

@@ -313,6 +313,7 @@ def test_another_episodes_box_tells_looking_from_staring():
     assert good["attention mass in the gaze box"]["n"] == 8, "episodes are counted, not frames"
     assert all(m["low"] <= m["value"] <= m["high"] for m in good.values())
     assert measured(looks, boxes, episodes) == good  # seeded
+    assert measured(looks, boxes, episodes, seed=1)[GAIN]["value"] != good[GAIN]["value"], "another seed, other boxes"
     own, itself = good["attention mass in the gaze box"], good["attention mass, the box itself on this grid"]
     assert own["value"] == pytest.approx(itself["value"]), "these maps are the boxes drawn on the grid"
     alone = measured(looks[:3], boxes[:3], episodes[:3])
@@ -354,6 +355,9 @@ def test_controls_are_frames_of_other_episodes():
 def test_averages_are_means_of_episode_means():
     columns = {"episode": np.array([0, 0, 0, 1, 2]), "x": np.array([0.0, 0.3, 0.6, 0.9, np.nan])}
     assert A.averages(columns)["x"]["value"] == pytest.approx(0.6) and A.averages(columns)["x"]["n"] == 2
+    columns["episode"] = np.arange(5)  # those of a task are alike
+    assert A.averages(columns, tasks=list("aaabc"))["x"]["value"] == pytest.approx((0.3 + 0.9) / 2)
+    assert A.averages(columns, tasks=list("aaabc"))["x"]["n"] == 2
 
 
 def test_differences_are_paired():

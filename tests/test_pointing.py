@@ -1,6 +1,7 @@
 """The tiny language model learns to point, is found again, and is what a policy begins with."""
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -83,6 +84,29 @@ def test_it_is_found_again_and_another_one_is_trained_anew(folder, tmp_path):
     assert not said and (folder / "language" / "language.safetensors").read_bytes() == before
 
 
+def test_it_is_scored_on_looks_and_sentences_it_never_met(folder, tmp_path, monkeypatch):
+    drawn, made = tiny_pictures.Drawn(24, ("A", "B", "C"), 1, None), []
+
+    class Seen(pointing.Questions):
+        def __init__(self, data, *given):
+            super().__init__(data, *given)
+            self.data, self.said = data, set()
+            made.append(self)
+
+        def __call__(self, chosen, rng):
+            found = super().__call__(chosen, rng)
+            self.said |= set(found["instruction"])
+            return found
+    monkeypatch.setattr(pointing, "Questions", Seen)
+    shutil.copytree(folder / "tower", tmp_path / "tower")
+    path = pointing.pretrain_language(tmp_path, steps=2, pictures=24, drawn=drawn, log=lambda _: None)
+    (training, held), asked = made, pointing.questions().values()
+    assert training.data is drawn.training and held.data is drawn.held_out and len(training.said) > 5 and len(held.said) > 5
+    assert training.said <= {s for some, _ in asked for s in some} and held.said <= {s for _, some in asked for s in some}
+    about = json.loads((path / "about.json").read_text())
+    assert about["tower"] == tiny.load_tower(folder).identity["sha256"], "of another tower it is another one"
+
+
 def test_a_policy_begins_with_its_weights_and_tokenizer(folder):
     parts = tiny.load_parts(folder)
     slots = parts["language"].get_input_embeddings().weight.detach().clone()
@@ -97,8 +121,6 @@ def test_a_policy_begins_with_its_weights_and_tokenizer(folder):
 
 
 def test_without_it_the_parts_are_tower_and_vae_alone(folder, tmp_path):
-    import shutil
-
     shutil.copytree(folder, tmp_path / "parts")
     shutil.rmtree(tmp_path / "parts" / "language")
     assert sorted(tiny.load_parts(tmp_path / "parts")) == ["vae", "vision"]

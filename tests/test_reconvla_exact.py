@@ -17,7 +17,7 @@ from repro.machine import UserError
 from repro.models import towers
 from repro.models.action_tokens import normalise_state
 from repro.models.denoiser import Denoiser
-from repro.models.official import load_official
+from repro.models.official import STATISTICS, load_official
 from repro.models.prompt import IGNORE, IMAGE, Prompt, small_tokenizer
 from repro.models.reconvla import PRESETS, ReconVLA
 from repro.models.towers import VisionTower
@@ -127,6 +127,7 @@ def test_prompt_and_labels_are_the_official_ids():
     about = json.loads((VECTORS / "prompt.json").read_text())
     prompt = Prompt(Recorded(about), "official")
     assert prompt.answer == [35560, 3846, 2821, 25] and prompt.end == 151645 and prompt.tokens.first == 151387
+    assert STATISTICS == {name: about[name] for name in ("mean", "std")}, "what a released checkpoint's state is scaled by"
     for sample in about["samples"]:
         state = normalise_state(np.array(sample["state"]), np.array(about["mean"]), np.array(about["std"]))
         ids, labels = prompt.sample(sample["instruction"], state, np.array(sample["action"]))
@@ -210,6 +211,7 @@ def loaded(tmp_path_factory):
 def test_an_official_checkpoint_gives_the_official_losses(loaded):
     loaded.train()
     batch = data()
+    assert (loaded.config.grid, loaded.config.static_tokens) == ((3, 3), 2)  # the seam's row counts as the static camera's
     for i, instruction in enumerate(INSTRUCTIONS):  # the same conversation went in
         assert loaded.text.sample(instruction, batch["state"][i], batch["action"][i]) == (ABOUT["ids"][i], ABOUT["labels"][i])
     torch.manual_seed(11)

@@ -93,6 +93,33 @@ def test_a_part_is_found_again_and_another_one_is_trained_anew_with_a_word(drawn
         tiny.load_parts(tmp_path)
 
 
+def test_parts_are_scored_on_looks_never_seen_and_asked_for_by_their_states(drawn, tmp_path):
+    same = tiny_pictures.Drawn(24, ("A", "B", "C"), 0, None)
+    same._made = dict.fromkeys((False, True), drawn.training)
+    for train, name in ((tiny_training.pretrain_tower, "iou"), (tiny_training.pretrain_vae, "psnr")):
+        told = [json.loads((train(tmp_path / str(i), steps=1, drawn=one, log=lambda line: None, **HOW) / "about.json").read_text())
+                for i, one in enumerate((drawn, same))]
+        assert told[0]["first_loss"] == told[1]["first_loss"] and told[0][name] != told[1][name]
+    asked = lambda **states: tiny_training.asked("tower", ("A", "B"), 1, 0, states, 24)["states"]
+    one, two = (np.zeros((2, 3)), np.ones(2)), (np.zeros((2, 3)), np.array([1.0, 2.0]))
+    assert asked(A=one, B=two) == asked(B=two, A=one, C=one) and len({asked(A=one, B=two), asked(A=two, B=one), asked(A=one), asked()}) == 4
+
+
+def test_the_rate_rises_to_its_peak_and_falls_to_zero():
+    """Under one constant gradient AdamW's step is about its rate (the cycle moves its first beta, too)."""
+    weight, at, rows = torch.nn.Parameter(torch.zeros(())), [], []
+
+    def loss(some):
+        at.append(weight.item())
+        rows.append(some)
+        return 0.5 * weight
+    tiny_training.descend([weight], loss, 24, 40, 3, 1e-2, "x", lambda line: None, 8)
+    steps = -np.diff([*at, weight.item()])
+    assert steps[0] == pytest.approx(1e-2 / 25, rel=0.01) and steps.max() == pytest.approx(1e-2, rel=0.2) and steps[-1] < 1e-5
+    assert 8 <= steps.argmax() <= 14 and all(np.array_equal(some, np.random.default_rng([3, i]).integers(24, size=8))
+                                                         for i, some in enumerate(rows))  # fmt: skip
+
+
 def test_a_linear_layer_reads_a_tokens_place():
     tokens = tiny.TinyTower()(torch.randn(4, 3, 128, 128)).detach()
     x = ((torch.arange(64) % 8 + 0.5) / 4 - 1).repeat(4)

@@ -703,6 +703,14 @@ def test_early_stopping_on_the_way_and_offline_by_hand():
     assert told["gaze long"]["average length"] == "3" and told["gaze"]["average length"].startswith("1 [")
 
 
+def test_a_frame_without_a_control_is_kept_as_none_and_counts_for_nothing():
+    columns = {"episode": np.arange(3), ablation_statistics.TASK_GAIN: np.array([0.25, np.nan, -0.5]), "elsewhere": np.ones(3)}
+    kept = ablation.by_frame(columns, ["a", "a", "b"])
+    assert kept == {"episode": [0, 1, 2], "task": ["a", "a", "b"], ablation_statistics.TASK_GAIN: [0.25, None, -0.5]}
+    record = {"variant": "gaze", "seed": 0, "benchmark": ablation_statistics.ATTENTION, "config": {}, "frames": kept}
+    assert ablation_statistics.frames([record], ablation_statistics.TASK_GAIN)["gaze"][0].tolist() == [0.25, -0.5]
+
+
 def test_what_was_done_twice_counts_once():
     one = {"variant": "gaze", "seed": 0, "benchmark": ablation_statistics.OFFLINE, "config": {"asked": "x"}, "created": "2026-01-01"}
     newer = {**one, "created": "2026-01-02"}

@@ -69,6 +69,17 @@ def names(folder):
     return [path.name for path in checkpoint.steps(folder)]
 
 
+def test_held_out_data_is_measured_as_the_model_acts(tmp_path):
+    """No dropout, no gradients; then training goes on."""
+    model, seen = Watched(), []
+
+    def measure(model):
+        seen.append((model.training, torch.is_grad_enabled()))
+        return {"held_out": 1.0}
+    train(model, batches, tmp_path, replace(CONFIG, measure_every=1), log=quiet, measure=measure)
+    assert seen == [(False, False)] * CONFIG.steps and model.training
+
+
 # ---- which episodes ----------------------------------------------------------------------------------------------------------
 
 

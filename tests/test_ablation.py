@@ -692,14 +692,17 @@ def test_early_stopping_on_the_way_and_offline_by_hand():
     assert [cell.split(" [")[0] for cell in at["baseline, single tasks %"] + at["gaze, single tasks %"]] == ["25.0", "50.0", "75.0", "75.0"]
     error = {"motion error": {"value": 0.1, "n": 3, "low": 0.0, "high": 1.0}}
     header, rows = ablation_tables.offline_table([one("gaze", ablation_statistics.OFFLINE, metrics=error)])
-    assert rows[0][3:] == ["2", "50 %"], "the loss at the end; where it was least"
+    assert rows[0][3:] == ["2", "50 %", "100 %"], "the loss at the end; where it was least; where patience would have ended it"
+    longer = {"step": [2, 4, 6, 8], "held_out_step": [2, 4, 6, 8], "held_out": [1.0, 2.0, 2.0, 0.5]}
+    assert [ablation_statistics.patient_stop(longer, patience) for patience in (1, 2, 3)] == [0.5, 0.75, 1.0]
+    assert ablation_statistics.patient_stop({"step": [2], "held_out_step": [], "held_out": []}) is None
     chained = "play table ABC->D, 13 tasks, chains of 5"
     some = [one(name, chained, outcomes, seed) for name, outcomes in (("baseline", "00"), ("gaze", "11"), ("baseline long", "11"),
                                                                      ("gaze long", "33")) for seed in (0, 1)]  # fmt: skip
     header, rows = ablation_tables.chain_table([r for r in some if not (r["seed"] and "long" in r["variant"])], chained)
     told = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     assert told["gaze"]["minus baseline"].startswith("+1 [") and told["gaze long"]["minus baseline"] == "", "it went on longer"
-    assert told["gaze long"][header[-1]] == "+2 (one seed) (baseline long)"
+    assert told["gaze long"][header[-1]].startswith("+2 (seed 0); alone [") and told["gaze long"][header[-1]].endswith("] (baseline long)")
     assert told["gaze long"]["average length"] == "3" and told["gaze"]["average length"].startswith("1 [")
 
 
@@ -735,17 +738,56 @@ def test_the_comparison_that_counts_leaves_the_first_seed_out():
     two = [*first, one("baseline", 1, "1111"), one("gaze", 1, "2222")]
     assert ablation_tables.counted(two).endswith("+1 (one seed).")
     three = ablation_tables.counted([*two, one("baseline", 2, "1111"), one("gaze", 2, "1111")])  # differences 1 and 0
-    assert "+0.5 [" in three and "spread by 0.71" in three and three.endswith("would take 11 such seeds, and there are 2.")
+    assert "+0.5 [" in three and "spread by 0.71" in three and three.endswith("such seeds; these are 2.")
+    assert ablation_tables.pretrained(three_seeds := [*two, one("baseline", 2, "1111")]) == "", "none of such a row"
+    before = [one("gaze+pretrain", seed, "3333") for seed in range(3)]
+    said = ablation_tables.pretrained([*three_seeds, one("gaze", 2, "1111"), *before])  # minus baseline 3, 2, 2; minus gaze -2, 1, 2
+    assert "minus `baseline`: +2.33 [" in said and "without the first seed +2 [" in said
+    assert "minus `gaze`, the paper's own contrast in Table 2: +0.333 [" in said and "without the first seed +1.5 [" in said
 
 
-def test_seeds_for_an_interval_of_that_width():
+def test_seeds_that_show_a_gain():
     apart = np.array([-0.5, 0.1, 0.3, 0.7])
-    n = ablation_statistics.seeds_for(apart, 0.3)
-    wide = lambda n: t95(n - 1) * apart.std(ddof=1) / n**0.5
-    assert wide(n) <= 0.3 < wide(n - 1) and ablation_statistics.seeds_for(apart[:1], 0.3) is None
+    spread, n = apart.std(ddof=1), ablation_statistics.seeds_for(apart, 0.5)
+    drawn = np.random.default_rng(7).normal(0.5, spread, (4000, n))
+    shown = lambda x: np.mean(x.mean(1) > t95(x.shape[1] - 1) * x.std(1, ddof=1) / x.shape[1] ** 0.5)
+    assert 0.78 < shown(drawn) < 0.9 and shown(drawn[:, :-1]) < 0.82
+    assert ablation_statistics.seeds_for(apart[:1], 0.5) is None is ablation_statistics.seeds_for(np.ones(3), 0.5)
     claimed = {row["variant"]: float(row["average_length"]) for row in results.claims(root() / "papers/reconvla/claims.toml")["row"]
                if row["table"] == 2}
     assert ablation_statistics.PAPER_GAIN == pytest.approx(claimed["gaze"] - claimed["baseline"])
+
+
+def test_the_interval_of_these_models_alone_knows_nothing_of_other_seeds():
+    rng = np.random.default_rng(0)
+    values = rng.normal(0, 1, (5, 100)) + np.array([-2, -1, 0, 1, 2])[:, None]
+    low, high = ablation_statistics.alone(values, (-9, 9))
+    assert low < values.mean() < high and high - low == pytest.approx(2 * 1.96 / 500**0.5, rel=0.15), "start states alone"
+    assert ablation_statistics.nested(values, (-9, 9))["high"] - values.mean() > 1.5, "seeds too"
+    low, high = ablation_statistics.alone(np.repeat([[1.0], [3.0]], 50, 1), (0, 5))
+    assert low < 2 < high, "start states that came out alike are not certain"
+
+
+def test_rows_that_began_elsewhere_are_never_paired():
+    def one(variant, **config):
+        return {"variant": variant, "seed": 1, "benchmark": "b", "outcomes": "01", "config": config}
+    older = ablation_statistics.lengths([one("baseline"), one("gaze", starts="a")], "b")
+    assert set(older) == {"baseline", "gaze"}, "of older records it is not known"
+    with pytest.raises(UserError, match="seed 1 began in different start states"):
+        ablation_statistics.lengths([one("baseline", starts="b"), one("gaze", starts="a")], "b")
+
+
+def test_the_shuffled_instruction_by_what_was_told():
+    known = ("turn_on_led", "turn_off_led", "lift_red_block_table", "open_drawer")
+    sentence = {task: language.VALIDATION[task] for task in known}
+    seed = next(seed for seed in range(99) if floors.ShuffledInstruction(None, tuple(sorted(sentence.values())), seed).other()[
+        sentence["turn_on_led"]] == sentence["turn_off_led"])
+    metrics = {f"task/{task}": {"value": 0.5, "n": 4} for task in known} | {"average length": {"value": 1.0, "n": 4}}
+    record = {"benchmark": "play table A->D, 4 tasks", "variant": "gaze, shuffled instruction", "seed": seed, "metrics": metrics}
+    assert ablation_statistics.told_instead([record], record["benchmark"]) == {
+        "the opposite, of the same thing": [(2, 4)], "a task with another thing": [(6, 12)]}
+    assert ablation_tables.told_table([record])[1] == [
+        ["D", "the opposite, of the same thing", "2 of 4", "2 of 4"], ["D", "a task with another thing", "6 of 12", "6 of 12"]]
 
 
 def test_the_least_loss_is_the_entropy_of_its_targets():
@@ -800,7 +842,13 @@ def test_tables_come_from_the_latest_settings_only_and_figures_from_wrong_boxes(
     records = ablation_statistics.load(tmp_path)
     assert ablation_statistics.variants(records) == ["baseline", "gaze", "gaze, 33 % wrong boxes"]
     header, rows = ablation_tables.chain_table(records, records[-1]["benchmark"])
-    assert header[-1] == "seeds above baseline" and rows[1][-2].startswith("+1 [") and rows[1][-1] == "2 of 2"
+    assert header[-3:] == ["minus baseline", "seeds above baseline", "minus gaze"]
+    assert rows[1][-3].startswith("+1 [") and "; alone [" in rows[1][-3] and rows[1][-2:] == ["2 of 2", ""]
+    assert rows[2][-1].startswith("-0.75 ["), "what is made of gaze is compared with it, too"
+    assert rows[2][1] == "2" and rows[0][-1] == ""
+    header, rows = ablation_tables.chain_table([r for r in records if not (r["seed"] == 0 and r["config"]["corrupt"])],
+                                               records[-1]["benchmark"], alone=False)
+    assert rows[2][1] == "1 (seed 1)" and rows[2][-3:] == ["+0.25 (seed 1)", "1 of 1", "-0.75 (seed 1)"]
     assert rows[0][3].startswith("75.0 [")
     header, rows = ablation_tables.tasks_in_chains(records, records[-1]["benchmark"])
     assert header == ["task", "baseline", "gaze", "gaze, 33 % wrong boxes"] and [row[0] for row in rows] == list("edbca"), "the worst first"
@@ -816,7 +864,8 @@ def test_tables_come_from_the_latest_settings_only_and_figures_from_wrong_boxes(
     assert values[0][-1] == "jump rate of the map (n = 1 tasks)" and values[1][1][-1].startswith("0.5 [")
     assert [row[0] for row in apart[1]] == ["gaze", "gaze, 33 % wrong boxes"] and apart[1][0][1].startswith("+0.05 [")
     assert ablation_statistics.frames(records, ablation_statistics.TASK_GAIN)["gaze"][0].tolist() == pytest.approx([0.1])
-    assert set(ablation_figures.everything(records)) == {"rows", "wrong_boxes"}
+    assert set(ablation_figures.everything(records)) == {"rows", "wrong_boxes", "attention"}
+    assert ablation_tables.reading(records).startswith("# The ablation") and "`gaze` minus `baseline`" in ablation_tables.reading(records)
     for seed in (0, 1):  # a row that began elsewhere is compared with the one that began there, too
         saved("baseline untaught", seed, 0.0, "0000")
         saved("gaze untaught", seed, 0.0, "0001")

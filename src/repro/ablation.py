@@ -140,8 +140,9 @@ def _evaluate(settings: Profile, work: Path, run: Run, scored: dict[str, object]
                 folder = place(work, run) / run_records.file_name(name) / f"{run_records.file_name(benchmark)}-{scene}"
                 outcomes += _roll_out(policy, name, scene, starts, folder, settings, clock, log)
                 seconds += chains.spent(folder)
-            begun = time.monotonic() - seconds
-            record = _record(settings, work, run, name, policy, benchmark, chains.summarise(outcomes) | policies.mended(policy), begun)
+            begun, told = time.monotonic() - seconds, hashlib.sha256(json.dumps(places, sort_keys=True, default=float).encode()).hexdigest()
+            metrics = chains.summarise(outcomes) | policies.mended(policy)
+            record = _record(settings, work, run, name, policy, benchmark, metrics, begun, starts=told[:16])
             found.append({**record, "outcomes": "".join(str(outcome.length) for outcome in outcomes)})
     return found
 
@@ -292,8 +293,9 @@ def _annotate(store: Path, log) -> None:
 
 
 def draw(settings: Profile, work: Path) -> list[str]:
-    """attention.png (baseline | whole | gaze, those that are done) and reconstruction.png of one seed that was trained here; their names.
-    Nothing without "gaze". The seed is the one in the middle by what gaze's attention mass in the box has over the baseline's."""
+    """attention.png (baseline | whole | gaze, those that are done), attention_episode.png and reconstruction.png (gaze) of one seed that
+    was trained here; their names. Nothing without "gaze". The seed is the one in the middle by what gaze's attention mass in the box has
+    over the baseline's; the frames are the first of three kinds of tasks, evenly among the kinds in alphabetical order."""
     from repro import attention_figures, experiment_figures, pictures
 
     here = lambda row, seed: (is_done(sys.modules[__name__], settings, work, Run(row, seed))
@@ -306,16 +308,24 @@ def draw(settings: Profile, work: Path) -> list[str]:
     seed = sorted(gain, key=gain.get)[(len(gain) - 1) // 2]
     done = [row for row in ("baseline", "whole", "gaze") if here(row, seed)]
     models, store = experiments.load(work, seed, tuple(done)), Store(work / "store" / "validation")
-    frames = looking.attention_frames(store, settings.attention_frames)
+    frames, strips = looking.attention_frames(store, settings.attention_frames), looking.attention_strips(store)
     maps = {row: looking.attention_of(model, frames) for row, model in models.items()}
     tasks_ = [frame["task_id"] for frame in frames]
     numbers = {row: attention.averages(looking.attention_columns(static, frames, seed), seed, tasks_) for row, static in maps.items()}
-    picks = [frames[len(frames) * i // 3] for i in range(3)]
-    shown = [(frame["task"], frame["observation.images.static"], {row: maps[row][len(frames) * i // 3] for row in maps}, frame["gaze.box"])
-             for i, frame in enumerate(picks)]
+    kind = [tasks.CATEGORY.get(task, task) for task in tasks_]
+    kinds = sorted(set(kind))
+    picks = sorted({kind.index(kinds[len(kinds) * k // 3]) for k in range(3)})
+    shown = [(frames[i]["task"], frames[i]["observation.images.static"], {row: maps[row][i] for row in maps}, frames[i]["gaze.box"])
+             for i in picks]
     note = f"{attention.caption()} {looking.CAUTION} Models of seed {seed}."
     figures = {"attention": attention_figures.compare(shown, note, numbers, "tasks"),
                "reconstruction": experiment_figures.reconstructions(models["gaze"], work, seed=seed, name=f"gaze, seed {seed}")}
+    if strips:
+        at = [frame for frame in strips if frame["episode"] == strips[0]["episode"]]
+        figures["attention_episode"] = attention_figures.gallery(
+            [frame["observation.images.static"] for frame in at], looking.attention_of(models["gaze"], at),
+            np.stack([frame["gaze.box"] for frame in at]), np.array([frame["step"] for frame in at]),
+            f"gaze, seed {seed}: {at[0]['task']}", every=max(1, len(at) // 8), columns=4)
     for name, figure in figures.items():
         pictures.keep(figure, work / "figures" / f"{name}.png")
     return [f"{name}.png" for name in figures]

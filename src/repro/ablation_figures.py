@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from repro import ablation_statistics as statistics
+from repro import attention
 from repro.ablation_statistics import ATTENTION, BASELINE, GAIN, OFFLINE
 
 STYLES = (("0.0", "-", "o"), ("0.5", "--", "s"), ("0.3", ":", "^"), ("0.65", "-.", "D"), ("0.15", (0, (5, 1, 1, 1)), "v"),
@@ -24,7 +25,8 @@ def _note(records: list[dict], what: str) -> str:
 
 def everything(records: list[dict]) -> dict[str, Figure]:
     """Every figure there are records for."""
-    found = {"rows": rows(records), "wrong_boxes": wrong_boxes(records), "on_the_way": on_the_way(records), "learning": learning(records)}
+    found = {"rows": rows(records), "wrong_boxes": wrong_boxes(records), "on_the_way": on_the_way(records), "learning": learning(records),
+             "attention": looked_at(records)}
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
@@ -103,7 +105,8 @@ def wrong_boxes(records: list[dict]) -> Figure | None:
             means = {share: statistics.mean(found[variant], bounds, shared) for variant, share in shares.items() if variant in found}
             mine = sorted(means.items(), key=lambda pair: pair[0])
             label = f"gaze, {name.split('->')[1].split(',')[0]}" if "->" in name else "gaze"
-            _line(axis, [100 * share + k for share, _ in mine], [metric for _, metric in mine], shade, dash, mark, f"{label} ({_n(mine)})")
+            counted = f"seed {min(common)}, n = {mine[0][1]['n']}" if len(common) == 1 else _n(mine)
+            _line(axis, [100 * share + k for share, _ in mine], [metric for _, metric in mine], shade, dash, mark, f"{label} ({counted})")
             if BASELINE in found:
                 base = statistics.mean(found[BASELINE], bounds, shared)
                 axis.axhspan(base["low"], base["high"], color=shade, alpha=0.13, linewidth=0)
@@ -115,6 +118,40 @@ def wrong_boxes(records: list[dict]) -> Figure | None:
     left.set_ylabel("average length (tasks in a row)")
     right.set_ylabel("attention mass in the gaze box\nminus in another episode's box")
     figure.suptitle(_note([r for r in records if r["seed"] in common], "start states, or tasks"), fontsize=8)
+    return figure
+
+
+def looked_at(records: list[dict]) -> Figure | None:
+    """Attention in the gaze box minus what two other boxes get, every row that is trained: mean over seeds and tasks with its interval; a
+    row of one seed has a mark alone."""
+    mine = [r for r in records if r["benchmark"] == ATTENTION]
+    names, found = statistics.variants(mine), {}
+    for key, (start, _) in attention.quantities().items():
+        for box in ("another episode's box", "the same task's box elsewhere"):
+            title = f"{start}, gaze box minus {box}"
+            found[key, box] = statistics.frames([r for r in mine if title in r["frames"]], title)
+    if not any(found.values()):
+        return None
+    figure = Figure(figsize=(13, 1.8 + 0.36 * len(names)), layout="constrained", dpi=130)
+    axes = figure.subplots(1, len(attention.quantities()), sharey=True)
+    for axis, (key, (start, _)) in zip(axes, attention.quantities().items(), strict=True):
+        for k, box in enumerate(("another episode's box", "the same task's box elsewhere")):
+            several = max((len(seeds) for seeds in found[key, box].values()), default=0) > 1
+            for i, name in enumerate(names):
+                if name not in found[key, box]:
+                    continue
+                one = statistics.mean(found[key, box][name], (-1, 1), True)
+                bar = [[one["value"] - one["low"]], [one["high"] - one["value"]]] if one["seeds"] > 1 or not several else None
+                axis.errorbar(one["value"], i + 0.3 * k - 0.15, xerr=bar, color="0.1" if k else "0.5", marker="os"[k], capsize=3,
+                              markersize=5, markerfacecolor="white" if k else "0.5", linestyle="none",
+                              label=f"minus {box} (n = {one['n']} tasks)" if not i else None)
+        axis.axvline(0, color="0.6", linewidth=1)
+        axis.set_xlabel(start)
+        axis.set_yticks(range(len(names)), names)
+        axis.set_ylim(len(names) - 0.4, -0.6)
+        _plain(axis)
+    axes[0].legend(frameon=False, fontsize=7.5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    figure.suptitle(_note(mine, "tasks") + "; right of 0: the model looks at the gaze box more than at the other", fontsize=8)
     return figure
 
 
@@ -174,23 +211,27 @@ def _stops(records: list[dict], epochs_a_step: float) -> dict[str, float]:
 
 
 def learning(records: list[dict]) -> Figure | None:
-    """Training and held-out loss of the action tokens of every row without wrong boxes, mean over seeds, with the range of seeds."""
+    """Training and held-out loss of the action tokens of every row without wrong boxes, mean over seeds, with the range of seeds; and the
+    reconstruction's of rows that have one, those with wrong boxes too: a term that falls as far with wrong ones says little of the box."""
     mine = [r for r in records if r["benchmark"] == OFFLINE and not r["config"]["corrupt"]]
     if not mine:
         return None
-    figure = Figure(figsize=(10, 4), layout="constrained", dpi=130)
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, (name, steps, title) in zip(axes, (("action", "step", "training"), ("held_out", "held_out_step", "held-out episodes")),
-                                          strict=True):
-        for k, variant in enumerate(statistics.variants(mine)):
-            curves = [r["learning"] for r in mine if r["variant"] == variant and r["learning"][name]]
+    every = [r for r in records if r["benchmark"] == OFFLINE]
+    figure = Figure(figsize=(14, 4.2), layout="constrained", dpi=130)
+    axes = figure.subplots(1, 3)
+    axes[1].sharey(axes[0])
+    panels = ("action", "step", "training", mine), ("held_out", "held_out_step", "held-out episodes", mine), (
+        "recon", "step", "training, reconstruction of the latents' noise", every)
+    for axis, (name, steps, title, drawn) in zip(axes, panels, strict=True):
+        for k, variant in enumerate(statistics.variants(drawn)):
+            curves = [r["learning"] for r in drawn if r["variant"] == variant and r["learning"].get(name)]
             if not curves:
                 continue
             shade, dash, mark = STYLES[k % len(STYLES)]
             values = np.array([curve[name] for curve in curves])
             at = curves[0][steps]
-            every = (k, 9) if len(at) > 20 else None
-            axis.plot(at, values.mean(0), color=shade, linestyle=dash, marker=mark, markevery=every, markersize=4, linewidth=1.4,
+            sparse = (k, 9) if len(at) > 20 else None
+            axis.plot(at, values.mean(0), color=shade, linestyle=dash, marker=mark, markevery=sparse, markersize=4, linewidth=1.4,
                       label=f"{variant} ({len(curves)} seed{'s' * (len(curves) > 1)})")
             axis.fill_between(at, values.min(0), values.max(0), color=shade, alpha=0.1, linewidth=0)
         axis.set(xlabel="optimizer step", title=title)
@@ -198,14 +239,19 @@ def learning(records: list[dict]) -> Figure | None:
         _plain(axis)
     width = {r["config"].get("policy", {}).get("model", {}).get("soft_bins", 0.0) for r in mine}
     if len(width) == 1 and (bins := width.pop()):
-        for axis in axes:
+        for axis in axes[:2]:
             axis.axhline(least_loss(bins), color="0.5", linestyle=(0, (4, 3)), linewidth=1,
                          label=f"least possible with targets over {bins:g} bins")
-    early = [value for r in mine for at, value in zip(r["learning"]["step"], r["learning"]["action"], strict=True)
-             if at >= 0.05 * r["learning"]["step"][-1]]
-    axes[0].set_ylim(top=max(early) + 0.05)  # the first steps, which are much higher, would flatten all that follows
+    early = lambda name: [value for r in every for at, value in zip(r["learning"]["step"], r["learning"].get(name, []), strict=False)
+                          if at >= 0.05 * r["learning"]["step"][-1]]
+    for axis, name in ((axes[0], "action"), (axes[2], "recon")):
+        if found := early(name):
+            axis.set_ylim(top=max(found) * 1.02)  # the first steps, which are much higher, would flatten all that follows
     axes[0].set_ylabel("cross-entropy of the action tokens (nats)")
-    axes[1].legend(framealpha=1, edgecolor="white", fontsize=7.5, handlelength=4)
+    axes[2].set_ylabel("mean squared error of the noise (variance 1)")
+    for axis in axes[1:]:
+        if axis.lines:
+            axis.legend(framealpha=1, edgecolor="white", fontsize=7, handlelength=4)
     figure.suptitle("lines: mean over seeds; bands: range of seeds", fontsize=8)
     return figure
 

@@ -15,14 +15,17 @@ before it was named. The others are a look around, each with an interval of its 
 """
 
 from collections.abc import Iterable
-from itertools import count
 from pathlib import Path
 
 import numpy as np
 
 from repro import run_records, seeds
+from repro.evaluation import floors
 from repro.experiments import ROWS
 from repro.intervals import bootstrap, t95
+from repro.machine import UserError
+from repro.sims.tabletop import language, tasks
+from repro.training.logs import stops_early
 
 ATTENTION, OFFLINE, ON_THE_WAY = "attention on held-out frames", "offline action error on held-out episodes", "single tasks on the way"
 REBUILT = "reconstruction of held-out targets"
@@ -68,7 +71,14 @@ def is_floor(records: Iterable[dict], variant: str) -> bool:
 
 
 def lengths(records: Iterable[dict], benchmark: str, step: int | None = None) -> dict[str, dict[int, np.ndarray]]:
-    """{variant: {seed: tasks solved in a row, (n,)}}."""
+    """{variant: {seed: tasks solved in a row, (n,)}}. Rows of a seed are paired: start states that are known to differ are an error."""
+    records = list(records)
+    for seed in {r["seed"] for r in records}:
+        begun = {r["config"]["starts"]: r["variant"] for r in records
+                 if (r["seed"], r["benchmark"], r["config"].get("step")) == (seed, benchmark, step) and "starts" in r["config"]}
+        if len(begun) > 1:
+            raise UserError(f"rows of seed {seed} began in different start states, so they cannot be paired", benchmark,
+                            ", ".join(f"{name}: {key}" for key, name in begun.items()), "do these rows again, by the same commit")
     return _by_seed((r for r in records if r["benchmark"] == benchmark and r["config"].get("step") == step),
                     lambda record: np.array([int(digit) for digit in record["outcomes"]], float))
 
@@ -90,6 +100,17 @@ def _by_seed(records: Iterable[dict], values) -> dict[str, dict[int, np.ndarray]
     for record in records:
         found.setdefault(record["variant"], {})[record["seed"]] = values(record)
     return {variant: dict(sorted(seeds.items())) for variant, seeds in found.items()}
+
+
+def alone(values: np.ndarray, bounds: tuple[float, float]) -> tuple[float, float]:
+    """95 % interval of the mean of (seeds, start states) for these very models: start states alone are drawn anew, within each seed. Of
+    other seeds it says nothing."""
+    values = np.atleast_2d(np.asarray(values, float))
+    apart = values - values.mean(1, keepdims=True)
+    if not apart.any():  # all start states of a seed came out alike: what is still possible
+        return bootstrap(np.full(values.size, values.mean()), bounds)
+    low, high = bootstrap(apart.ravel())
+    return tuple(float(x) for x in np.clip([values.mean() + low, values.mean() + high], *bounds))
 
 
 def nested(values: np.ndarray, bounds: tuple[float, float]) -> dict:
@@ -128,19 +149,24 @@ def mean(by_seed: dict[int, np.ndarray], bounds: tuple[float, float], shared: bo
 
 def difference(ours: dict[int, np.ndarray], theirs: dict[int, np.ndarray], bounds: tuple[float, float], shared: bool = False
                ) -> dict | None:
-    """Ours minus theirs over the seeds that both have, paired, or None; `positive`: the number of seeds in which it is."""
+    """Ours minus theirs over the seeds that both have, paired, or None; `of`: these seeds, `positive`: in how many it is, `alone`: (low,
+    high) of these very models (`alone`)."""
     both = sorted(ours.keys() & theirs.keys())
     if not both:
         return None
     apart = np.stack([ours[seed] - theirs[seed] for seed in both])
-    return {**(crossed if shared else nested)(apart, bounds), "positive": int((apart.mean(1) > 0).sum())}
+    return {**(crossed if shared else nested)(apart, bounds), "positive": int((apart.mean(1) > 0).sum()), "of": both,
+            "alone": alone(apart, bounds)}
 
 
-def seeds_for(differences: np.ndarray, half: float) -> int | None:
-    """How many seeds whose differences spread like these (S,) give an interval of +- `half`, by Student; None of a single one."""
-    if len(differences) < 2:
+def seeds_for(differences: np.ndarray, gain: float, power: float = 0.8) -> int | None:
+    """How many seeds an experiment needs that shows a true mean difference of `gain` > 0 (its interval above 0) in a share `power` of its
+    repetitions, if differences of seeds spread normally and as these (S,) do; simulated. None of a single one, or of ones that agree."""
+    if len(differences) < 2 or not (spread := float(np.std(differences, ddof=1))):
         return None
-    return next(n for n in count(2) if t95(n - 1) * np.std(differences, ddof=1) <= half * n**0.5)
+    drawn = np.random.default_rng(0).normal(gain, spread, (4000, 1000))
+    shown = lambda n: (drawn[:, :n].mean(1) > t95(n - 1) * drawn[:, :n].std(1, ddof=1) / n**0.5).mean()
+    return next((n for n in range(2, drawn.shape[1] + 1) if shown(n) >= power), None)
 
 
 def chain_benchmarks(records: Iterable[dict]) -> list[str]:
@@ -157,6 +183,37 @@ def early_stop(learning: dict) -> dict | None:
     at = int(np.argmin(learning["held_out"]))
     return {"step": learning["held_out_step"][at], "share": learning["held_out_step"][at] / learning["step"][-1],
             "loss": learning["held_out"][at], "end": learning["held_out"][-1]}
+
+
+def patient_stop(learning: dict, patience: int = 2) -> float | None:
+    """Share of the steps after which `train.patience` ends such a run (training/logs.stops_early); 1: it does not. None: not measured."""
+    lines = [{"step": step, "held_out": loss} for step, loss in zip(learning["held_out_step"], learning["held_out"], strict=True)]
+    ends = (lines[k]["step"] for k in range(len(lines)) if stops_early(lines[: k + 1], patience))
+    return next(ends, learning["step"][-1]) / learning["step"][-1] if lines else None
+
+
+SHUFFLED, TURNED = "gaze, shuffled instruction", ("slider", "drawer", "lightbulb", "led")  # categories of two tasks that undo each other
+
+
+def told_instead(records: Iterable[dict], benchmark: str) -> dict[str, list[tuple[int, int]]]:
+    """{"the opposite, of the same thing" | "a task with another thing": [(solved, attempts) of each seed]} of the shuffled instruction."""
+    mine = sorted((r for r in records if r["benchmark"] == benchmark and r["variant"] == SHUFFLED), key=lambda r: r["seed"])
+    of = lambda record: {name[5:]: rate for name, rate in record["metrics"].items() if name.startswith("task/")}
+    known = sorted({task for r in records if r["benchmark"] == benchmark for task in of(r) if task in language.VALIDATION})
+    sentence = {task: language.VALIDATION[task] for task in known}
+    found = {"the opposite, of the same thing": [], "a task with another thing": []}
+    for record in mine:
+        said = floors.ShuffledInstruction(None, tuple(sorted(set(sentence.values()))), record["seed"]).other()
+        counts = {kind: [0, 0] for kind in found}
+        for task, rate in of(record).items():
+            other = next(name for name in known if sentence[name] == said[sentence[task]])
+            turned = tasks.CATEGORY[task] == tasks.CATEGORY[other] in TURNED
+            count = counts["the opposite, of the same thing" if turned else "a task with another thing"]
+            count[0] += round(rate["value"] * rate["n"])
+            count[1] += rate["n"]
+        for kind, count in counts.items():
+            found[kind].append(tuple(count))
+    return found
 
 
 def on_the_way(records: list[dict]) -> list[dict]:

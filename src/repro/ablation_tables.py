@@ -27,8 +27,10 @@ from repro.ablation_statistics import (
     load,
     mean,
     on_the_way,
+    patient_stop,
     records_of,
     seeds_for,
+    told_instead,
     variants,
 )
 from repro.experiments import CONTROL, LONG, UNTAUGHT
@@ -38,12 +40,34 @@ from repro.looking import REBUILT_APART, REBUILT_ELSEWHERE, REBUILT_OWN
 Table = tuple[list[str], list[list[str]]]
 
 
-def _against(found: dict, variant: str, bounds: tuple[float, float], shared: bool = False, baseline: str = BASELINE) -> list[str]:
-    """Cells "difference" and "seeds in which it is positive"; none of a row that began elsewhere than the baseline, or went on longer."""
-    if variant == baseline or baseline not in found or (variant in (*UNTAUGHT, *LONG) and baseline == BASELINE):
-        return ["", ""]
-    apart = difference(found[variant], found[baseline], bounds, shared)
-    return ["-", "-"] if apart is None else [signed(apart), f"{apart['positive']} of {apart['seeds']}"]
+def _comparable(variant: str, baseline: str) -> bool:
+    """Rows that began elsewhere than the baseline, or went on longer, are not compared with it."""
+    return variant != baseline and not (baseline == BASELINE and variant in (*UNTAUGHT, *LONG))
+
+
+def _against(found: dict, variant: str, bounds: tuple[float, float], baseline: str = BASELINE) -> str:
+    """Cell "difference" of frames or tasks that all seeds share."""
+    if baseline not in found or not _comparable(variant, baseline):
+        return ""
+    apart = difference(found[variant], found[baseline], bounds, shared=True)
+    return "-" if apart is None else signed(apart)
+
+
+def _chains_apart(found: dict, variant: str, baseline: str, alone: bool) -> tuple[str, str]:
+    """Cells "difference of average lengths" and "seeds in which it is positive"; alone: with the interval of these very models."""
+    if baseline not in found or not _comparable(variant, baseline):
+        return "", ""
+    if not (apart := difference(found[variant], found[baseline], (-5, 5))):
+        return "-", "-"
+    told = signed(apart) if apart["seeds"] > 1 else f"{apart['value']:+.3g} (seed {apart['of'][0]})"
+    low, high = apart["alone"]
+    return told + (f"; alone [{low:+.3g}, {high:+.3g}]" if alone else ""), f"{apart['positive']} of {apart['seeds']}"
+
+
+def _named(mine: Iterable[int], every: Iterable[int]) -> str:
+    """Cell "seeds": how many, and which where they are not all there are."""
+    mine, every = sorted(mine), sorted(every)
+    return str(len(mine)) if mine == every else f"{len(mine)} (seed{'s' * (len(mine) > 1)} {', '.join(map(str, mine))})"
 
 
 def _cell(name: str, metric: dict, several: bool) -> str:
@@ -59,21 +83,26 @@ def signed(metric: dict) -> str:
     return f"{metric['value']:+.3g} [{metric['low']:+.3g}, {metric['high']:+.3g}]"
 
 
-def chain_table(records: list[dict], benchmark: str) -> Table:
-    """Rates and average length of every row, and its paired difference to the baseline."""
+GAZE, THE_CONTROL = "gaze", "minus the row that differs in the reconstruction alone"
+
+
+def chain_table(records: list[dict], benchmark: str, alone: bool = True) -> Table:
+    """Rates and average length of every row, and its paired differences: to the baseline; to `gaze`, of what is made of it (wrong boxes, a
+    stage before, its floors); to the row that differs in the reconstruction alone. alone: each with the interval of these very models."""
     found, rows = lengths(records, benchmark), []
-    several = max(map(len, found.values())) > 1
+    several, every = max(map(len, found.values())) > 1, {seed for seeds in found.values() for seed in seeds}
     for variant in variants(r for r in records if r["benchmark"] == benchmark):
         seeds = found[variant]
         rates = [_cell(f"{k}/5", mean({s: v >= k for s, v in seeds.items()}, (0, 1)), several) for k in range(1, 6)]
-        average = mean(seeds, (0, 5))
-        control = _against(found, variant, (-5, 5), baseline=CONTROL[variant])[0] if variant in CONTROL else ""
-        rows.append([variant, str(len(seeds)), str(average["n"]), *rates, _cell("average length", average, several),
-                     *_against(found, variant, (-5, 5)), control and f"{control} ({CONTROL[variant]})"])
-    titles = ["row", "seeds", "chains", *(f"{k}/5 %" for k in range(1, 6)), "average length", "minus baseline", "seeds above baseline"]
-    if not any(row[-1] for row in rows):
-        return titles, [row[:-1] for row in rows]
-    return [*titles, "minus the row that differs in the reconstruction alone"], rows
+        average, of_gaze = mean(seeds, (0, 5)), variant.startswith(GAZE) and variant not in (*UNTAUGHT, *LONG)
+        control = _chains_apart(found, variant, CONTROL[variant], alone)[0] if variant in CONTROL else ""
+        rows.append([variant, _named(seeds, every), str(average["n"]), *rates, _cell("average length", average, several),
+                     *_chains_apart(found, variant, BASELINE, alone), _chains_apart(found, variant, GAZE, alone)[0] if of_gaze else "",
+                     control and f"{control} ({CONTROL[variant]})"])
+    titles = ["row", "seeds", "chains", *(f"{k}/5 %" for k in range(1, 6)), "average length", "minus baseline", "seeds above baseline",
+              "minus gaze", THE_CONTROL]
+    kept = [k for k, title in enumerate(titles) if title not in ("minus gaze", THE_CONTROL) or any(row[k] for row in rows)]
+    return [titles[k] for k in kept], [[row[k] for k in kept] for row in rows]
 
 
 def _by_task(records: list[dict], benchmark: str) -> dict[str, tuple[str, dict[str, dict[int, np.ndarray]]]]:
@@ -103,7 +132,7 @@ def attention_tables(records: list[dict], benchmark: str = ATTENTION, order: lis
     looked, found = [r for r in records if r["benchmark"] == benchmark], _by_task(records, benchmark)
     order = variants(looked) if order is None else order
     shown = [name for name in found if name not in OWN]
-    seeds = {variant: str(len({r["seed"] for r in looked if r["variant"] == variant})) for variant in order}
+    seeds = {variant: _named({r["seed"] for r in looked if r["variant"] == variant}, {r["seed"] for r in looked}) for variant in order}
 
     def cell(name: str, row: str) -> str:
         rows, limits = found[name][1], (-1, 1) if " minus " in name else (0, 1)
@@ -115,7 +144,7 @@ def attention_tables(records: list[dict], benchmark: str = ATTENTION, order: lis
         itself = f"{results.shown(BOX_JUMPS, box)} ({box['n']} episodes)"
         values.append(["the gaze box itself", "", *(itself if name.startswith(MAP_JUMPS) else "" for name in shown)])
     wider = lambda name: (-2, 2) if " minus " in name else (-1, 1)
-    apart = [[variant, *(_against(rows, variant, wider(name), True, baseline)[0] if variant in rows else "-"
+    apart = [[variant, *(_against(rows, variant, wider(name), baseline) if variant in rows else "-"
                          for name, (_, rows) in found.items())]
              for variant in order if variant != baseline] if any(baseline in rows for _, rows in found.values()) else []
     return [(["row", "seeds", *(found[name][0] for name in shown)], values),
@@ -144,7 +173,7 @@ def scale_table(records: list[dict], benchmark: str = ATTENTION, order: list[str
         titles.append(title)
         cells = [_cell(name, metrics[row], several) if row in metrics else "-" for row in order]
         columns.append([results.shown(name, first[ends[0]]), *cells, results.shown(name, first[ends[1]])])
-    seeds = [str(len({r["seed"] for r in looked if r["variant"] == row})) for row in order]
+    seeds = [_named({r["seed"] for r in looked if r["variant"] == row}, {r["seed"] for r in looked}) for row in order]
     counted = f"(n = {first[next(iter(own.values()))[0]]['n']} episodes)"
     named = [f"uniform attention {counted}", *order, f"{attention.ITSELF} {counted}"]
     return ["row", "seeds", *titles], [list(line) for line in zip(named, ["", *seeds, ""], *columns, strict=True)]
@@ -195,11 +224,15 @@ def offline_table(records: list[dict]) -> Table:
         counted = error["n"]
         ends = [r["learning"]["held_out"][-1] for r in mine if r["learning"]["held_out"]]
         stops = [early_stop(r["learning"]) for r in mine]
-        rows.append([variant, str(len(mine)), _cell("motion error", error, several), span(ends) if len(ends) > 1 else f"{ends[0]:.3g}"
-                     if ends else "-", ", ".join(f"{100 * stop['share']:.0f} %" if stop else "-" for stop in stops)])
+        ended = [patient_stop(r["learning"], PATIENCE) for r in mine]
+        percent = lambda shares: ", ".join("-" if share is None else f"{100 * share:.0f} %" for share in shares)
+        loss = span(ends) if len(ends) > 1 else f"{ends[0]:.3g}" if ends else "-"
+        rows.append([variant, _named((r["seed"] for r in mine), {r["seed"] for r in every}), _cell("motion error", error, several), loss,
+                     percent(stop and stop["share"] for stop in stops), percent(ended)])
     return ["row", "seeds", f"motion error (n = {counted} episodes)",
             "action loss at the end, 8 held-out batches of the evaluation scene; of several seeds the mean [least, most]",
-            "where it is least, in hindsight (share of the steps; neighbours hardly differ)"], rows
+            "where it is least, in hindsight (share of the steps; neighbours hardly differ)",
+            f"where `patience` {PATIENCE} would have ended training (measured 20 times)"], rows
 
 
 def rebuilt_table(records: list[dict]) -> Table:
@@ -216,7 +249,7 @@ def rebuilt_table(records: list[dict]) -> Table:
             bounds, several = (0 if name == REBUILT_OWN else -1, 1), max(map(len, found.values())) > 1
             titles.append(f"{head} (n = {count} tasks)")
             columns.append([_cell("error", mean(found[row], bounds, shared=True), several) if row in found else "-" for row in rows])
-    seeds = [str(len({r["seed"] for r in every if r["variant"] == row})) for row in rows]
+    seeds = [_named({r["seed"] for r in every if r["variant"] == row}, {r["seed"] for r in every}) for row in rows]
     return ["row", "seeds", *titles], [list(line) for line in zip(rows, seeds, *columns, strict=True)]
 
 
@@ -232,41 +265,118 @@ def way_table(records: list[dict]) -> Table:
             "attention gain, gaze minus baseline"], rows
 
 
+PATIENCE = 2
 WAY = "On the way: does the gain level off? (Looks into each run, whose learning rate ends at 0: it levels off for that reason too)"
+READING = """# The ablation of ReconVLA on the embedded play table
+
+Which part of the method makes the tiny model act better, and where does it look? Computed from the run records beside this file
+by `repro ablation --profile {profile} --publish`; nothing is typed. Not comparable with the paper: another simulator, another size. How the
+method differs from the paper's, and what each row is for: [notes](../../papers/reconvla/notes.md).
+
+| row | what it is |
+| --- | --- |
+| baseline | actions alone, no reconstruction |
+| whole, gaze | the same, and the denoiser rebuilds the whole picture, or the gaze region (the paper's method) |
+| gaze, n % wrong boxes | `gaze`, trained with that share of boxes of other things |
+| gaze+pretrain, baseline+pretrain | a stage before on other tables, with and without reconstruction |
+| box, mask | no reconstruction: the gaze box, or its mask, is predicted instead (the cheap ways to be told where to look) |
+| .. untaught | the language model begins at random; in all other rows it was first taught to point at what a sentence names |
+| blind | trained without pictures: what can be done by heart |
+| gaze, shuffled instruction / images blanked | the trained `gaze`, told another task's sentence / shown grey |
+| replay, random, constant, scripted expert | floors without a model, and the ceiling |
+
+Every seed has a first language model, an order of the data and start states of its own, which all its rows share. Brackets are 95 %
+intervals over seeds and start states (Student's over the seeds' means, never narrower than the start states alone leave open); a row of one
+seed has none, and stands beside rows of other seeds: its paired differences say more. "Alone" is the narrower interval of these very
+models, paired over the same chains: what more chains of the same models could change, and nothing about other seeds.
+
+{counted}
+
+{pretrained}
+"""
+
+
+def reading(records: list[dict]) -> str:
+    """What to know before the tables: rows, intervals, the comparison that counts, the stage before."""
+    profile = next((r["config"]["profile"] for r in records if r["config"].get("profile")), "cpu")
+    return READING.format(profile=profile, counted=counted(records), pretrained=pretrained(records)).rstrip() + "\n"
+
+
+def told_table(records: list[dict]) -> Table:
+    """The shuffled instruction by what was said instead: attempts of all seeds, and of each."""
+    rows = []
+    for benchmark in chain_benchmarks(records):
+        for kind, counts in told_instead(records, benchmark).items():
+            solved, tried = np.sum(counts, axis=0) if counts else (0, 0)
+            if tried:
+                told = ", ".join(f"{k} of {n}" for k, n in counts)
+                rows.append([benchmark.split("->")[1].split(",")[0], kind, f"{solved} of {tried}", told])
+    return ["scene", "told instead", "the true task was solved all the same", "seed by seed"], rows
+
+
+def made_by(records: list[dict]) -> Table:
+    """Which commit trained each row's seeds."""
+    trained = [r for r in records if r["benchmark"] == OFFLINE and "trained" in r["config"].get("policy", {})]
+    commit = {(r["variant"], r["seed"]): r["config"]["policy"]["trained"].get("commit", "?")[:7] for r in trained}
+    every = sorted({seed for _, seed in commit})
+    rows = [[row, *(commit.get((row, seed), "") for seed in every)] for row in variants(trained)]
+    return ["row", *(f"seed {seed}" for seed in every)], rows
 
 
 def markdown(records: list[dict]) -> str:
-    """All tables, one after another."""
+    """How to read them, and all tables, one after another."""
     parts = [(f"Chains of five: {name} (not comparable with the paper)", chain_table(records, name)) for name in chain_benchmarks(records)]
     parts += [(f"Tasks within the chains, success % of the attempts [of the seed with the least, the most], the worst first: {name}. (A "
                "task is attempted where all before it in its chain were solved, so rows did not attempt the same ones)",
                tasks_in_chains(records, name)) for name in chain_benchmarks(records)]
+    parts += [("The shuffled instruction: is it the thing that is read, or what to do with it? (First the opposite, then all others)",
+               told_table(records))]
     parts += attention_parts(records, "Attention on held-out frames")
     parts += [("What the denoiser draws from noise, held-out frames, part of the static camera. Below 0: nearer to its own target; beside "
                "other tasks' the sentence alone can do that, beside its own task's elsewhere only the picture",
                rebuilt_table(records))]
-    parts += [("Offline, held-out episodes", offline_table(records)), (WAY, way_table(records))]
-    return "\n\n".join(f"## {title}\n\n{results.markdown(*table)}" for title, table in parts if table[1]) + "\n"
+    parts += [("Offline, held-out episodes", offline_table(records)), (WAY, way_table(records)), ("Trained by commit", made_by(records))]
+    return reading(records) + "\n" + "\n\n".join(f"## {title}\n\n{results.markdown(*table)}" for title, table in parts if table[1]) + "\n"
 
 
 def counted(records: list[dict]) -> str:
-    """The comparison that counts: gaze minus baseline, evaluation scene, without the first seed; and how many seeds a gain of the paper's
-    size would take, as these spread."""
+    """The comparison that counts: gaze minus baseline, evaluation scene, without the first seed; and how many seeds would show a gain of
+    the paper's size, as these spread."""
     found = lengths(records, chain_benchmarks(records)[0])
-    later = [{seed: values for seed, values in found.get(name, {}).items() if seed != min(found[name])} for name in ("gaze", BASELINE)]
+    later = [_without_first(found, name) for name in (GAZE, BASELINE)]
     apart = difference(*later, (-5, 5))
     told = f"`gaze` minus `baseline`, average length, without the first seed: {signed(apart) if apart else 'no other seed is done yet'}."
     if not apart or apart["seeds"] < 2:
         return told
-    spread = np.array([(later[0][seed] - later[1][seed]).mean() for seed in sorted(later[0].keys() & later[1].keys())])
-    return (f"{told} The seeds' differences spread by {spread.std(ddof=1):.2g} (standard deviation); an interval of +-{PAPER_GAIN}, the "
-            f"paper's gain on CALVIN, would take {seeds_for(spread, PAPER_GAIN)} such seeds, and there are {apart['seeds']}.")
+    spread = np.array([(later[0][seed] - later[1][seed]).mean() for seed in apart["of"]])
+    told += f" The seeds' differences spread by {spread.std(ddof=1):.2g} (standard deviation)."
+    needed = seeds_for(spread, PAPER_GAIN)
+    return told + (f" To show a true gain of {PAPER_GAIN}, the paper's on CALVIN, in four of five repetitions takes {needed} such seeds; "
+                   f"these are {len(spread)}." if needed else "")
+
+
+def _without_first(found: dict[str, dict[int, np.ndarray]], row: str) -> dict[int, np.ndarray]:
+    first = min((seed for seeds in found.values() for seed in seeds), default=None)
+    return {seed: values for seed, values in found.get(row, {}).items() if seed != first}
+
+
+def pretrained(records: list[dict]) -> str:
+    """What the stage before adds, evaluation scene, to no reconstruction at all and to the gaze region alone, with and without the first
+    seed (which an earlier commit trained); "" without such a row of several seeds."""
+    found = lengths(records, chain_benchmarks(records)[0])
+    row, said = "gaze+pretrain", []
+    for other, what in ((BASELINE, ""), (GAZE, ", the paper's own contrast in Table 2")):
+        every, later = difference(found.get(row, {}), found.get(other, {}), (-5, 5)), difference(
+            _without_first(found, row), _without_first(found, other), (-5, 5))
+        if every and every["seeds"] > 2:
+            said.append(f"minus `{other}`{what}: {signed(every)}, without the first seed {signed(later)}")
+    return f"`{row}`, average length, {'; '.join(said)}." if said else ""
 
 
 def short_table(records: list[dict]) -> Table:
     """The chain tables in one: of each benchmark the average length, of the first, which no row was trained in, first tasks and the
     difference to the baseline as well."""
-    tables = {name: chain_table(records, name) for name in chain_benchmarks(records)}
+    tables = {name: chain_table(records, name, alone=False) for name in chain_benchmarks(records)}
     titles, order, rows = ["row", "seeds", "chains each"], [], {}
     for name, (header, lines) in tables.items():
         wanted = ["average length", *(["1/5 %", "minus baseline"] if not order else [])]
@@ -285,7 +395,7 @@ def readme_section(folder: Path | str) -> str:
     spent = [r["training_minutes"] for r in trained if "training_minutes" in r]
     took = f", training of {min(spent):.0f} to {max(spent):.0f} min each on one core" if spent else ""
     return (f"{seeds.where_from(records, folder)}; {len(trained)} trained runs{took}. **Not comparable with the paper.**\n\n"
-            f"{counted(records)}\n\n{results.markdown(*short_table(records))}\n")
+            f"{counted(records)} {pretrained(records)}\n\n{results.markdown(*short_table(records))}\n")
 
 
 def publish(work: Path, target: Path, drawn: Iterable[str] = (), log=print) -> Path:

@@ -104,9 +104,13 @@ class ShuffledInstruction:
         if len(set(self.sentences)) < 2:
             raise UserError("shuffling instructions needs two different ones", ">= 2", self.sentences, "evaluate more than one task")
 
-    def act(self, observations: list[dict], instructions: list[str]) -> np.ndarray:
+    def other(self) -> dict[str, str]:
+        """{sentence: what is said instead}. It may be the very opposite, about the same thing."""
         order = [str(s) for s in np.random.default_rng(self.seed).permutation(sorted(set(self.sentences)))]
-        other = dict(zip(order, order[1:] + order[:1], strict=True))
+        return dict(zip(order, order[1:] + order[:1], strict=True))
+
+    def act(self, observations: list[dict], instructions: list[str]) -> np.ndarray:
+        other = self.other()
         return self.policy.act(observations, [other[sentence] for sentence in instructions])
 
 

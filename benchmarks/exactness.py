@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import test_reconvla_exact as exact  # noqa: E402  the inputs and weights that the vectors belong to
 
 from repro import benchmark  # noqa: E402
+from repro.models import reconvla_pictures  # noqa: E402
 from repro.models.official import load_official  # noqa: E402
 from repro.training.checkpoint import provenance  # noqa: E402
 
@@ -51,7 +52,7 @@ def whole() -> dict[str, float | bool]:
     model.train()
     torch.manual_seed(11)
     out = model.loss(batch)
-    moments = model.moments(torch.from_numpy(batch["target_gaze"])).ravel()[::7][:40].numpy()
+    moments = reconvla_pictures.moments(model, torch.from_numpy(batch["target_gaze"])).ravel()[::7][:40].numpy()
     model.eval()
     with torch.inference_mode():
         inputs, mask = model.prompt(batch)

@@ -26,7 +26,7 @@ from repro.evaluation.policies import mended
 from repro.experiments import ROWS
 from repro.kaggle.fetched import PREPARED
 from repro.machine import UserError
-from repro.models import adapters, towers
+from repro.models import adapters, reconvla_pictures, towers
 from repro.models import parts as parts_of
 from repro.models.action_tokens import ActionTokens, normalise_state
 from repro.models.decoding import Reader, forward, greedy
@@ -232,7 +232,8 @@ def test_gaze_target_is_the_crop_above_the_unchanged_wrist_and_whole_is_the_canv
     assert np.abs(averaged - target[12:]).max() <= 1
     whole = prepared["target_whole"]
     assert whole[:12].min() == 10 and (whole[12:] == target[12:]).all()
-    assert torch.equal(net.pixels(net.latents(torch.from_numpy(target[None])))[0], torch.from_numpy(target))
+    latents = reconvla_pictures.latents(net, torch.from_numpy(target[None]))
+    assert torch.equal(reconvla_pictures.pixels(net, latents)[0], torch.from_numpy(target))
     assert net.key == model(target="whole").key and model(recon=False).key == {"seen": net.key["seen"]}
     for other in (model(gaze_margin=0.5), model(gaze_truncate=True)):
         assert other.key["target"] != net.key["target"] and other.key["seen"] == net.key["seen"]
@@ -247,7 +248,7 @@ def test_gaze_target_is_the_crop_above_the_unchanged_wrist_and_whole_is_the_canv
 def test_latents_lie_on_the_token_grid_in_channel_row_column_order():
     net = model()
     picture = torch.randint(0, 256, (1, 24, 12, 3), dtype=torch.uint8)
-    latents = net.latents(picture)
+    latents = reconvla_pictures.latents(net, picture)
     for c, p, q, y, x in ((0, 0, 0, 0, 0), (2, 1, 3, 4, 2), (1, 3, 0, 5, 1)):
         assert latents[0, c * 16 + p * 4 + q, y, x] == pytest.approx(picture[0, 4 * y + p, 4 * x + q, c].item() / 127.5 - 1, abs=1e-6)
 
@@ -576,14 +577,15 @@ def test_with_a_vae_prepare_gives_its_posterior_and_the_loss_is_the_one_of_the_p
 def test_latents_are_scaled_unfolded_and_drawn_anew():
     net = large()
     moments = torch.randn(2, 8, 6, 6)
-    first, second = net.latents(moments), net.latents(moments)
+    latents = reconvla_pictures.latents
+    first, second = latents(net, moments), latents(net, moments)
     assert not torch.equal(first, second)
-    mean = large(posterior="mean").latents(moments)
+    mean = latents(large(posterior="mean"), moments)
     assert mean[0, 2 * 4 + 1 * 2 + 0, 1, 2] == pytest.approx(((moments[0, 2, 3, 4] - 0.11) * 0.36).item(), abs=1e-6)
-    assert torch.allclose(torch.stack([net.latents(moments) for _ in range(400)]).mean(0), mean, atol=0.2)
+    assert torch.allclose(torch.stack([latents(net, moments) for _ in range(400)]).mean(0), mean, atol=0.2)
     none = parts()
     none.vae.register_to_config(shift_factor=None)
-    assert torch.allclose(large(none, posterior="mean").latents(moments), mean + 0.11 * 0.36, atol=1e-6)
+    assert torch.allclose(latents(large(none, posterior="mean"), moments), mean + 0.11 * 0.36, atol=1e-6)
 
 
 def test_features_of_a_frozen_tower_can_be_cached():
@@ -675,8 +677,8 @@ def test_the_bytes_of_a_prepared_frame_are_those_that_all_rows_of_t4_write(tmp_p
         nets = {row: ReconVLA(replace(PRESETS["t4"], **ROWS[row]), STATS, given) for row in (*T4.rows, *T4.few_rows)}
     monkeypatch.setattr(parts_of, "fingerprint", lambda *modules: "no weights")
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which knows no meta device
-    shapes = ReconVLA.moments
-    monkeypatch.setattr(ReconVLA, "moments", lambda net, picture: torch.zeros(shapes(net, picture).shape))
+    shapes = reconvla_pictures.moments
+    monkeypatch.setattr(reconvla_pictures, "moments", lambda net, picture: torch.zeros(shapes(net, picture).shape))
     store = stored(tmp_path / "store")
     for net in nets.values():
         made_by(net, store)
@@ -693,7 +695,7 @@ def test_switches_of_what_is_rebuilt():
         for part in (net.denoiser.net.x_embedder.proj, net.denoiser.net.final_layer.linear):
             torch.nn.init.zeros_(part.weight)  # nothing is predicted: a token's error is its noise alone
         data = batch(net) | {"gaze.valid": np.array([True, True, False])}
-        noise = net.latents(torch.from_numpy(data["target_gaze"]).float()).repeat(4, 1, 1, 1)
+        noise = reconvla_pictures.latents(net, torch.from_numpy(data["target_gaze"]).float()).repeat(4, 1, 1, 1)
         draw = net.denoiser.loss
         for changed in ("nothing", "wrist row", "fallback frame"):
             other = noise.clone()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
 from repro.machine import UserError
-from repro.models import towers
+from repro.models import reconvla_pictures, towers
 from repro.models.action_tokens import normalise_state
 from repro.models.denoiser import Denoiser
 from repro.models.official import STATISTICS, load_official
@@ -145,17 +145,18 @@ def test_canvas_and_target_have_the_official_pixels_and_the_server_seam_is_a_swi
     static = np.repeat(np.repeat(random.randint(0, 256, (40, 40, 3)), 5, 0), 5, 1).astype(np.uint8)
     wrist = np.repeat(np.repeat(random.randint(0, 256, (28, 28, 3)), 3, 0), 3, 1).astype(np.uint8)
     one = {"observation.images.static": static, "observation.images.wrist": wrist}
+    canvas = reconvla_pictures.canvas
     digest = lambda picture: hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest()
     for size, suffix in ((334, ""), (384, "_384")):
         net = ReconVLA.__new__(ReconVLA)  # only its pictures
         torch.nn.Module.__init__(net)
         net.config, net.image_size = PRESETS["paper"], (size, size)
         assert net.config.static_rows == 173
-        assert digest(net.canvas(one)) == digest(net.canvas(one, acting=True)) == official["canvas" + suffix]["sha256"]
-        assert digest(net.canvas(one, static[60:101, 40:81])) == official["target" + suffix]["sha256"]
+        assert digest(canvas(net, one)) == digest(canvas(net, one, acting=True)) == official["canvas" + suffix]["sha256"]
+        assert digest(canvas(net, one, static[60:101, 40:81])) == official["target" + suffix]["sha256"]
         net.config = replace(net.config, acting_static_rows=167)
-        assert digest(net.canvas(one)) == official["canvas" + suffix]["sha256"]
-        assert digest(net.canvas(one, acting=True)) == official["server" + suffix]["sha256"]
+        assert digest(canvas(net, one)) == official["canvas" + suffix]["sha256"]
+        assert digest(canvas(net, one, acting=True)) == official["server" + suffix]["sha256"]
 
 
 # ---- the whole model ---------------------------------------------------------------------------------------------------------
@@ -219,7 +220,7 @@ def test_an_official_checkpoint_gives_the_official_losses(loaded):
     assert out["action"].item() == pytest.approx(ABOUT["lm_loss"], rel=1e-6, abs=1e-6)
     assert out["recon"].item() == pytest.approx(ABOUT["vm_loss"], rel=1e-6, abs=1e-6)
     assert out["loss"].item() == pytest.approx(ABOUT["loss"], rel=1e-6, abs=1e-6)
-    moments = loaded.moments(torch.from_numpy(batch["target_gaze"])).ravel()[::7][:40]
+    moments = reconvla_pictures.moments(loaded, torch.from_numpy(batch["target_gaze"])).ravel()[::7][:40]
     assert np.abs(moments.numpy() - ABOUT["moments"]).max() < 1e-5
 
 

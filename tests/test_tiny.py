@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from repro.machine import UserError
-from repro.models import tiny, tiny_pictures, tiny_training
+from repro.models import reconvla_pictures, tiny, tiny_pictures, tiny_training
 from repro.models.reconvla import PRESETS, ReconVLA, box_share
 from repro.models.towers import compose
 
@@ -173,9 +173,9 @@ def test_cached_is_uncached_within_float16_and_other_weights_are_another_key(fol
 
 def test_latents_have_unit_variance_and_come_back(folder, drawn):
     net = model(folder)
-    latents = net.latents(torch.from_numpy(drawn.held_out.canvas[:8]))
+    latents = reconvla_pictures.latents(net, torch.from_numpy(drawn.held_out.canvas[:8]))
     assert latents.shape == (8, 16, 8, 8) and latents.std() == pytest.approx(1, abs=0.35)
-    assert net.pixels(latents).shape == (8, 64, 64, 3)
+    assert reconvla_pictures.pixels(net, latents).shape == (8, 64, 64, 3)
 
 
 def test_a_checkpoint_needs_no_parts_folder_and_refuses_another_tower(folder, drawn, tmp_path):

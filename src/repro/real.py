@@ -24,7 +24,7 @@ from repro.evaluation.policies import load_policy, minutes
 from repro.gaze.annotate import annotate
 from repro.intervals import bootstrap
 from repro.machine import UserError
-from repro.models import tiny_training
+from repro.models import reconvla_pictures, tiny_training
 from repro.models.keypoint_policy import KeypointPolicy
 from repro.models.towers import resize
 from repro.scoring import watch
@@ -124,7 +124,7 @@ def rebuilt(model, frames: list[dict]) -> dict[str, dict]:
     """Peak signal-to-noise ratio of the gaze targets through the VAE, in dB, a mean over frames with its interval over episodes; beside it
     that of the frames' mean picture."""
     with torch.inference_mode():
-        shown = np.stack([model._pictures(frame)["target_gaze"] for frame in frames])
+        shown = np.stack([reconvla_pictures.target_pictures(model, frame)["target_gaze"] for frame in frames])
         through = np.concatenate([model.targets(frames[i : i + 32]) for i in range(0, len(frames), 32)])
     shown = np.stack([resize(one, *through.shape[1:3]) for one in shown]).astype(np.float32)
     episodes, found = np.array([frame["episode"] for frame in frames]), {}

@@ -21,24 +21,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
-from repro.gaze.crops import crop
 from repro.machine import UserError
 from repro.models import parts as part
+from repro.models import reconvla_pictures as pictures
 from repro.models.action_tokens import BIN_VALUES, BINS, normalise_state
 from repro.models.decoding import forward as decode
 from repro.models.decoding import greedy
 from repro.models.denoiser import Denoiser
 from repro.models.prompt import Prompt
 from repro.models.reconvla_config import AS_PUBLISHED, PRESETS, ReconVLAConfig  # noqa: F401 (callers import them from here)
-from repro.models.towers import compose, resize
 
-CAMERAS = ("observation.images.static", "observation.images.wrist")
 WAVES = 6  # of a number of the state with proprio="fourier": periods 2 ... 1/16 of a range of [-1, 1]
 CLIP = 4.0  # latents of the VAE have unit variance; 99 in 100 of the tiny one's lie within 3.8
 BIN_SCALE = 0.1  # standard deviation of ordered bins; with the decoder's 0.02 the loss stands still for the first hundreds of steps
@@ -128,45 +125,11 @@ class ReconVLA(nn.Module):
         dtype = self.decoder.get_input_embeddings().weight.dtype
         return nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, dtype)
 
-    # ---- pictures -----------------------------------------------------------------------------------------------
+    # ---- pictures (models/reconvla_pictures.py) -----------------------------------------------------------------
     @property
     def key(self) -> dict[str, str]:
-        """Names what each kind of array that `prepare` gives depends on, frozen weights included. What is "seen" all models of one geometry
-        share, with a VAE or without; "target", which a baseline has not, those that rebuild either target by one VAE.
-        """
-        c, seen = self.config, self.vision_tower
-        tower = {"tower": [part.fingerprint(seen), list(seen.image_mean), list(seen.image_std)]} if self._sees_once else {}
-        about = {name: getattr(c, name) for name in ("grid", "height", "width", "static_tokens", "resample")} | {"image": self.image_size}
-        keys = {"seen": "reconvla seen " + json.dumps(about | tower)}
-        if c.recon:
-            about |= {name: getattr(c, name) for name in ("latent_patch", "gaze_margin", "gaze_truncate")}
-            about["vae"] = "none" if self.vae is None else part.fingerprint(self.vae) if self._encodes else "none, pictures"
-            keys["target"] = "reconvla target " + json.dumps(about)
-        return keys
-
-    @property
-    def _encodes(self) -> bool:
-        return self.vae is not None and self.config.cache_latents
-
-    @property
-    def _sees_once(self) -> bool:
-        return self.config.cache_features and self.vision_tower.frozen
-
-    def canvas(self, observation: dict, static: np.ndarray | None = None, acting: bool = False) -> UInt8[np.ndarray, "h w 3"]:
-        """Both cameras of a raw observation in one image, at the tower's size; `static` stands in for the static camera's picture."""
-        c = self.config
-        for name in CAMERAS:
-            picture = np.asarray(observation.get(name, ()))
-            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
-                raise UserError(f"{name} is no picture", "uint8 (height, width, 3), RGB, 0 to 255",
-                                f"{picture.dtype} {picture.shape}" if name in observation else f"none, in {sorted(observation)}")
-        static = observation[CAMERAS[0]] if static is None else static
-        rows = c.acting_static_rows if acting and c.acting_static_rows else c.static_rows
-        picture = compose(static, observation[CAMERAS[1]], c.height, c.width, rows, c.resample)
-        if picture.shape[:2] != self.image_size:  # SigLIP's own processor: bicubic; in two passes as in `resize`, for the same pixels
-            for size in ((self.image_size[1], picture.shape[0]), self.image_size[::-1]):
-                picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
-        return picture
+        """Names what each kind of array that `prepare` gives depends on, frozen weights included."""
+        return pictures.key(self)
 
     def prepare(self, observation: dict, only: str | None = None) -> dict[str, np.ndarray]:
         """One step -> "canvas" uint8 (H, W, 3), or "features" float16 (N, Dv); where something is rebuilt "target_whole" and, with a gaze
@@ -180,73 +143,7 @@ class ReconVLA(nn.Module):
 
     def prepare_many(self, observations: list[dict], only: str | None = None) -> list[dict[str, np.ndarray]]:
         """`prepare` of several steps, which tower and VAE see at once."""
-        c, pictures = self.config, [self._pictures(observation, gaze=only != "seen") for observation in observations]
-        out = [{"canvas": one["target_whole"]} if only != "target" and not self._sees_once else {} for one in pictures]
-        if self._sees_once and only != "target":
-            with torch.no_grad():
-                seen = self.vision_tower(self._pixels(np.stack([one["target_whole"] for one in pictures])))
-            for one, tokens in zip(out, seen.to(torch.float16).cpu().numpy(), strict=True):
-                one["features"] = tokens
-        if only == "seen" or not c.recon:
-            return out
-        every = [(made, name, picture) for made, one in zip(out, pictures, strict=True) for name, picture in one.items()]
-        if self._encodes:
-            with torch.no_grad():
-                moments = self.moments(torch.from_numpy(np.stack([picture for *_, picture in every])).to(self.device))
-            for (made, name, _), found in zip(every, moments.to(torch.float16).cpu().numpy(), strict=True):
-                made[name] = found
-        else:
-            p = c.latent_patch
-            for made, name, picture in every:
-                made[name] = picture if self.vae is not None else resize(picture, c.grid[0] * p, c.grid[1] * p)
-        return out
-
-    def _pictures(self, observation: dict, gaze: bool = True) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
-        """Both targets at the tower's size; the whole one is the canvas. gaze False: it alone."""
-        c, targets = self.config, {"target_whole": self.canvas(observation)}
-        if "gaze.box" in observation and gaze:
-            region = crop(observation[CAMERAS[0]], observation["gaze.box"], margin=c.gaze_margin,
-                          truncate=c.gaze_truncate)
-            targets["target_gaze"] = self.canvas(observation, region)
-        elif "gaze.box" not in observation and c.recon and c.target == "gaze":
-            raise UserError("the gaze target needs gaze boxes in the data", expected="column gaze.box", found=sorted(observation),
-                            next_step="run the gaze step (notebook 04), or set target='whole' or recon=False")
-        return targets
-
-    def _pixels(self, canvas: np.ndarray | Tensor) -> Float[Tensor, "b 3 h w"]:
-        """Canvases as the tower wants them."""
-        pixels = torch.as_tensor(np.asarray(canvas)).to(self.device).permute(0, 3, 1, 2).float() / 255
-        mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in
-                     (self.vision_tower.image_mean, self.vision_tower.image_std))
-        return (pixels - mean) / std
-
-    def moments(self, picture: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b c2 lh lw"]:
-        """Mean and log variance of the VAE's posterior, float32, at two latents per token and axis."""
-        scale = 2 ** len(self.vae.config.block_out_channels)  # the VAE's 2 ** (n - 1), and 2 x 2 latents per token
-        with torch.autocast(self.device.type, enabled=False):
-            image = (picture.permute(0, 3, 1, 2).float() / 255 * 2 - 1).clamp(-1, 1)
-            image = F.interpolate(image, size=[n * scale for n in self.config.grid], mode="bilinear")
-            return self.vae.encode(image).latent_dist.parameters
-
-    @torch.no_grad()
-    def latents(self, target: UInt8[Tensor, "b h w 3"] | Float[Tensor, "b c2 lh lw"]) -> Float[Tensor, "b d gh gw"]:
-        """What the denoiser rebuilds, on the token grid, channel order channel, row, column; `target` as `prepare` gives it."""
-        if self.vae is None:
-            return F.pixel_unshuffle(target.permute(0, 3, 1, 2).float() / 127.5 - 1, self.config.latent_patch)
-        mean, spread = (self.moments(target) if target.dtype == torch.uint8 else target.float()).chunk(2, dim=1)
-        if self.config.posterior == "sample":
-            mean = mean + (0.5 * spread.clamp(-30, 20)).exp() * torch.randn(mean.shape, device=mean.device)  # upstream's order of draws
-        return F.pixel_unshuffle((mean - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor, 2)
-
-    @torch.no_grad()
-    def pixels(self, latents: Float[Tensor, "b d gh gw"]) -> UInt8[Tensor, "b th tw 3"]:
-        """The inverse of `latents`, rounded to bytes."""
-        if self.vae is None:
-            image = F.pixel_shuffle(latents.float(), self.config.latent_patch)
-        else:
-            z = F.pixel_shuffle(latents.float(), 2) / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
-            image = self.vae.decode(z).sample
-        return ((image.permute(0, 2, 3, 1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return pictures.prepare_many(self, observations, only)
 
     # ---- sequence -----------------------------------------------------------------------------------------------
     def embed(self, ids: Int[Tensor, "*b"]) -> Float[Tensor, "*b d"]:
@@ -271,7 +168,7 @@ class ReconVLA(nn.Module):
         elif "features" in batch:
             tokens = torch.as_tensor(np.asarray(batch["features"])).to(self.device)
         else:
-            tokens = self._seen(self._pixels(batch["canvas"]))
+            tokens = self._seen(pictures.tower_pixels(self, batch["canvas"]))
         return self.mm_projector(tokens.to(self.mm_projector[0].weight.dtype))
 
     def _seen(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
@@ -358,7 +255,7 @@ class ReconVLA(nn.Module):
         if self.denoiser is not None:
             keep = found if masked else torch.ones_like(found)
             tokens = None if c.target_wrist else (torch.arange(c.grid[0], device=self.device) < c.static_tokens)[:, None].expand(c.grid)
-            latents = self.latents(torch.as_tensor(np.asarray(batch[f"target_{c.target}"])).to(self.device))
+            latents = pictures.latents(self, torch.as_tensor(np.asarray(batch[f"target_{c.target}"])).to(self.device))
             out["recon"] = self.denoiser.loss(latents, hidden[:, self.image_positions], keep, tokens=tokens)
             out["loss"] = out["loss"] + c.recon_weight * out["recon"]
         if c.aux != "none":
@@ -394,7 +291,7 @@ class ReconVLA(nn.Module):
     # ---- acting -------------------------------------------------------------------------------------------------
     def observed(self, observations: list[dict], instructions: list[str]) -> dict:
         """Raw observations as a batch for `prompt`."""
-        return {"canvas": np.stack([self.canvas(observation, acting=True) for observation in observations]),
+        return {"canvas": np.stack([pictures.canvas(self, observation, acting=True) for observation in observations]),
                 "state": np.stack([observation["observation.state"] for observation in observations]), "instruction": instructions}
 
     @torch.inference_mode()
@@ -480,7 +377,7 @@ class ReconVLA(nn.Module):
         with self.arithmetic():
             inputs, mask = self.prompt(self.observed(observations, instructions))
             hidden = decode(self.decoder, inputs, mask)[:, self.image_positions]
-        drawn = self.pixels(self.denoiser.sample(hidden, steps, clip=1.0 if self.vae is None else CLIP))
+        drawn = pictures.pixels(self, self.denoiser.sample(hidden, steps, clip=1.0 if self.vae is None else CLIP))
         self.train(was_training)
         return drawn.cpu().numpy()
 
@@ -489,7 +386,7 @@ class ReconVLA(nn.Module):
         """The targets of observations as the denoiser is shown them (through the VAE, if there is one): a perfect reconstruction."""
         name = f"target_{self.config.target}"
         found = torch.from_numpy(np.stack([self.prepare(observation)[name] for observation in observations])).to(self.device)
-        return self.pixels(self.latents(found)).cpu().numpy()
+        return pictures.pixels(self, pictures.latents(self, found)).cpu().numpy()
 
     # ---- on disk ------------------------------------------------------------------------------------------------
     def save(self, folder: Path | str) -> None:

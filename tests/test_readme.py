@@ -11,6 +11,7 @@ from repro import ablation_statistics, ablation_tables, change_ablation, experim
 from repro.data.episodes import Episode, StoreWriter
 from repro.evaluation import gaze
 from repro.machine import UserError
+from repro.sims.tabletop import scenes
 from repro.training import launch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,7 +103,51 @@ def test_what_the_prose_says_of_the_ablation_is_in_the_records():
         said = text.replace("\n", " ")
         assert f"{apart[0]:+.2f} " in said and ", ".join(f"{one:+.2f}" for one in apart[1:-1]) in said and f"{apart[-1]:+.2f}" in said
     counted = lambda row: len(by_row.get(row, ()))
-    assert [counted(row) for row in ("baseline", "whole", "gaze")] == [5] * 3
+    assert [counted(row) for row in ("baseline", "whole", "gaze", "gaze+pretrain")] == [5] * 4
+    texts = [" ".join(text.split()) for text in (README, READING)]
+    everywhere = lambda *said: [one for one in said for text in texts if one not in text]
+    told = ablation_statistics.told_instead(records, ablation_statistics.chain_benchmarks(records)[0])
+    (solved, of), pairs = np.sum(told["a task with another thing"], axis=0), told["the opposite, of the same thing"]
+    assert f"{solved} of {of} attempts" in texts[0] and f"{solved} of {of}. Where" in texts[1]
+    assert f"in {pairs[3][0]} of {pairs[3][1]}." in texts[0] and sum(n > 0 for _, n in pairs) == 2
+    assert "in {} of {} attempts, all of seed 3".format(*np.sum(pairs, axis=0)) in texts[1] and sum(k > 0 for k, _ in pairs) == 1
+    benchmark = ablation_statistics.chain_benchmarks(records)[0]
+    blind = next(r["metrics"] for r in records if (r["variant"], r["benchmark"]) == ("blind", benchmark))
+    by_heart = [blind[f"task/{name}"] for name in ("move_slider_left", "move_slider_right", "close_drawer")]
+    assert all(one["value"] == 1 for one in by_heart) and not everywhere("29 of 29") and sum(one["n"] for one in by_heart) == 29
+    at = lambda row, seed=1: f"{by_row[row][seed].mean():.3g}"
+    assert (at("blind"), at("baseline"), at("baseline+pretrain"), at("gaze+pretrain")) == ("0.32", "1.14", "2.77", "2.85")
+    assert not everywhere("0.32", "2.77", "2.85") and "of its 1.14 tasks in a row 0.32 are left" in texts[1]
+    least, most = min(by_row["gaze"].values(), key=np.mean).mean(), max(by_row["gaze"].values(), key=np.mean).mean()
+    assert f"`gaze`: {least:.2f} to {most:.2f}" in texts[0]
+    ends = {r["variant"]: r["learning"]["recon"][-1] for r in records if r["benchmark"] == ablation_statistics.OFFLINE and r["seed"] == 1
+            and r["config"]["row"] == "gaze"}
+    right, *wrong = (ends[name] for name in sorted(ends, key=lambda name: "%" in name and int(name.split()[1])))
+    assert f"ends at {right:.3f} with right boxes and at {wrong[2]:.3f} with nothing but wrong ones" in texts[0]
+    assert f"ends at {right:.3f} with right boxes, and at {wrong[0]:.3f}, {wrong[1]:.3f} and {wrong[2]:.3f} with" in texts[1]
+    before = by_row["gaze+pretrain"]
+    assert f"missed on average ({np.mean(list(before.values())):.2f}; two of five seeds reach it)" in texts[0]
+    assert sum(values.mean() >= 3 for values in before.values()) == 2
+    for other, later in (("baseline", "+1.57 [+1.28, +1.86]"), ("gaze", "+1.65 [+1.04, +2.26]")):
+        apart = ablation_statistics.difference({k: v for k, v in before.items() if k}, by_row[other], (-5, 5))
+        assert f"{apart['value']:+.2f} [{apart['low']:+.2f}, {apart['high']:+.2f}]" == later and later in texts[1]
+    single = [r["variant"] for r in records if r["benchmark"] == ablation_statistics.OFFLINE and counted(r["variant"]) == 1]
+    assert single and all(list(by_row[name]) == [1] for name in single), "rows of one seed are of seed 1"
+    gains = [mark["success gain"] for mark in ablation_statistics.on_the_way(records)]
+    assert f"{min(g['value'] for g in gains):+.2f} to {max(g['value'] for g in gains):+.2f} of single tasks" in texts[1]
+    half = [(g["high"] - g["low"]) / 2 for g in gains]
+    assert f"intervals of {min(half):.2f} to {max(half):.2f} either way" in texts[1]
+    stops = [ablation_statistics.patient_stop(r["learning"]) for r in records
+             if r["benchmark"] == ablation_statistics.OFFLINE and r["variant"] == "baseline"]
+    assert f"end after {100 * min(stops):.0f} to {100 * max(stops):.0f} % of the steps" in texts[1]
+
+
+def test_scene_d_stands_where_others_do():
+    a, b, c, d = (scenes.scene(name) for name in "ABCD")
+    assert (d.drawer_x, d.button_xy, d.led_xyz) == (b.drawer_x, c.button_xy, c.led_xyz)
+    off = [abs(mine - its) for mine, its in ((d.switch_x, a.switch_x), (d.lightbulb_xyz[0], a.lightbulb_xyz[0]),
+                                             *zip(d.cabinet_x, a.cabinet_x, strict=True))]
+    assert off == pytest.approx([0.02] * 4) and "(here 2 cm off)" in README
 
 
 def test_the_real_simulators_block_is_the_records():

@@ -155,6 +155,18 @@ def test_the_real_simulators_block_is_the_records():
     assert section == real_tables.real_section(ROOT / "results" / "sims").strip()
     for word in ("CALVIN", "LIBERO", "TinyRenderer", "stand-in assets", "Not comparable with", "blind", "replay", "n = "):
         assert word in section, word
+    found = {r["variant"]: r["metrics"] for r in run_records.load_all(ROOT / "results" / "sims" / "runs")
+             if "average length" in r["metrics"] and "CALVIN" in r["benchmark"]}
+    average = {name: f"{metrics['average length']['value']:.2f}" for name, metrics in found.items()}
+    row = lambda name: average[f"ReconVLA tiny, {name}"]
+    said = " ".join(README.split(readme.REAL_END)[1].split("### Gaze boxes")[0].split())
+    assert f"`gaze` {row('gaze')}, `whole` {row('whole')}, baseline {row('baseline')} tasks in a row" in said
+    assert f"Trained blind they have {row('blind')} left, and the small policy {average['blind']}" in said
+    shuffled = [found[f"{name}, shuffled instruction"]["1/5"]["value"] for name in ("keypoint policy", "ReconVLA tiny, gaze")]
+    assert [round(40 * rate) for rate in shuffled] == [1, 1]
+    assert found["keypoint policy"]["1/5"]["value"] == 0.5
+    whole, base = (found[f"ReconVLA tiny, {name}"]["average length"] for name in ("gaze", "baseline"))
+    assert base["low"] < whole["value"] < base["high"] and whole["low"] < base["value"] < whole["high"], "intervals that hold one another"
 
 
 def test_the_differences_to_the_official_code_and_the_speeds_of_the_tiny_model_are_the_records():

@@ -199,6 +199,7 @@ def roll_out(work: Path, scored: dict[str, object], starts: dict[str, list], how
                 config={**settings, "policy": about_policy(policy), "simulator": simulator}, seed=seed,
                 metrics=chains.summarise(outcomes, seed), minutes=minutes(policy, seconds=chains.spent(folder)),
                 simulator=simulator["simulator"], renderer=renderer, not_comparable_with=[CANNOT])
+            record["outcomes"] = "".join(str(outcome.length) for outcome in outcomes)  # of each chain: policies can be paired
             run_records.save(record, work / "runs")
             found.append(record)
     return found

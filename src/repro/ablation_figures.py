@@ -220,7 +220,7 @@ def learning(records: list[dict]) -> Figure | None:
     figure = Figure(figsize=(14, 4.2), layout="constrained", dpi=130)
     axes = figure.subplots(1, 3)
     axes[1].sharey(axes[0])
-    panels = ("action", "step", "training", mine), ("held_out", "held_out_step", "held-out episodes", mine), (
+    panels = ("action", "step", "training", mine), ("held_out", "held_out_step", "held-out episodes, 8 batches", mine), (
         "recon", "step", "training, reconstruction of the latents' noise", every)
     for axis, (name, steps, title, drawn) in zip(axes, panels, strict=True):
         for k, variant in enumerate(statistics.variants(drawn)):
@@ -252,7 +252,7 @@ def learning(records: list[dict]) -> Figure | None:
     for axis in axes[1:]:
         if axis.lines:
             axis.legend(framealpha=1, edgecolor="white", fontsize=7, handlelength=4)
-    figure.suptitle("lines: mean over seeds; bands: range of seeds", fontsize=8)
+    figure.suptitle("lines: mean over seeds; bands: range of seeds; the first steps lie above the axes", fontsize=8)
     return figure
 
 

@@ -378,9 +378,10 @@ def short_table(records: list[dict]) -> Table:
     difference to the baseline as well."""
     tables = {name: chain_table(records, name, alone=False) for name in chain_benchmarks(records)}
     titles, order, rows = ["row", "seeds", "chains each"], [], {}
+    short = {"1/5 %": "first task %", "minus baseline": "minus baseline of the same seeds"}
     for name, (header, lines) in tables.items():
         wanted = ["average length", *(["1/5 %", "minus baseline"] if not order else [])]
-        titles += [f"{name.split('->')[1].split(',')[0]}: {title.replace('1/5 %', 'first task %')}" for title in wanted]
+        titles += [f"{name.split('->')[1].split(',')[0]}: {short.get(title, title)}" for title in wanted]
         order = order or [line[0] for line in lines]
         for line in lines:
             told = dict(zip(header, line, strict=True))

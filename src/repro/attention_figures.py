@@ -95,7 +95,7 @@ def compare(rows: list[tuple[str, np.ndarray, dict[str, np.ndarray], np.ndarray]
         for axis, (name, static) in zip(line[1:], maps.items(), strict=True):
             axis.imshow(overlay(big, static, box, top))
             inside, area = mass_in(static, box), mass_in(np.ones_like(static), box)
-            axis.set_xlabel(f"in the box {inside:.3f}, uniform {area:.3f}\n(this frame, n = 1)", fontsize=8)
+            axis.set_xlabel(f"mass in the box {inside:.3f}, uniform {area:.3f}\n(this frame, n = 1)", fontsize=8)
             if at == 0:
                 axis.set_title(name, fontsize=10)
         for axis in line:
@@ -138,7 +138,7 @@ def gallery(images: list[np.ndarray], statics: np.ndarray, boxes: np.ndarray, st
     for axis, i in zip(axes.reshape(-1), picks, strict=False):
         inside, area = mass_in(statics[i], boxes[i]), mass_in(np.ones_like(statics[i]), boxes[i])
         axis.imshow(overlay(_big(images[i], 300), statics[i], boxes[i], top))
-        axis.set_xlabel(f"step {steps[i]}\nin the box {inside:.3f}\n{inside / area:.1f} x uniform", fontsize=8)
+        axis.set_xlabel(f"step {steps[i]}\nmass in the box {inside:.3f}\n{inside / area:.1f} x uniform", fontsize=8)
     if title:
         figure.suptitle(title, fontsize=10)
     _bar(figure, axes, top)

@@ -16,7 +16,7 @@ import yaml
 from click.testing import CliRunner
 
 from repro import freshness
-from repro.data import calvin_import, episodes, npy
+from repro.data import calvin_import, episodes, guide, npy
 from repro.data.calvin import Calvin
 from repro.data.calvin_commands import calvin
 from repro.data.calvin_frames import DamagedFrame, canonical, read_frame
@@ -86,6 +86,31 @@ def test_where_the_scene_is_known_from(tmp_path):
         Calvin(tmp_path / "c").split("training")
     assert Calvin(tmp_path / "c").split("training", scene="C").annotations[0].scene == "C"
     assert "3 annotated episodes of 2 tasks, 20 frames" in Calvin(tmp_path / "c").split("training", scene="C").describe()
+
+
+def test_a_scene_that_a_file_contradicts_is_refused(tmp_path):
+    calvin_folder.make(tmp_path / "info")
+    for root, scene, file, told in (("info", "B", "scene_info.npy", "D"), ("boxes", "C", "boxes.json", "A")):
+        if root == "boxes":
+            calvin_folder.make(tmp_path / "boxes", scene=None, boxes=True)
+        with pytest.raises(UserError, match=f"scene {told}, as .*{file} says\n.*scene {scene}, as the caller"):
+            import_calvin(tmp_path / root, "training", tmp_path / "store", 1, scene)
+        assert not list(tmp_path.glob("store*"))
+        assert Calvin(tmp_path / root).split("training", told).annotations == Calvin(tmp_path / root).split("training").annotations
+    calvin_folder.write_dict(tmp_path / "info/training/scene_info.npy", {"calvin_scene_D": [0, 150]})  # nothing of the second recording
+    assert [note.scene for note in Calvin(tmp_path / "info").split("training", "D").annotations] == ["D", "D", "D"]
+    with pytest.raises(UserError, match=r"names no scene for the frames 200\.\.211"):
+        Calvin(tmp_path / "info").split("training")
+
+
+def test_a_stand_in_is_none_of_calvins_where_its_split_is_given_for_the_root(tmp_path):
+    folder = calvin_folder.make(tmp_path / "data")
+    assert run(folder, tmp_path)[1].meta["simulator"] == "calvin_env", "a download"
+    (tmp_path / "data" / "about.json").write_text(json.dumps({"name": "play table D", "simulator": "tabletop", "draw_every": 3}))
+    (tmp_path / "training").symlink_to(folder)
+    for root in (tmp_path / "data", folder, tmp_path / "training"):
+        meta, told = run(root, tmp_path, replace=True)[1].meta, calvin_import.frames_a_picture(root, "training")
+        assert (meta["simulator"], meta["name"], told) == ("tabletop", "play table D", 3)
 
 
 def test_boxes_lie_in_the_store(tmp_path):
@@ -439,6 +464,43 @@ def test_guides_commands(tmp_path):
     line = json.loads((out / "0_open_drawer/crop_info.jsonl").read_text().splitlines()[0])
     assert line["coordinates"] == {"x1": x0, "y1": 1, "x2": 8, "y2": 7}, "other boxes, other crops"
     assert "fallback" in call("crop", "--root_folder", out, "--detector", "none")
+
+
+def test_records_without_crops_are_counted_aloud_and_a_file_that_cannot_be_made_is_named(tmp_path):
+    folder, out, said = calvin_folder.make(tmp_path / "data"), tmp_path / "extracted", []
+    guide.extract(folder / "lang_annotations/auto_lang_ann.npy", folder, out, workers=1)
+    assert guide.write_json(out, tmp_path / "c.json", log=said.append) == 25
+    assert said == ["[WARN] 25 of 25 records have no crop: repro calvin crop first"]
+    guide.crop(out, "none")
+    assert guide.write_json(out, tmp_path / "c.json", log=said.append) == 25 and len(said) == 1
+    (out / "2_lift_x/crop/frame_0000102.png").unlink()
+    guide.write_json(out, tmp_path / "c.json", log=said.append)
+    assert "1 of 25 records" in said[1]
+    (tmp_path / "full.json.part").symlink_to(tmp_path / "nowhere" / "file")  # as in /proc: the folder is there, no file can be made
+    with pytest.raises(UserError, match=f"full.json cannot be written(.|\n)*{tmp_path}, which takes none"):
+        guide.write_json(out, tmp_path / "full.json")
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["import", "nothere", "out"], "found: nothing at this path\n  next step: correct the path"),
+    (["import", "data", "out", "--split", "trainning"], "next step: did you mean 'training'"),
+    (["import", "data", "out", "--split", "test"], "next step: name one of these"),
+    (["import", "data", "out", "--scene", "Q"], "found: Q\n  next step: name one"),
+    (["import", "data", "out", "--scene", "d"], "next step: did you mean 'D'"),
+    (["extract", "nothere.npy", "data/training"], "next step: correct the path"),
+    (["extract", "data/training/ep_start_end_ids.npy", "data/training"], "dictionary(.|\n)*next step: give another file"),
+    (["extract", "data/training/lang_annotations/auto_lang_ann.npy", "nothere"], "found: nothing at this path\n  next step: correct"),
+    (["extract", "data/training/lang_annotations/auto_lang_ann.npy", "data/validation"], "next step: .*different splits or versions"),
+    (["crop", "--root_folder", "out", "--detector", "truth"], "found: no --npz_src_dir\n  next step: .*the split's folder"),
+])  # fmt: skip
+def test_refusals_say_what_to_do_next(tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    calvin_folder.make(tmp_path / "data")
+    calvin_folder.make(tmp_path / "data", "validation", segments=((500, 507),))
+    if arguments[0] == "extract":
+        arguments = ["extract", "--ann_path", arguments[1], "--npz_src_dir", arguments[2], "--root_folder", "out"]
+    with pytest.raises(UserError, match=said):
+        CliRunner().invoke(calvin, arguments, catch_exceptions=False)
 
 
 def test_extract_leaves_nothing_when_it_stops(tmp_path):

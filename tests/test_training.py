@@ -161,6 +161,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
         train(Toy(), lambda i: {"x": batches(i)["x"] * (np.nan if i == 5 else 1)}, tmp_path, CONFIG, log=quiet)
 
 
+@pytest.mark.parametrize("kept", [(), (0.25,)])
+def test_weights_that_are_not_finite_are_in_no_checkpoint(tmp_path, monkeypatch, kept):
+    """The loss of the step that spoils them is a number: the next step would tell, and the last one has no next."""
+    config = replace(CONFIG, marks=kept)
+    with monkeypatch.context() as spoilt:
+        spoilt.setattr(loop, "rate", lambda step, config: float("nan") if step == (1 if kept else 7) else 1e-3)
+        with pytest.raises(UserError, match=f"the weights net.weight are not finite after step {2 if kept else 8}(.|\n)*32 of 32"):
+            train(Toy(), batches, tmp_path, config, log=quiet)
+    assert not list(tmp_path.rglob("step_*"))
+
+
 # ---- the clock ---------------------------------------------------------------------------------------------------------------
 
 
@@ -216,6 +227,8 @@ def test_damaged_and_partial_checkpoints_are_passed_over_and_named(tmp_path):
     for step in (1, 2, 3, 4):
         (tmp_path / f"step_{step:08d}" / "about.json").unlink(missing_ok=True)
     assert checkpoint.latest(tmp_path, said.append) is None
+    with pytest.raises(UserError, match=r"(?s)those there are damaged.*step_00000002: about.json is missing.*copy them again.*or train on"):
+        checkpoint.need(tmp_path)
     assert checkpoint.save(tmp_path, 1, write_toy, {}, {}, keep=2) == checkpoint.need(tmp_path)  # a run that begins anew
     assert checkpoint.steps(tmp_path) == [tmp_path / "step_00000001"]
     with pytest.raises(UserError, match="no checkpoint"):
@@ -333,6 +346,52 @@ def test_config_files_are_checked_before_anything_runs(tmp_path):
     assert words == ("drawer", "open", "the")
     with pytest.raises(UserError, match="there is no config"):
         launch.train_from_config(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize(("part", "field", "value", "said"), [
+    ("", "stor", "x", "did you mean 'store'"), ("train", "stpes", 3, "did you mean 'steps'"), ("train", "zzz", 3, "leave the field out"),
+    ("model", "blnd", True, "did you mean 'blind'"), ("model", "preset", "tny", "did you mean 'tiny'"),
+    ("model", "preset", "zzz", "use one of these names"),
+])  # fmt: skip
+def test_names_that_are_mistyped_are_guessed(tmp_path, part, field, value, said):
+    job = {"name": "x", "store": str(tmp_path), "folder": str(tmp_path / "run"), "model": {}, "train": {}}
+    (job[part] if part else job)[field] = value
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    with pytest.raises(UserError, match=f"next step: .*{said}"):
+        launch.train_from_config(tmp_path / "job.json", quiet)
+
+
+@pytest.mark.parametrize(("part", "field", "value", "named"), [
+    ("train", "learning_rate", "NaN", "train.learning_rate"), ("train", "clip", "-Infinity", "train.clip"),
+    ("train", "betas", "[0.9, 1e999]", "train.betas.1"), ("model", "recon_weight", "Infinity", "model.recon_weight"),
+    ("", "corrupt", "NaN", "corrupt"),
+])  # fmt: skip
+def test_numbers_that_are_not_finite_are_refused(tmp_path, part, field, value, named):
+    job = {"name": "x", "store": str(tmp_path), "folder": str(tmp_path / "run"), "model": {}, "train": {}}
+    (job[part] if part else job)[field] = json.loads(value)
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    with pytest.raises(UserError, match=f": {named} is no number.*\n  expected: a finite number\n  found: (nan|-?inf)"):
+        launch.train_from_config(tmp_path / "job.json", quiet)
+    with pytest.raises(UserError, match=f"{named} is no number"):
+        launch.write_config(tmp_path / "written.json", **job)
+    assert [path.name for path in tmp_path.iterdir()] == ["job.json"]
+
+
+@pytest.mark.parametrize("wrong", [{"train": {"stpes": 3}}, {"model": {"preset": "tny"}}, {"store": "nowhere"}])
+def test_a_refused_job_leaves_no_lock(tmp_path, wrong):
+    job = {"name": "x", "store": str(tmp_path), "folder": str(tmp_path / "run"), "model": {}, "train": {}}
+    (tmp_path / "job.json").write_text(json.dumps(job | wrong))
+    with pytest.raises(UserError):
+        launch.train_from_config(tmp_path / "job.json", quiet)
+    assert [path.name for path in tmp_path.iterdir()] == ["job.json"]
+
+
+def test_a_lock_that_its_holder_removed_is_held_by_nobody(tmp_path, monkeypatch):
+    """Two processes that wait at two files of one name would train into one folder."""
+    flock = checkpoint.fcntl.flock
+    monkeypatch.setattr(checkpoint.fcntl, "flock", lambda *how: (tmp_path / "run.lock").unlink() or flock(*how))
+    with checkpoint.alone(tmp_path / "run.lock") as free:
+        assert not free
 
 
 def test_fields_that_a_model_would_pass_over_are_refused(tmp_path):

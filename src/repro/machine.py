@@ -1,11 +1,13 @@
 """Where am I: Kaggle or laptop, which devices, which dtype and why, where work is written and where the user's data is."""
 
+import difflib
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -18,6 +20,12 @@ class UserError(ValueError):
             if value is not None:
                 lines.append(f"  {name}: {value}")
         super().__init__("\n".join(lines))
+
+
+def nearest(name: str, names: Iterable[str], otherwise: str) -> str:
+    """The next step where none of `names` is called so: the one that was meant, perhaps."""
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]!r}?" if near else otherwise
 
 
 # ---------------------------------------------------------------------------------------------------- devices

@@ -7,7 +7,6 @@ Unchanged ones are skipped (freshness.py). A run is judged by execution counts a
 """
 
 import ast
-import difflib
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from repro import freshness, machine, profiles
-from repro.machine import UserError
+from repro.machine import UserError, nearest
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 ADDED_TAGS = ("injected-parameters", "papermill-error-cell-tag")  # cells that papermill adds; the source has none of them
@@ -126,12 +125,11 @@ def check_parameters(paths: list[Path], given: dict[str, object]) -> dict[str, d
     known = {name for parameters in declared.values() for name in parameters}
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
             raise UserError(
                 f"unknown parameter {name!r}",
                 expected=", ".join(sorted(known)),
                 found=name,
-                next_step=f"did you mean {near[0]!r}?" if near else "give a parameter of the notebooks that run",
+                next_step=nearest(name, known, "give a parameter of the notebooks that run"),
             )
     return {
         stem: {name: _typed(stem, name, parameters[name].type, value) for name, value in given.items() if name in parameters}

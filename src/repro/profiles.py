@@ -3,10 +3,9 @@
 A notebook reads them by `profile = profiles.get("smoke")`; a number that is the same everywhere belongs to the module that uses it.
 """
 
-import difflib
 from dataclasses import dataclass, replace
 
-from repro.machine import UserError
+from repro.machine import UserError, nearest
 
 THIRTEEN_TASKS = (  # each names one thing, and needs no more than one grasp
     "open_drawer", "close_drawer", "move_slider_left", "move_slider_right", "turn_on_led", "turn_off_led", "turn_on_lightbulb",
@@ -129,10 +128,9 @@ def get(name: str) -> Profile:
     """The profile called `name`; a UserError with the nearest name where there is none."""
     if name in PROFILES:
         return PROFILES[name]
-    near = difflib.get_close_matches(name, PROFILES, n=1)
     raise UserError(
         f"there is no profile {name!r}",
         expected=" | ".join(PROFILES),
         found=repr(name),
-        next_step=f"did you mean {near[0]!r}?" if near else "use one of these names",
+        next_step=nearest(name, PROFILES, "use one of these names"),
     )

@@ -22,7 +22,7 @@ from repro.data import npy
 from repro.data.boxes import box_index
 from repro.data.calvin_frames import BLOCK_ORDER, FPS, MEMBERS, NUMBERS, PICTURES, DamagedFrame, block_order, check_frame, read_frame
 from repro.data.stored import Stored, is_store
-from repro.machine import UserError
+from repro.machine import UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ class Calvin:
     def __init__(self, root: Path | str):
         self.root = Path(root)
         if not self.root.is_dir():
-            raise UserError(f"{self.root} is not a folder.", expected="a CALVIN folder with training/ and validation/")
+            raise UserError(f"{self.root} is not a folder.", expected="a CALVIN folder with training/ and validation/",
+                            found="a file" if self.root.exists() else "nothing at this path",
+                            next_step="correct the path: the folder that holds training/ (for example task_D_D)")  # fmt: skip
         named = {name: self.root / name for name in ("training", "validation") if (self.root / name).is_dir()}
         alone = {self.root.name: self.root} if (self.root / "ep_start_end_ids.npy").is_file() else {}
         self.splits = named or alone
@@ -61,7 +63,8 @@ class Calvin:
     def split(self, name: str, scene: str | None = None) -> "Split | Stored":
         """One split, its index and annotations checked; or a store in its place. `scene` "A".."D" is for data whose scene no file tells."""
         if name not in self.splits:
-            raise UserError(f"{self.root} has no split {name!r}.", expected="one of the splits it has", found=sorted(self.splits))
+            raise UserError(f"{self.root} has no split {name!r}.", expected="one of the splits it has", found=sorted(self.splits),
+                            next_step=nearest(name, self.splits, f"name one of these, or download {name}"))  # fmt: skip
         return Stored(self.splits[name]) if is_store(self.splits[name]) else Split(self.splits[name], name, scene)
 
 
@@ -72,9 +75,12 @@ class Split:
         """`annotations`: another auto_lang_ann.npy than the split's own. Raises UserError for a wrong structure."""
         self.folder, self.name, self.scene = Path(folder), name, scene
         if not self.folder.is_dir():
-            raise UserError(f"{self.folder} is not a folder.", expected="a CALVIN split with ep_start_end_ids.npy and frames")
+            raise UserError(f"{self.folder} is not a folder.", expected="a CALVIN split with ep_start_end_ids.npy and frames",
+                            found="a file" if self.folder.exists() else "nothing at this path",
+                            next_step="correct the path (for example task_D_D/training)")  # fmt: skip
         if scene is not None and scene not in BLOCK_ORDER:
-            raise UserError(f"There is no scene {scene!r}.", expected=sorted(BLOCK_ORDER))
+            raise UserError(f"There is no scene {scene!r}.", expected=sorted(BLOCK_ORDER), found=scene,
+                            next_step=nearest(scene.upper(), BLOCK_ORDER, "name one, or none where scene_info.npy tells it"))  # fmt: skip
         self.segments = read_segments(self.folder)
         self.boxes = box_index(self.folder.parent, self.folder.name)
         self.digits = _digits(self.folder)
@@ -162,7 +168,8 @@ class Split:
                     f"{path}: annotation {index} ({task_id}) lies outside the recorded segments.",
                     expected=f"frames within one segment of {self.folder / 'ep_start_end_ids.npy'}",
                     found=f"{start}..{end}",
-                    next_step="the two files belong to different versions of the data set: get both from one download",
+                    next_step="the two files belong to different splits or versions of the data set: take both of one split (training's "
+                    "sentences with training's frames), from one download",
                 )
             if self.boxes:
                 self.boxes.need(start, end)
@@ -176,38 +183,45 @@ class Split:
         return found
 
     def _scenes(self) -> tuple[Callable[[int, int], str], str]:
-        """(frames -> scene letter, where that is known from)."""
+        """(frames -> scene letter, where that is known from). UserError where the caller and a file say different ones."""
         path = self.folder / "scene_info.npy"
-        if self.scene is not None:
-            return lambda start, end: self.scene, "the caller"
         if path.is_file():
-            ranges = {_letter(name, path): span for name, span in npy.load_dict(path).items()}
-
-            def scene_of(start: int, end: int) -> str:
-                for letter, (first, last) in ranges.items():
-                    if first <= start and end <= last:
-                        return letter
-                raise UserError(f"{path} names no scene for the frames {start}..{end}.", expected="a range that holds them", found=ranges)
-
-            return scene_of, "scene_info.npy"
-        if self.boxes and all("scene" in entry for entry in self.boxes.episodes):
-            told = {(entry["start"], entry["end"]): _letter(entry["scene"], self.boxes.path) for entry in self.boxes.episodes}
-
-            def scene_of(start: int, end: int) -> str:
-                if (start, end) not in told:
-                    raise UserError(
-                        f"{self.boxes.path} names no scene for the frames {start}..{end}.", next_step="pass scene='D' (or A, B, C)"
-                    )
-                return told[start, end]
-
-            return scene_of, "boxes.json"
-        if self.name == "validation":
+            ranges = [(_letter(name, path), *span) for name, span in npy.load_dict(path).items()]
+            told = lambda start, end: next((letter for letter, first, last in ranges if first <= start and end <= last), self.scene)
+        elif self.boxes and all("scene" in entry for entry in self.boxes.episodes):
+            path = self.boxes.path
+            entries = {(entry["start"], entry["end"]): _letter(entry["scene"], path) for entry in self.boxes.episodes}
+            told = lambda start, end: entries.get((start, end), self.scene)
+        elif self.scene is not None:
+            return lambda start, end: self.scene, "the caller"
+        elif self.name == "validation":
             return lambda start, end: "D", "CALVIN validates in scene D"
-        raise UserError(
-            f"{path} is missing, so the order of the blocks in scene_obs is unknown.",
-            expected="{'calvin_scene_D': [first, last]}",
-            next_step="pass scene='D' (or A, B, C) if the whole split is of one scene",
-        )
+        else:
+            raise UserError(
+                f"{path} is missing, so the order of the blocks in scene_obs is unknown.",
+                expected="{'calvin_scene_D': [first, last]}",
+                next_step="pass scene='D' (or A, B, C) if the whole split is of one scene",
+            )
+
+        def scene_of(start: int, end: int) -> str:
+            letter = told(start, end)
+            if letter is None:
+                raise UserError(
+                    f"{path} names no scene for the frames {start}..{end}.",
+                    expected="a scene for all annotated frames",
+                    found="none that holds these",
+                    next_step="pass scene='D' (or A, B, C)",
+                )
+            if self.scene not in (None, letter):
+                raise UserError(
+                    f"Two scenes for the frames {start}..{end} of {self.folder}: the order of the blocks in scene_obs follows from it.",
+                    expected=f"scene {letter}, as {path} says",
+                    found=f"scene {self.scene}, as the caller says (--scene)",
+                    next_step=f"leave the scene out, or remove {path.name} if it is wrong",
+                )
+            return letter
+
+        return scene_of, path.name
 
 
 def _letter(name: str, path: Path) -> str:

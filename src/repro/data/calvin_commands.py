@@ -68,4 +68,4 @@ def crop_command(root_folder: Path, npz_src_dir: Path | None, detector: str, wei
 def json_command(root_folder: Path, output: Path, future_k: int) -> None:
     from repro.data import guide
 
-    click.echo(f"{guide.write_json(root_folder, output, future_k)} records in {output}")
+    click.echo(f"{guide.write_json(root_folder, output, future_k, click.echo)} records in {output}")

@@ -64,9 +64,10 @@ def _pictured(columns: dict) -> np.ndarray:
 
 
 def _about(root: Path | str) -> dict:
-    """about.json, where the play table says what it is; a CALVIN download has none."""
-    about = Path(root) / "about.json"
-    return json.loads(about.read_text()) if about.is_file() else {"name": Path(root).name, "simulator": "calvin_env"}
+    """about.json, where the play table says what it is, or above its split in place of the root; a CALVIN download has none."""
+    above = [Path(root).resolve().parent] if (Path(root) / "ep_start_end_ids.npy").is_file() else []
+    found = [path for folder in (Path(root), *above) if (path := folder / "about.json").is_file()]
+    return json.loads(found[0].read_text()) if found else {"name": Path(root).name, "simulator": "calvin_env"}
 
 
 def frames_a_picture(root: Path | str, split: str) -> int:

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -111,8 +111,9 @@ def crop(root_folder: Path | str, detector: str = "colour", npz_src_dir: Path | 
 
     boxes = box_index(Path(npz_src_dir).parent, Path(npz_src_dir).name) if npz_src_dir else None
     if detector == "truth" and boxes is None:
-        raise UserError(f"{npz_src_dir} holds no boxes.json." if npz_src_dir else "Where are the true boxes?", next_step="use colour",
-                        expected="--npz_src_dir with true boxes (play table, calvin_sim)")  # fmt: skip
+        raise UserError(f"{npz_src_dir} holds no boxes.json." if npz_src_dir else "Where are the true boxes?",
+                        expected="--npz_src_dir FOLDER with true boxes (play table, calvin_sim)", found=npz_src_dir or "no --npz_src_dir",
+                        next_step="name the split's folder, in which boxes.json lies; for data without one, --detector colour")  # fmt: skip
     finder = load(detector, weights) if detector not in ("truth", "none") else None
     how, sources = f"{detector} {finder.fingerprint() if finder else ''}".strip() + f", rules {rules()}", Counter()
     if detector == "truth":
@@ -168,13 +169,19 @@ def _crops(folder: Path, detector, boxes) -> Iterator[tuple[str, tuple[bytes, di
         yield name, (encode_png(cut(picture, gaze.box)), line)
 
 
-def write_json(root_folder: Path | str, output: Path | str, future_k: int = 5) -> int:
-    """Write the guide's records to `output`, one a line of a JSON list; the number of records. "crop" is null where none was made."""
+def write_json(root_folder: Path | str, output: Path | str, future_k: int = 5, log: Callable[[str], None] = print) -> int:
+    """Write the guide's records to `output`, one a line of a JSON list; the number of records. "crop" is null where none was made, which
+    is said."""
     root, output = Path(root_folder), Path(output)
     found = folders(root)
-    part, count = output.with_name(output.name + ".part"), 0
+    part, count, without = output.with_name(output.name + ".part"), 0, 0
     output.parent.mkdir(parents=True, exist_ok=True)
-    with open(part, "w") as file:
+    try:
+        file = open(part, "w")
+    except FileNotFoundError as error:  # its folder is there
+        raise UserError(f"{output} cannot be written.", "a folder that takes new files", f"{output.parent}, which takes none",
+                        "give another --output") from error  # fmt: skip
+    with file:
         for i, folder in found:
             sentence, steps = _sentence(folder), _steps(folder)
             rows = np.arange(len(steps["frame"]))
@@ -186,7 +193,9 @@ def write_json(root_folder: Path | str, output: Path | str, future_k: int = 5) -
                 record = {"id": f"task_{i}_frame_{number}", "image": f"{folder.name}/img/{name}", "crop": crop_name}
                 record |= {"instruction": sentence, "actions": actions}
                 file.write(("[\n" if count == 0 else ",\n") + json.dumps(record))
-                count += 1
+                count, without = count + 1, without + (crop_name is None)
         file.write("\n]\n" if count else "[]\n")
     os.replace(part, output)
+    if without:
+        log(f"[WARN] {without:,} of {count:,} records have no crop: repro calvin crop first")
     return count

@@ -57,7 +57,8 @@ def load(path: Path | str) -> np.ndarray:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path} is missing.", expected="a .npy file", found="nothing at this path")
+        raise UserError(f"{path} is missing.", expected="a .npy file", found="a folder" if path.is_dir() else "nothing at this path",
+                        next_step="correct the path: sentences are in SPLIT/lang_annotations/auto_lang_ann.npy")  # fmt: skip
     with open(path, "rb") as file:
         try:
             shape, fortran, dtype = READ_HEADER[np.lib.format.read_magic(file)](file)
@@ -83,6 +84,9 @@ def load_dict(path: Path | str) -> dict:
     found = values.item() if values.dtype.hasobject and values.shape == () else values
     if not isinstance(found, dict):
         raise UserError(
-            f"{path} does not hold a dictionary.", expected="a pickled dictionary", found=f"{type(found).__name__}, shape {values.shape}"
+            f"{path} does not hold a dictionary.",
+            expected="a pickled dictionary",
+            found=f"{type(found).__name__}, shape {values.shape}",
+            next_step="give another file, or download it again: sentences are in SPLIT/lang_annotations/auto_lang_ann.npy",
         )
     return found

@@ -58,8 +58,8 @@ def alone(lock: Path, wait: bool = False) -> Iterator[bool]:
     with open(lock, "w") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            free = True
-        except BlockingIOError:
+            free = os.path.samestat(os.fstat(held.fileno()), os.stat(lock))  # not a file that its holder has just removed
+        except (BlockingIOError, FileNotFoundError):
             free = False
         yield free
 
@@ -142,10 +142,13 @@ def latest(folder: Path | str, log: Callable[[str], None] = print) -> Path | Non
 
 def need(folder: Path | str, notebook: str = "05") -> Path:
     """`latest`, or an error that says what to do. notebook: the one that trains such a model."""
-    path = latest(folder)
+    path, train = latest(folder), f"notebook {notebook}, or `repro train CONFIG.json`"
+    if path is None and (damaged := {p.name: damage(p) for p in steps(folder)}):
+        raise UserError(f"{folder} holds no whole checkpoint: those there are damaged", "every file as it was saved",
+                        "; ".join(f"{name}: {why}" for name, why in damaged.items()),
+                        f"copy them again from where they are whole, or train on, from the start ({train})")
     if path is None:
-        raise UserError(f"{folder} holds no checkpoint", expected="a folder step_XXXXXXXX", found=[p.name for p in steps(folder)] or "none",
-                        next_step=f"train first (notebook {notebook}, or `repro train CONFIG.json`)")
+        raise UserError(f"{folder} holds no checkpoint", "a folder step_XXXXXXXX", "none", f"train first ({train})")
     return path
 
 

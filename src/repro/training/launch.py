@@ -9,13 +9,14 @@
 A notebook's kernel that dies takes no training with it, and a job started again goes on from its last checkpoint.
 """
 import json
+import math
 import os
 import queue
 import re
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from safetensors.torch import load_file
 from repro import clock, machine
 from repro.data.batches import Batches, held_out_episodes
 from repro.data.episodes import EpisodeInfo, Store
-from repro.machine import UserError
+from repro.machine import UserError, nearest
 from repro.models import change_agent_config, fingerprint, keypoint_policy, reconvla, vggt_vla
 from repro.models import parts as part
 from repro.models.change_agent_config import ChangeConfig
@@ -69,7 +70,7 @@ class Job:
 
 
 def _checked(kind: type, values: dict, source: str):
-    """`kind(**values)`, or an error naming unknown and missing fields."""
+    """`kind(**values)`, or an error naming unknown and missing fields, and numbers that are not finite."""
     if not isinstance(values, dict):
         raise UserError(f"{source} is no config", "a JSON object {..}: " + ", ".join(f.name for f in fields(kind)), type(values).__name__,
                         "write it by repro.training.launch.write_config")
@@ -93,9 +94,20 @@ def _fits(value: object, kind: object) -> bool:
 
 
 def _known(kind: type, values: dict, source: str) -> None:
-    unknown = sorted(set(values) - {f.name for f in fields(kind)})
-    if unknown:
-        raise UserError(f"{source}: unknown fields", expected=", ".join(f.name for f in fields(kind)), found=", ".join(unknown))
+    names = [f.name for f in fields(kind)]
+    if unknown := sorted(set(values) - set(names)):
+        raise UserError(f"{source}: unknown fields", ", ".join(names), ", ".join(unknown),
+                        nearest(unknown[0], names, "use these names, or leave the field out"))
+    for name, value in _not_finite(values):
+        raise UserError(f"{source}: {name} is no number to train with", "a finite number", value, "correct it, or leave it out")
+
+
+def _not_finite(values: object, name: str = "") -> Iterator[tuple[str, float]]:
+    """("train.learning_rate", nan): where among JSON values stand NaN or infinities, which Python reads though JSON has none."""
+    if isinstance(values, float) and not math.isfinite(values):
+        yield name, values
+    for key, value in values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list | tuple) else ():
+        yield from _not_finite(value, f"{name}.{key}" if name else str(key))
 
 
 def write_config(path: Path | str, **job) -> Path:
@@ -122,7 +134,8 @@ def model_config(chosen: dict, episodes: list[EpisodeInfo]) -> ReconVLAConfig | 
     chosen = dict(chosen)
     preset = chosen.pop("preset", "tiny")
     if preset not in PRESETS:
-        raise UserError(f"there is no model preset {preset!r}", expected=" | ".join(PRESETS), found=repr(preset))
+        raise UserError(f"there is no model preset {preset!r}", expected=" | ".join(PRESETS), found=repr(preset),
+                        next_step=nearest(str(preset), PRESETS, "use one of these names"))
     _known(type(PRESETS[preset]), chosen, "model config")  # their values are checked together with the preset's
     filled = {}
     if isinstance(PRESETS[preset], KeypointConfig):
@@ -141,17 +154,22 @@ def train_from_config(path: Path | str, log: Callable[[str], None] = print) -> S
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is no JSON", found=str(error)) from error
     job = _checked(Job, values, str(path))
+    config, settings = model_config(job.model, []), train_config(job, path)
     if os.environ.get("RANK", "0") != "0":  # of several processes the main one writes
-        return _train(job, path, log)
-    with checkpoint.alone(Path(job.folder + ".lock")) as free:
+        return _train(job, config, settings, log)
+    lock = Path(job.folder + ".lock")
+    with checkpoint.alone(lock) as free:
         if not free:
             raise UserError(f"{job.folder}: another process trains into this folder", "one at a time", "its lock is held",
                             "wait for it, or end it (ps aux | grep 'repro train'); a lock goes with its process")
-        return _train(job, path, log)
+        try:
+            return _train(job, config, settings, log)
+        finally:
+            if not Path(job.folder).exists():  # refused by its data or parts
+                lock.unlink(missing_ok=True)
 
 
-def _train(job: Job, path: Path, log: Callable[[str], None]) -> Summary:
-    config, settings = model_config(job.model, []), train_config(job, path)
+def _train(job: Job, config, settings: TrainConfig, log: Callable[[str], None]) -> Summary:
     if isinstance(config, ChangeConfig):
         return change_training.run(job, config, settings, log)
     unused = {name: getattr(job, name) for name in UNUSED.get(type(config), ()) if getattr(job, name)}

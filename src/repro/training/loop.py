@@ -28,7 +28,7 @@ from repro.machine import UserError
 from repro.training import checkpoint
 from repro.training.budget import Budget, told_to_stop
 from repro.training.logs import WATCHED, Metrics, loss_curve, read_metrics, stops_early, watched  # noqa: F401 (two of them for callers)
-from repro.training.step import Step, same_everywhere, same_step
+from repro.training.step import Step, same_everywhere, same_step, sound
 
 # what may change between sessions of one run
 CLOCKWORK = ("checkpoint_minutes", "budget_minutes", "reserve_seconds", "keep", "log_seconds", "measure_every", "marks", "cpu_bfloat16",
@@ -162,6 +162,7 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
         if saved_at == step:
             return last
         began = clock()
+        sound(plain, step)
         if accelerator.is_main_process:
             metrics.flush()
             state = {"optimizer": optimizer.state_dict(), "seconds": seconds_before + clock() - budget.start,
@@ -216,8 +217,10 @@ def train(model: torch.nn.Module, batches: Callable[[int], dict], folder: Path |
                 progress(step, f"{said} | {(step - resumed_from) * samples / worked:.0f} samples/s" if worked else said)
                 shown = step
             marked = step in {round(share * config.steps) for share in config.marks}
-            if (marked or (epoch and step // epoch > (step - 1) // epoch)) and accelerator.is_main_process:
-                checkpoint.save(folder / "kept", step, plain.save, {}, about(), config.steps)
+            if marked or (epoch and step // epoch > (step - 1) // epoch):
+                sound(plain, step)
+                if accelerator.is_main_process:
+                    checkpoint.save(folder / "kept", step, plain.save, {}, about(), config.steps)
             if measured and config.best:
                 keep_best()  # saves the run itself, so it comes after what would not be made again
             if measured:

@@ -140,6 +140,15 @@ class Step:
         scalars |= zip(names, values.tolist(), strict=True)
 
 
+def sound(model: torch.nn.Module, number: int) -> None:
+    """UserError where weights that train are not finite: no checkpoint is made of them. The loss shows it only a step later."""
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and not weight.isfinite().all():
+            raise UserError(f"the weights {name} are not finite after step {number}", "finite numbers", (
+                f"{int((~weight.isfinite()).sum())} of {weight.numel()} are not"), (
+                "lower the learning rate or look at the data; the last checkpoint stays"))
+
+
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether a GPU's memory was too small, whatever library says so."""
     return should_reduce_batch_size(error) or any(name in str(error) for name in NO_MEMORY)

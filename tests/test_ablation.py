@@ -21,6 +21,7 @@ from repro import (
     ablation_figures,
     ablation_statistics,
     ablation_tables,
+    change_ablation,
     clock,
     experiments,
     looking,
@@ -29,6 +30,7 @@ from repro import (
     run_records,
     scoring,
     seeds,
+    vla_ablation,
 )
 from repro.cli import cli
 from repro.data.batches import Batches, other_boxes
@@ -507,7 +509,16 @@ def test_minutes_stop_a_run_cleanly_and_unknown_rows_are_refused(work, monkeypat
     steps = [json.loads(experiments.job(SETTINGS, work, row, 0).read_text())["train"]["steps"] for row in ("gaze", "gaze long")]
     assert steps == [SETTINGS.train_steps, 3 * SETTINGS.train_steps]
     monkeypatch.setenv("REPRO_WORK", str(work))
-    assert "no run of the ablation is done" in str(CliRunner().invoke(cli, ["ablation", "--tables"]).exception)
+    said = str(CliRunner().invoke(cli, ["ablation", "--tables"]).exception)
+    assert "no run of the ablation is done" in said and f"RUN/done.json in {work / 'cpu' / 'ablation'}" in said
+    assert "--tables --join" in said and "runs/ablation" in said and "repro ablation --system reconvla --profile cpu " in said
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(seeds, "run", stopped)
+    ended = CliRunner().invoke(cli, ["ablation"])
+    assert ended.exit_code == 130 and "the same command goes on from there" in ended.output and "Aborted" not in ended.output
 
 
 # ---- training: weights to begin with, held-out loss, wrong boxes ---------------------------------------------------------------
@@ -724,9 +735,30 @@ def test_what_was_done_twice_counts_once():
 def test_join_says_where_it_can_do_nothing(tmp_path):
     with pytest.raises(UserError, match="holds no record"):
         seeds.join(SimpleNamespace(digest=lambda *given: "x"), SETTINGS, tmp_path, tmp_path)
-    for system, option in (("reconvla", "--tables"), ("vggt_vla", "--publish"), ("change_agent", "--slots=1")):
+    for system, option in (("reconvla", "--publish"), ("vggt_vla", "--publish"), ("change_agent", "--slots=1")):
         said = CliRunner().invoke(cli, ["ablation", "--profile", "smoke", "--system", system, "--join", str(tmp_path), option])
         assert isinstance(said.exception, UserError) and "--join" in str(said.exception)
+
+
+@pytest.mark.parametrize(("system", "folder"), [("reconvla", "ablation"), ("vggt_vla", "vggt_vla"), ("change_agent", "change_agent")])
+def test_tables_of_given_records_need_no_data_and_no_store(tmp_path, monkeypatch, system, folder):
+    published = root() / "results" / "cpu"
+    monkeypatch.setenv("REPRO_WORK", str(tmp_path / "work"))
+    (tmp_path / "empty").mkdir()
+    ask = lambda records: CliRunner().invoke(cli, ["ablation", "--system", system, "--tables", "--join", str(records)])
+    done = ask(published / "runs" / folder)
+    assert done.exit_code == 0 and done.exception is None
+    work, name = tmp_path / "work" / "cpu", "ablation" if system == "reconvla" else system
+    assert (work / f"{name}.md").read_text() in done.output and sorted(path.name for path in work.iterdir() if path.is_dir()) == (
+        [] if system == "change_agent" else ["figures"])
+    loaded = {"reconvla": lambda: ablation_tables.markdown(ablation_statistics.load(published / "runs" / folder)),
+              "vggt_vla": lambda: vla_ablation.markdown(vla_ablation.load([published / "runs" / folder])),
+              "change_agent": lambda: change_ablation.markdown(run_records.load_all(published / "runs" / folder))}[system]
+    assert (work / f"{name}.md").read_text() == loaded()
+    foreign = published / "runs" / ("vggt_vla" if system == "reconvla" else "ablation")
+    for wrong, found in ((tmp_path / "empty", "no record"), (foreign, "are not")):
+        said = ask(wrong).exception
+        assert isinstance(said, UserError) and f"{wrong} holds no records of {system}'s" in str(said) and found in str(said)
 
 
 def test_the_comparison_that_counts_leaves_the_first_seed_out():

@@ -41,12 +41,18 @@ def test_help_is_quick_and_names_the_commands():
     assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-def test_a_user_error_has_no_traceback_and_exit_code_2(repro):
+def test_a_user_error_has_no_traceback_and_exit_code_2(repro, tmp_path):
     code, out, err = repro("run", "--profile", "smok")
     assert code == 2 and err.startswith("error: there is no profile 'smok'") and "did you mean 'smoke'?" in err and "Traceback" not in err
     assert repro("run")[2].startswith("error: no notebooks in")
     code, _, err = repro("table")
     assert code == 2 and "repro run --profile smoke" in err
+    kept = tmp_path / "results" / "smoke" / "runs" / "vggt_vla"
+    kept.mkdir(parents=True)
+    (kept / "a.json").touch()
+    code, _, err = repro("table")
+    shown = "repro ablation --system vggt_vla --profile smoke --tables --join results/smoke/runs/vggt_vla"
+    assert code == 2 and "found: ablations' records alone" in err and shown in err
     assert "use --profile" in repro("run", "-p", "profile", "cpu")[2]
     assert repro("publish")[0] == 2
     code, _, err = repro("evaluate", "--check")
@@ -151,6 +157,11 @@ NOWHERE = ("--model", "nothing", "--store", "nowhere")
     (("ablation", "--seeds", "a"), "'--seeds': 'a' is not"),
     (("ablation", "--seeds", "1,"), "'--seeds': '1,' is not"),
     (("ablation", "--corrupt", "x"), "'--corrupt': 'x' is not"),
+    (("ablation", "--tables", "--corrupt", "nan"), "'--corrupt': 'nan' is not"),
+    (("ablation", "--tables", "--seeds", "-1"), "'--seeds': '-1' is not"),
+    (("ablation", "--tables", "--minutes", "-3"), "'--minutes': -3.0 is not"),
+    (("ablation", "--tables", "--rows", "gase"), "found: gase"),
+    (("ablation", "--tables", "--rows", "gaze", "--seeds", "77"), "--rows, --seeds do nothing with --tables"),
     (("demos", "libero", "out", "--workers", "0"), "'--workers'"),
     (("demos", "libero", "out", "--per-task", "0"), "'--per-task'"),
     (("demos", "calvin", "out", "--per-task", "-1"), "'--per-task'"),

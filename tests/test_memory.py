@@ -25,7 +25,7 @@ def test_weights_are_counted_without_any():
 
 def test_a_model_whose_weights_fit_no_gpu_is_refused_with_what_it_needs_and_what_there_is(monkeypatch):
     here(monkeypatch, 141.0, 79.3, machine_gib=2000.0)
-    said = r"14\d\.\d GiB on every GPU(.|\n)*7\.70 billion(.|\n)*GPU 1: 79\.3 GiB(.|\n)*paper_nf4, or lora_rank"
+    said = r"14\d\.\d GiB on every GPU, 28\.7 of them while AdamW(.|\n)*7\.70 billion(.|\n)*GPU 1: 79\.3 GiB(.|\n)*paper_nf4, or lora_rank"
     with pytest.raises(UserError, match=said):
         memory.check(PRESETS["paper"])
     with pytest.raises(UserError, match="a smaller preset"):
@@ -37,7 +37,7 @@ def test_a_model_whose_weights_fit_no_gpu_is_refused_with_what_it_needs_and_what
     here(monkeypatch, 180.0)
     memory.check(PRESETS["paper"])
     here(monkeypatch, machine_gib=62.0)
-    with pytest.raises(UserError, match=r"11\d\.\d GiB(.|\n)*no GPU, and this machine: 62\.0 GiB"):
+    with pytest.raises(UserError, match=r"11\d\.\d GiB here, on every GPU 28\.7 more while (.|\n)*no GPU, and this machine: 62\.0 GiB"):
         memory.check(PRESETS["paper"])
     memory.check(replace(PRESETS["paper"], language="somebody/unknown-7B"))  # its config would be a download
     memory.check(object())

@@ -15,7 +15,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from repro import freshness, notebooks
+from repro import freshness, machine, notebooks
 from repro.machine import UserError
 from repro.notebooks import NotebookFailed
 
@@ -105,6 +105,8 @@ def test_parameters_are_checked_and_read_by_their_type(project):
     assert given == {"00_first": {"profile": "007", "steps": 12, "rate": 1e-4, "flag": False}, "01_second": {"profile": "007"}}
     with pytest.raises(UserError, match=r"unknown parameter 'stepps'(.|\n)*did you mean 'steps'\?"):
         notebooks.check_parameters(paths, {"stepps": 3})
+    with pytest.raises(UserError, match=r"unknown parameter 'steps'(.|\n)*run a notebook that takes it: 00_first$"):
+        notebooks.check_parameters(paths[1:], {"steps": 3}, paths)
     for name, wrong in (("steps", "many"), ("steps", 1.5), ("steps", True), ("flag", "yes"), ("rate", "fast"), ("profile", 7)):
         with pytest.raises(UserError, match=f"'{name}' of 00_first has the wrong type"):
             notebooks.check_parameters(paths[:1], {name: wrong})
@@ -219,6 +221,16 @@ def test_the_kernel_is_this_interpreter_whatever_is_installed_as_python3(project
     check = f"\n# %%\nimport sys\nassert sys.executable == {sys.executable!r}\n"
     (project / "notebooks" / "00_first.py").write_text(FIRST + check)
     assert notebooks.run("smoke", only=("00",), echo=Screen()) == {"00_first": "ran"}
+
+
+def test_a_second_run_on_a_work_folder_is_refused_and_changes_nothing(project):
+    assert notebooks.run("smoke", only=("00",), echo=Screen()) == {"00_first": "ran"}
+    folder = project / "work" / "smoke" / "notebooks"
+    with machine.alone(folder / ".lock") as free, pytest.raises(UserError, match=r"another repro run is at work in .*work/smoke\n"):
+        assert free
+        notebooks.run("smoke", fresh=True, echo=Screen())
+    assert (folder / "00_first.json").is_file()
+    assert notebooks.run("smoke", only=("00",), echo=Screen()) == {"00_first": "unchanged"}
 
 
 def test_ctrl_c_keeps_the_partial_notebook_and_says_how_to_go_on(project):

@@ -11,6 +11,7 @@ from repro import ablation_statistics, ablation_tables, change_ablation, experim
 from repro.data.episodes import Episode, StoreWriter
 from repro.evaluation import gaze
 from repro.machine import UserError
+from repro.models import tiny
 from repro.sims.tabletop import scenes
 from repro.training import launch
 
@@ -56,7 +57,7 @@ def test_the_job_for_your_own_libero_data_trains_on_what_an_import_gives(tmp_pat
             numbers = {"observation.state": rng.standard_normal((6, 8)).astype(np.float32),
                        "action": np.sign(rng.standard_normal((6, 7))).astype(np.float32)}
             writer.add(Episode("put the milk in the basket", {**pictures, **numbers}))
-    job = json.loads(re.search(r"echo '(\{.*?\})' > vggt.json", README, re.S)[1])
+    job = json.loads(re.search(r"echo '(\{[^']*?\})' > vggt.json", README, re.S)[1])
     job["train"] |= {"steps": 2, "measure_every": 1}
     monkeypatch.chdir(tmp_path)
     Path("vggt.json").write_text(json.dumps(job))
@@ -65,6 +66,39 @@ def test_the_job_for_your_own_libero_data_trains_on_what_an_import_gives(tmp_pat
     Path("other.json").write_text(json.dumps({**job, "folder": "other"}))
     with pytest.raises(UserError, match='no gaze boxes(.|\n)*"point_weight": 0'):
         launch.train_from_config("other.json", lambda line: None)
+
+
+def test_the_job_for_your_own_calvin_data_trains_on_an_import_with_boxes(tmp_path, monkeypatch):
+    """And one that is of other data, or does not say where the tiny parts are, is told so in the words of a config file."""
+    from diffusers import AutoencoderKL
+    from safetensors.torch import save_file
+
+    rng = np.random.default_rng(0)
+    for folder, size, more in (("work/smoke/store/training", 15, {"gaze.box": np.tile(np.float32([0.2, 0.2, 0.6, 0.6]), (6, 1)),
+                                                                  "gaze.source": ["truth"] * 6}), ("libero", 8, {})):
+        with StoreWriter(tmp_path / folder, 30, {"source": "test"}) as writer:
+            pictures = {f"observation.images.{name}": rng.integers(0, 256, (6, 96, 96, 3), dtype=np.uint8) for name in ("static", "wrist")}
+            numbers = {"observation.state": rng.standard_normal((6, size)).astype(np.float32),
+                       "action": np.sign(rng.standard_normal((6, 7))).astype(np.float32)}
+            writer.add(Episode("open the drawer", {**pictures, **numbers, **more}))
+    vae = AutoencoderKL.from_config(tiny.VAE)
+    for name, weights in (("tower", tiny.TinyTower().state_dict()), ("vae", vae.state_dict())):
+        place = tmp_path / "work/smoke/parts" / name
+        place.mkdir(parents=True)
+        save_file(weights, place / f"{name}.safetensors")
+        (place / "about.json").write_text("{}")
+    vae.save_config(place)
+    job = json.loads(re.search(r"echo '(\{[^']*?\})' > gaze.json", README, re.S)[1])
+    job["train"]["steps"] = 2
+    monkeypatch.chdir(tmp_path)
+    Path("gaze.json").write_text(json.dumps(job))
+    assert launch.train_from_config("gaze.json", lambda line: None).finished
+    del job["parts"]
+    for store, said in ((job["store"], r'the tiny vision and vae (.|\n)*"parts": "work/smoke/parts"'),
+                        ("libero", r'libero holds other data (.|\n)*15 numbers(.|\n)*found: 8(.|\n)*"vggt_tiny"')):
+        Path("other.json").write_text(json.dumps({**job, "store": store, "folder": "other"}))
+        with pytest.raises(UserError, match=said):
+            launch.train_from_config("other.json", lambda line: None)
 
 
 def test_the_change_agents_block_is_the_records():

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import time
 import types
 
 import numpy as np
@@ -227,6 +228,50 @@ def test_without_a_network_the_message_says_where_it_looked(monkeypatch, tmp_pat
         assert f"correct the name ({near}?), or turn" in str(error.value) if near else "correct the name, or turn" in str(error.value)
 
 
+def test_a_hub_that_does_not_answer_is_known_soon_and_what_is_fetched_is_said_first(monkeypatch, tmp_path, capsys):
+    """`snapshot_download` alone would try for minutes where packets are dropped. What is in the cache is not asked for."""
+    import huggingface_hub
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("the hub was asked"))
+    asked = []
+
+    def head(address, timeout):
+        asked.append(timeout)
+        time.sleep(60)
+
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: types.SimpleNamespace(head=head))
+    begun = time.monotonic()
+    assert pretrained.silent(0.2) == "no answer within 0 s" and time.monotonic() - begun < 5
+    monkeypatch.setattr(pretrained, "silent", lambda: "no name")
+    name, commit = "google/siglip-base-patch16-256", pretrained.PUBLISHED["google/siglip-base-patch16-256"][0]
+    with pytest.raises(UserError, match=r"ConnectionError: https://huggingface.co does not answer \(no name\)"):
+        pretrained.download("vision tower", name, commit)
+    said = capsys.readouterr().out
+    assert said.startswith(f"the vision tower {name} is not in the hub's cache ({tmp_path}): fetched from https://huggingface.co, revision")
+    kept = tmp_path / "models--google--siglip-base-patch16-256" / "snapshots" / commit
+    kept.mkdir(parents=True)
+    (kept / "model.safetensors").touch()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(kept))
+    assert pretrained.download("vision tower", name, commit) == kept and capsys.readouterr().out == ""
+
+
+def test_a_hub_that_answers_anything_is_there(monkeypatch):
+    import huggingface_hub
+
+    answers = iter([OSError("no"), "403"])
+
+    def head(address, timeout):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: types.SimpleNamespace(head=head))
+    assert pretrained.silent() is None
+
+
 def gated(monkeypatch, answers):
     """snapshot_download that takes its answers (errors or folders) in turn; gives the tokens it was called with."""
     from huggingface_hub.errors import GatedRepoError
@@ -242,6 +287,7 @@ def gated(monkeypatch, answers):
         return str(answer)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    monkeypatch.setattr(pretrained, "silent", lambda: None)
     return tokens
 
 

@@ -144,6 +144,7 @@ def test_a_pinned_name_is_found_among_the_kaggle_inputs_by_content(tmp_path, mon
     monkeypatch.setattr(pretrained, "KAGGLE_INPUT", inputs)
     asked = []
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, revision, **_: asked.append((name, revision)) or str(inputs))
+    monkeypatch.setattr(pretrained, "silent", lambda: None)
     written(tmp_path / "a")
     file = inputs / "vggt" / "pytorch" / "1b" / "1" / "weights.safetensors"
     file.parent.mkdir(parents=True)

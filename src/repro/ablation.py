@@ -3,6 +3,7 @@
     repro ablation --profile cpu --minutes 120        # goes on where it was; again and again until it says that all is done
     repro ablation --profile cpu --rows baseline,gaze --seeds 0,1 --corrupt 0.33
     repro ablation --profile cpu --tables             # only the tables and figures of what is done
+    repro ablation --tables --join results/cpu/runs/ablation      # of these records alone, without data
 
 A run is one row with one seed (and one share of wrong gaze boxes): train -> chains of five in the evaluation scene and, from held-out
 start states, in the training scenes -> attention on held-out frames -> offline action error -> records in work/<profile>/runs/ablation.
@@ -23,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from repro import ablation_statistics, attention, experiments, looking, run_records, scoring
-from repro.ablation_tables import markdown, publish, write  # noqa: F401 (of every system, beside its runs)
+from repro import ablation_statistics, ablation_tables, attention, experiments, looking, run_records, scoring
+from repro.ablation_tables import markdown, publish  # noqa: F401 (of every system, beside its runs)
 from repro.data.episodes import Store
 from repro.evaluation import chains, offline, policies, protocols
 from repro.machine import UserError
@@ -290,6 +291,21 @@ def _annotate(store: Path, log) -> None:
         from repro.gaze.annotate import annotate
 
         log(f"{store.name}: gaze boxes {annotate(store, 'truth')['sources']}")
+
+
+def write(work: Path, log=print, found: list[dict] | None = None) -> list[dict]:
+    """Tables and figures of what is done (ablation_tables.write), or of `found`, records of elsewhere, alone; returns the records."""
+    from repro import ablation_figures, pictures
+
+    if found is None:
+        return ablation_tables.write(work, log)
+    found = ablation_statistics.latest(found)
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "ablation.md").write_text(markdown(found))
+    for name, figure in ablation_figures.everything(found).items():
+        pictures.keep(figure, work / "figures" / f"ablation_{name}.png")
+    log(f"{len(found)} records; tables: ablation.md, figures: figures/ablation_*.png")
+    return found
 
 
 def draw(settings: Profile, work: Path) -> list[str]:

@@ -170,9 +170,10 @@ def markdown(found: list[dict]) -> str:
     return "\n\n".join(f"## {title}\n\n{results.markdown(*table)}" for title, table in parts(found)) + "\n"
 
 
-def write(work: Path, log=print) -> list[dict]:
-    """`<work>/change_agent.md` from the records; returns them."""
-    if found := records(work):
+def write(work: Path, log=print, found: list[dict] | None = None) -> list[dict]:
+    """`<work>/change_agent.md` from the records of what is done, or of `found` alone; returns them."""
+    if found := records(work) if found is None else found:
+        work.mkdir(parents=True, exist_ok=True)
         (work / f"{SYSTEM}.md").write_text(markdown(found))
         log(f"{len(found)} records; tables: {SYSTEM}.md")
     return found

@@ -88,13 +88,16 @@ def train(config: Path) -> None:
     train_from_config(config)
 
 
-def _numbers(kind: type, **words):
-    """A callback that reads comma-separated numbers, or a word that stands for some."""
+def _numbers(kind: type, high: float = float("inf"), **words):
+    """A callback that reads comma-separated numbers in [0, high], or a word that stands for some."""
     def read(context, option, text: str | None) -> tuple | None:
         try:
-            return None if text is None else words[text] if text in words else tuple(map(kind, text.split(",")))
+            found = None if text is None else words[text] if text in words else tuple(map(kind, text.split(",")))
         except ValueError as error:
             raise click.BadParameter(f"{text!r} is not comma-separated numbers, e.g. 0,1") from error
+        if not all(0 <= number <= high for number in found or ()):  # NaN is in no range
+            raise click.BadParameter(f"{text!r} is not comma-separated numbers in [0, {high:g}], e.g. 0,1")
+        return found
     return read
 
 
@@ -104,13 +107,15 @@ def _numbers(kind: type, **words):
 @click.option("--profile", default="cpu", show_default=True, help="smoke | cpu | t4 | paper")
 @click.option("--rows", help="Comma-separated (default: the profile's).")
 @click.option("--seeds", callback=_numbers(int), help="Comma-separated.")
-@click.option("--corrupt", callback=_numbers(float, none=()),
+@click.option("--corrupt", callback=_numbers(float, 1, none=()),
               help="Shares of wrong gaze boxes, comma-separated, e.g. 0.08,0.33,1; none: without.")
-@click.option("--minutes", default=0.0, help="Stop before so much wall clock is over, ready to go on; 0: no limit.")
+@click.option("--minutes", type=click.FloatRange(min=0), default=0.0,
+              help="Stop before so much wall clock is over, ready to go on; 0: no limit.")
 @click.option("--slots", type=click.IntRange(min=1), help="Runs at a time (default: one a core or GPU).")
 @click.option("--join", type=click.Path(exists=True, file_okay=False, path_type=Path),
-              help="Records of another machine or session (results/cpu/runs/ablation): their runs are not done again.")
-@click.option("--tables", is_flag=True, help="Only tables and figures of what is done.")
+              help="Records of another machine or session (results/cpu/runs/ablation): their runs are not done again. With --tables: "
+                   "tables of these records alone, without data.")
+@click.option("--tables", is_flag=True, help="Only tables and figures of what is done, into the work folder.")
 @click.option("--publish", is_flag=True, help="Only these, with the records, into results/<profile>.")
 @click.option("--one", hidden=True)
 def ablation(system: str, profile: str, rows: str | None, seeds: tuple | None, corrupt: tuple | None, minutes: float, slots: int | None,
@@ -128,29 +133,51 @@ def ablation(system: str, profile: str, rows: str | None, seeds: tuple | None, c
     of = import_module(f"repro.{name}")
     if system != "reconvla" and (rows or corrupt is not None):
         raise UserError(f"{system}'s rows are always all of them, as they are", "--seeds alone", "--rows or --corrupt")
-    if system == "change_agent" and join:
+    if system == "change_agent" and join and not tables:
         raise UserError("the change agent's records do not say what was asked for, so none is taken over", "--join with the other systems",
                         f"--join {join}", "leave it out: its runs take minutes")
-    if join and (tables or publish):
-        raise UserError(f"--join does nothing with {'--tables' if tables else '--publish'}", "--join with a run, which takes records over",
-                        next_step="run it once with --join and --minutes 1, then ask for the tables")
+    if join and publish:
+        raise UserError("--join does nothing with --publish", "--join with a run, which takes records over, or with --tables",
+                        next_step="run it once with --join and --minutes 1, then publish")
     if one:
         over.one(of, settings, work, one, minutes, click.echo)
         return
     given = {its_seeds: seeds, "few_seeds": seeds, "rows": rows and tuple(rows.split(",")), "few_rows": () if rows else None,
              "corrupt": corrupt}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    of.runs(settings)  # refuses rows that there are not
+    runs = {"--rows": rows, "--seeds": seeds, "--corrupt": corrupt, "--minutes": minutes, "--slots": slots}
+    unused = [name for name, value in runs.items() if value]
+    if tables and unused:
+        raise UserError(f"{', '.join(unused)} {'do' if len(unused) > 1 else 'does'} nothing with --tables",
+                        "--tables alone, of all runs that are done", next_step="leave it out: the tables show every row")
     if publish:
         of.publish(work, machine.root() / "results" / profile, of.draw(settings, work), click.echo)
         return
-    left = [] if tables else over.run(of, settings, work, minutes, slots, click.echo, join)
-    records = of.write(work, click.echo)
+    try:
+        left = [] if tables else over.run(of, settings, work, minutes, slots, click.echo, join)
+    except KeyboardInterrupt:
+        click.echo("stopped; what is done is kept: the same command goes on from there, a training from its last checkpoint", err=True)
+        sys.exit(130)
+    records = of.write(work, click.echo, over.given(of, join) if tables and join else None)
     if left and not records:
         click.echo("no run is whole yet: the same command goes on")
         return
     if not records:
-        raise UserError("no run of the ablation is done", next_step=f"repro ablation --system {system} --profile {profile}")
+        place = of.place(work, over.Run("gaze", 0)).parent
+        steps = [f"repro ablation --system {system} --profile {profile}   # does them", *_ablations(profile, system)]
+        raise UserError("no run of the ablation is done", f"RUN/done.json in {place}", "none" if place.is_dir() else "no such folder",
+                        "\n    ".join(steps))
     click.echo(of.markdown(records))
+
+
+def _ablations(profile: str, only: str = "") -> list[str]:
+    """Commands that show the ablations' records there are of a profile, published or here; only: of this system."""
+    tops = (machine.root() / "results" / profile / "runs", machine.work(profile) / "runs")
+    found = [(name.replace("ablation", "reconvla"), top / name) for top in tops for name in ("ablation", "vggt_vla", "change_agent")
+             if any((top / name).glob("*.json"))]
+    return [f"repro ablation --system {system} --profile {profile} --tables --join {os.path.relpath(folder)}   # records there are"
+            for system, folder in found if only in ("", system)]
 
 
 @cli.command()
@@ -168,11 +195,12 @@ def table(profile: str) -> None:
                     click.echo(results.markdown(*content) + "\n" if kind == "table" else f"{'## ' * (kind == 'heading')}{content[0]}\n")
             click.echo(f"report: {folder / 'report.html'}" if (folder / "report.html").is_file() else f"records: {folder / 'runs'}")
             return
+    others = _ablations(profile)
     raise UserError(
         f"no run records of profile {profile}",
         expected=f"JSON files in {machine.work(profile) / 'runs'} or results/{profile}/runs",
-        found="none",
-        next_step=f"repro run --profile {profile}",
+        found="ablations' records alone, in folders of their own" if others else "none",
+        next_step="\n    ".join([f"repro run --profile {profile}", *others]),
     )
 
 

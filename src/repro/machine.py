@@ -1,13 +1,15 @@
 """Where am I: Kaggle or laptop, which devices, which dtype and why, where work is written and where the user's data is."""
 
 import difflib
+import fcntl
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -127,6 +129,19 @@ def prepared(store: Path) -> Path:
         return store.with_name(store.name + ".prepared")
     place = hashlib.sha256(str(store.resolve()).encode()).hexdigest()[:8]
     return Path(os.environ["REPRO_SCRATCH"]) / f"{store.name}-{place}.prepared"
+
+
+@contextmanager
+def alone(lock: Path, wait: bool = False) -> Iterator[bool]:
+    """True where no other process holds this file; the kernel frees it when a process ends, however it ends."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            free = os.path.samestat(os.fstat(held.fileno()), os.stat(lock))  # not a file that its holder has just removed
+        except (BlockingIOError, FileNotFoundError):
+            free = False
+        yield free
 
 
 def calvin_data() -> Path | None:

@@ -14,6 +14,7 @@ import re
 import shlex
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,22 +116,20 @@ def _assignment(line: ast.stmt) -> tuple[str, type | None, object]:
     return name, TYPES.get(ast.unparse(line.annotation)) if isinstance(line, ast.AnnAssign) else type(value), value
 
 
-def check_parameters(paths: list[Path], given: dict[str, object]) -> dict[str, dict[str, object]]:
+def check_parameters(paths: list[Path], given: dict[str, object], every: Iterable[Path] = ()) -> dict[str, dict[str, object]]:
     """`{notebook: {name: typed value}}` of what is given; an unknown name or a wrong type is a UserError, before anything runs.
 
     Each notebook gets those names which it declares; a name that none declares is unknown. Text is read by the declared
-    type ("true", "1e-4"), so that `-p flag false` is False and `-p name 007` stays "007".
+    type ("true", "1e-4"), so that `-p flag false` is False and `-p name 007` stays "007". every: those that could run as well.
     """
     declared = {path.stem: inspect(path) for path in paths}
     known = {name for parameters in declared.values() for name in parameters}
     for name in given:
         if name not in known:
-            raise UserError(
-                f"unknown parameter {name!r}",
-                expected=", ".join(sorted(known)),
-                found=name,
-                next_step=nearest(name, known, "give a parameter of the notebooks that run"),
-            )
+            step = nearest(name, known, "give a parameter of the notebooks that run")
+            if others := [path.stem for path in every if name in inspect(path)]:
+                step = f"leave it out, or run a notebook that takes it: {', '.join(others)}"
+            raise UserError(f"unknown parameter {name!r}", ", ".join(sorted(known)), name, step)
     return {
         stem: {name: _typed(stem, name, parameters[name].type, value) for name, value in given.items() if name in parameters}
         for stem, parameters in declared.items()
@@ -167,40 +166,44 @@ def run(
     root = root or machine.root()
     every = sources(root)
     chosen = select(every, tuple(only), start)
-    given = check_parameters(chosen, {**(parameters or {}), "profile": profile})
+    given = check_parameters(chosen, {**(parameters or {}), "profile": profile}, every)
     work = machine.work(profile)
     folder = work / "notebooks"
-    folder.mkdir(parents=True, exist_ok=True)
-    timing = folder / "durations.json"
-    durations = json.loads(timing.read_text()) if timing.is_file() else {}
-    done = {}
-    for i, path in enumerate(chosen):
-        values = given[path.stem]
-        prints = freshness.fingerprint(path, values, every[: every.index(path)], folder, freshness.surroundings(root, values))
-        reason = "--fresh" if fresh else freshness.stale(folder, path.stem, prints, work)
-        head = f"[{i + 1}/{len(chosen)}] {path.stem:<22}"
-        if reason is None:
-            echo(f"{head} unchanged, skipped", flush=True)
-            done[path.stem] = "unchanged"
-            continue
-        echo(f"{head} {reason}; {_eta(durations, [p.stem for p in chosen[i:]])}", end=" ... ", flush=True)
-        began, before = time.monotonic(), freshness.contents(work)
-        (folder / f"{path.stem}.json").unlink(missing_ok=True)  # until it ends well, nothing vouches for the old copy
-        cells = _execute(path, values, folder, root, _again(profile, path, chosen, only, parameters or {}), echo)
-        durations[path.stem] = round(time.monotonic() - began, 1)
-        now = freshness.contents(work)
-        about = {
-            "fingerprint": prints,
-            "parameters": values,
-            "executed": freshness.digest((folder / f"{path.stem}.ipynb").read_bytes()),
-            "seconds": durations[path.stem],
-            "made": {name: state[0] for name, state in now.items() if before.get(name) != state},
-        }
-        freshness.write(folder / f"{path.stem}.json", about)
-        freshness.write(timing, durations)
-        echo(f"done, {cells} cells in {_clock(durations[path.stem])}", flush=True)
-        done[path.stem] = "ran"
-    return done
+    with machine.alone(folder / ".lock") as free:
+        if not free:
+            raise UserError(f"another repro run is at work in {work}", "one at a time in a work folder", "its lock is held",
+                            "wait for it, or end it (ps aux | grep 'repro run'), or give this one a folder of its own (REPRO_WORK); a lock "
+                            "goes with its process")
+        timing = folder / "durations.json"
+        durations = json.loads(timing.read_text()) if timing.is_file() else {}
+        done = {}
+        for i, path in enumerate(chosen):
+            values = given[path.stem]
+            prints = freshness.fingerprint(path, values, every[: every.index(path)], folder, freshness.surroundings(root, values))
+            reason = "--fresh" if fresh else freshness.stale(folder, path.stem, prints, work)
+            head = f"[{i + 1}/{len(chosen)}] {path.stem:<22}"
+            if reason is None:
+                echo(f"{head} unchanged, skipped", flush=True)
+                done[path.stem] = "unchanged"
+                continue
+            echo(f"{head} {reason}; {_eta(durations, [p.stem for p in chosen[i:]])}", end=" ... ", flush=True)
+            began, before = time.monotonic(), freshness.contents(work)
+            (folder / f"{path.stem}.json").unlink(missing_ok=True)  # until it ends well, nothing vouches for the old copy
+            cells = _execute(path, values, folder, root, _again(profile, path, chosen, only, parameters or {}), echo)
+            durations[path.stem] = round(time.monotonic() - began, 1)
+            now = freshness.contents(work)
+            about = {
+                "fingerprint": prints,
+                "parameters": values,
+                "executed": freshness.digest((folder / f"{path.stem}.ipynb").read_bytes()),
+                "seconds": durations[path.stem],
+                "made": {name: state[0] for name, state in now.items() if before.get(name) != state},
+            }
+            freshness.write(folder / f"{path.stem}.json", about)
+            freshness.write(timing, durations)
+            echo(f"done, {cells} cells in {_clock(durations[path.stem])}", flush=True)
+            done[path.stem] = "ran"
+        return done
 
 
 def _again(profile: str, path: Path, chosen: list[Path], only: tuple[str, ...], parameters: dict[str, object]) -> str:

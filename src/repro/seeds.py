@@ -129,6 +129,19 @@ def one(system, settings: Profile, work: Path, key: str, minutes: float, log=pri
     return do(system, settings, work, Run(row, int(seed), float(corrupt)), minutes, log)
 
 
+def given(system, folder: Path) -> list[dict]:
+    """The records in `folder`, for tables of them alone (write's `found`), which need no data. Others than the system's are an error."""
+    told = run_records.load_all(folder)
+    own = lambda r: r["system"].removesuffix(" ablation") == system.SYSTEM and ("asked" in r["config"] or system.SYSTEM == "change_agent")
+    others = [record for record in told if not own(record)]
+    if others or not told:
+        found = f"{len(others)} of {len(told)} are not: {', '.join(sorted({r['system'] for r in others}))}" if told else "no record"
+        raise UserError(f"{folder} holds no records of {system.SYSTEM}'s ablation, or not these alone", "*.json as --publish writes them: "
+                        "results/cpu/runs/ablation (reconvla), results/cpu/runs/vggt_vla, results/cpu/runs/change_agent", found,
+                        "give the folder of the records itself, and --system as theirs")
+    return told
+
+
 def join(system, settings: Profile, work: Path, folder: Path, log=print) -> list[Run]:
     """Take over the runs whose records lie in `folder`, another machine's or an earlier session's: they are not done again. Those taken.
 

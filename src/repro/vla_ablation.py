@@ -299,11 +299,12 @@ def figure(found: list[dict]):
     return drawn
 
 
-def write(work: Path, log=print) -> list[dict]:
-    """`<work>/vggt_vla.md` and `<work>/figures/vla_ablation.png` from the records of what is done; returns them."""
+def write(work: Path, log=print, found: list[dict] | None = None) -> list[dict]:
+    """`<work>/vggt_vla.md` and `<work>/figures/vla_ablation.png` from the records of what is done, or of `found` alone; returns them."""
     from repro import pictures
 
-    if found := records(work):
+    if found := records(work) if found is None else ablation_statistics.latest(found):
+        work.mkdir(parents=True, exist_ok=True)
         (work / f"{SYSTEM}.md").write_text(markdown(found))
         pictures.keep(figure(found), work / "figures" / "vla_ablation.png")
         log(f"{len(found)} records; tables: {SYSTEM}.md, figure: figures/vla_ablation.png")

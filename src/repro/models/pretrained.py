@@ -10,6 +10,8 @@ import hashlib
 import json
 import os
 import re
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +69,7 @@ PUBLISHED = {  # name: (revision, sha256, config)
     "black-forest-labs/FLUX.1-dev": ("3de623fc3c33e44ffbe2bad470d0f45bccf2eb21", _FLUX_SHA, _FLUX_VAE),  # VAE: 83.8 M
     "black-forest-labs/FLUX.1-schnell": ("741f7c3ce8b383c54771c7003378a50191e9efe9", _FLUX_SHA, _FLUX_VAE),  # VAE: the same file
 }  # fmt: skip
+WEIGHTS = tuple(f"{stem}.safetensors{end}" for stem in ("model", "diffusion_pytorch_model") for end in ("", ".index.json"))
 LICENCES = {  # name, or the beginning of names: (licence, the hub asks for consent first)
     "google/siglip": ("Apache-2.0", False),
     "Qwen/Qwen2-7B": ("Apache-2.0", False),
@@ -164,9 +167,33 @@ def told_by_content(name: str, revision: str | None) -> bool:
     return name in PUBLISHED and revision == PUBLISHED[name][0] and KAGGLE_INPUT.is_dir()
 
 
+def silent(seconds: float = 20.0) -> str | None:
+    """Why the hub does not answer, or None where it does, whatever it says; three tries, known after so many seconds at the latest.
+
+    `snapshot_download` tries six times, each for as long as the system waits for a name or a connection that does not come: minutes."""
+    from huggingface_hub import constants, get_session
+
+    told = [f"no answer within {seconds:.0f} s"]
+
+    def ask() -> None:
+        for wait in (1, 3, 0):
+            try:
+                get_session().head(constants.ENDPOINT, timeout=seconds)
+                told.append(None)
+                return
+            except Exception as error:  # of requests or httpx, by the hub's version
+                told.append(line(error))
+                time.sleep(wait)
+
+    asking = threading.Thread(target=ask, daemon=True)  # a name that is looked up cannot be interrupted
+    asking.start()
+    asking.join(seconds)
+    return told[-1]
+
+
 def download(what: str, name: str, revision: str | None, token: str | None = None, subfolder: str = "") -> Path:
     """The snapshot of a hub id: config, tokenizer and safetensors, from the hub's cache or the net. Pickled weights are not fetched."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     names = ("*.safetensors", "*.safetensors.index.json", "*config.json", "tokenizer*", "vocab.*", "merges.txt")
@@ -180,7 +207,14 @@ def download(what: str, name: str, revision: str | None, token: str | None = Non
     correct = "" if name in PUBLISHED else "correct the name" + (f" ({near[0]}?)" if near else "") + ", or "
     attach = "or attach it as a Kaggle model or dataset" + ("" if known else " and pass its folder")
     attach += f", or pass a folder. Licence: {licence(name)}"
+    inside = f"{subfolder}/" if subfolder else ""
     try:
+        kept = (try_to_load_from_cache(name, inside + file, revision=revision) for file in WEIGHTS)
+        if not constants.HF_HUB_OFFLINE and not any(isinstance(file, str) for file in kept):
+            print(f"the {what} {name} is not in the hub's cache ({constants.HF_HUB_CACHE}): fetched from {constants.ENDPOINT}, revision "
+                  f"{revision or 'main'}", flush=True)
+            if why := silent():
+                raise ConnectionError(f"{constants.ENDPOINT} does not answer ({why})")
         try:
             return fetch(token)  # None: HF_TOKEN of the environment, if it is set
         except RepositoryNotFoundError:  # gated ones are of this kind too

@@ -8,7 +8,6 @@ A checkpoint is written as `step_XXXXXXXX.part`, flushed to disk, then renamed: 
 the whole folder or a `.part` that nobody reads. `latest` checks the digests and passes over what is damaged, saying so.
 """
 import errno
-import fcntl
 import functools
 import hashlib
 import json
@@ -17,14 +16,13 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from repro.machine import UserError
+from repro.machine import UserError, alone  # noqa: F401 (for callers)
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -49,19 +47,6 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def alone(lock: Path, wait: bool = False) -> Iterator[bool]:
-    """True where no other process holds this file; the kernel frees it when a process ends, however it ends."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with open(lock, "w") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            free = os.path.samestat(os.fstat(held.fileno()), os.stat(lock))  # not a file that its holder has just removed
-        except (BlockingIOError, FileNotFoundError):
-            free = False
-        yield free
 
 
 def digest(path: Path) -> str:

@@ -241,6 +241,16 @@ def _build(job: Job, config: ReconVLAConfig | KeypointConfig | VGGTVLAConfig, st
         known = [like] if config.language == "tiny" else stores
         return VGGTVLA.build(config, like.stats, sorted({episode.task for one in known for episode in one.episodes}),
                              sentences_file(store, config), fingerprint.conventions(store))
+    found = len(like.stats.get("observation.state", {}).get("mean", ()))
+    if found != config.state_dim:
+        raise UserError(f"{like.folder} holds other data than this model is made for", f"{config.state_dim} numbers of the state "
+                        "(observation.state), as in CALVIN", found or f"none; columns {', '.join(like.columns)}",
+                        'in the job\'s model the preset for these data: "vggt_tiny" (LIBERO), "change_tiny_ours" (LEVIR); or "state_dim"')
+    if not job.parts and (taught := [name for name, needed in (("vision", config.freeze_vision), ("vae", config.recon))
+                                     if needed and getattr(config, name) == "tiny"]):
+        raise UserError(f"{job.name}: the tiny {' and '.join(taught)} learn before all else, and the job does not say where they are",
+                        'the folder of what they have learned, "parts" beside "model": "parts": "work/smoke/parts"', "no parts",
+                        "add it; that folder is made by: repro run --profile smoke --only 01 --only 04 --only 05")
     if job.parts:
         from repro.models import tiny
 

@@ -43,10 +43,11 @@ def check(config: object) -> None:
     (trained, frozen), here = weights(config), machine.describe()
     place = min(here["gpus"], key=lambda gpu: gpu["memory_gib"], default={"name": "no GPU, and this machine", **here})
     each = TRAINED + (STEPPED if here["gpus"] else 0)
-    needed = (each * trained + frozen) / 2**30
+    needed, stepping = (each * trained + frozen) / 2**30, STEPPED * trained / 2**30
     if needed > place["memory_gib"]:
         fewer = "a smaller preset" if config.lora_rank else "preset paper_nf4, or lora_rank (trains adapters alone)"
         raise UserError("the memory here does not hold this model's weights, their gradients and what the optimizer keeps of them", (
-            f"{needed:.1f} GiB on every GPU, and activations on top: {trained / 1e9:.2f} billion weights that train, {each} bytes of each, "
+            f"{needed:.1f} GiB {f'on every GPU, {stepping:.1f} of them' if here['gpus'] else f'here, on every GPU {stepping:.1f} more'} "
+            f"while AdamW steps, and activations on top: {trained / 1e9:.2f} billion weights that train, {each} bytes of each, "
             f"and {frozen / 2**30:.1f} GiB that are frozen"), f"{place['name']}: {place['memory_gib']} GiB", (
             f"{fewer}, or a GPU of more memory; more GPUs do not help, each holds the whole model: nothing here shards it"))

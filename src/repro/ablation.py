@@ -24,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from repro import ablation_statistics, ablation_tables, attention, experiments, looking, run_records, scoring
-from repro.ablation_tables import markdown, publish  # noqa: F401 (of every system, beside its runs)
+from repro import ablation_statistics, attention, experiments, looking, run_records, scoring
+from repro.ablation_tables import markdown, publish, write  # noqa: F401 (of every system, beside its runs)
 from repro.data.episodes import Store
 from repro.evaluation import chains, offline, policies, protocols
 from repro.machine import UserError
@@ -291,21 +291,6 @@ def _annotate(store: Path, log) -> None:
         from repro.gaze.annotate import annotate
 
         log(f"{store.name}: gaze boxes {annotate(store, 'truth')['sources']}")
-
-
-def write(work: Path, log=print, found: list[dict] | None = None) -> list[dict]:
-    """Tables and figures of what is done (ablation_tables.write), or of `found`, records of elsewhere, alone; returns the records."""
-    from repro import ablation_figures, pictures
-
-    if found is None:
-        return ablation_tables.write(work, log)
-    found = ablation_statistics.latest(found)
-    work.mkdir(parents=True, exist_ok=True)
-    (work / "ablation.md").write_text(markdown(found))
-    for name, figure in ablation_figures.everything(found).items():
-        pictures.keep(figure, work / "figures" / f"ablation_{name}.png")
-    log(f"{len(found)} records; tables: ablation.md, figures: figures/ablation_*.png")
-    return found
 
 
 def draw(settings: Profile, work: Path) -> list[str]:

@@ -23,6 +23,7 @@ from repro.ablation_statistics import (
     early_stop,
     frames,
     is_floor,
+    latest,
     lengths,
     load,
     mean,
@@ -410,12 +411,14 @@ def publish(work: Path, target: Path, drawn: Iterable[str] = (), log=print) -> P
     return seeds.publish(records, "ablation", work, target, ["ablation.md", *(f"figures/{name}" for name in (*shown, *drawn))], log)
 
 
-def write(work: Path, log=print) -> list[dict]:
-    """`<work>/ablation.md` and `<work>/figures/ablation_*.png` from the records of what is done; returns them."""
+def write(work: Path, log=print, found: list[dict] | None = None) -> list[dict]:
+    """`<work>/ablation.md` and `<work>/figures/ablation_*.png` from the records of what is done, or of `found`, records of elsewhere,
+    alone; returns the records."""
     from repro import ablation_figures, pictures
 
-    records = records_of(work)
+    records = records_of(work) if found is None else latest(found)
     if records:
+        work.mkdir(parents=True, exist_ok=True)
         (work / "ablation.md").write_text(markdown(records))
         for name, figure in ablation_figures.everything(records).items():
             pictures.keep(figure, work / "figures" / f"ablation_{name}.png")

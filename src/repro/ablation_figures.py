@@ -129,7 +129,8 @@ def looked_at(records: list[dict]) -> Figure | None:
     for key, (start, _) in attention.quantities().items():
         for box in ("another episode's box", "the same task's box elsewhere"):
             title = f"{start}, gaze box minus {box}"
-            found[key, box] = statistics.frames([r for r in mine if title in r["frames"]], title)
+            rows_ = statistics.frames([r for r in mine if title in r["frames"]], title)  # too few episodes have no other box of their task
+            found[key, box] = {name: seeds for name, seeds in rows_.items() if all(map(len, seeds.values()))}
     if not any(found.values()):
         return None
     figure = Figure(figsize=(13, 1.8 + 0.36 * len(names)), layout="constrained", dpi=130)

@@ -165,6 +165,17 @@ def test_what_the_prose_says_of_the_ablation_is_in_the_records():
     for other, later in (("baseline", "+1.57 [+1.28, +1.86]"), ("gaze", "+1.65 [+1.04, +2.26]")):
         apart = ablation_statistics.difference({k: v for k, v in before.items() if k}, by_row[other], (-5, 5))
         assert f"{apart['value']:+.2f} [{apart['low']:+.2f}, {apart['high']:+.2f}]" == later and later in texts[1]
+    apart = ablation_statistics.difference(by_row["mask"], by_row["baseline"], (-5, 5))
+    mass = ablation_statistics.frames(records, ablation_statistics.MASS)
+    looks = ablation_statistics.difference(mass["mask"], mass["baseline"], (-1, 1), True)
+    assert apart["of"] == [0, 1, 2] and apart["positive"] == 3
+    for one in (apart, looks):
+        assert not everywhere(f"{one['value']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]")
+    assert [f"{mass[name][1].mean():.3f}" for name in ("gaze untaught", "baseline untaught")] == ["0.065", "0.079"]
+    assert "0.065 and 0.079" in texts[0] and "0.079 (`baseline untaught`) and 0.065" in texts[1]
+    assert (at("gaze untaught"), at("baseline untaught")) == ("0.63", "0.96")
+    assert (at("baseline+pretrain", 2), at("gaze+pretrain", 2)) == ("2.98", "2.82") and not everywhere("2.98", "2.82", "2.88")
+    assert f"{ablation_statistics.mean(by_row['baseline+pretrain'], (0, 5))['value']:.3g}" == "2.88"
     single = [r["variant"] for r in records if r["benchmark"] == ablation_statistics.OFFLINE and counted(r["variant"]) == 1]
     assert single and all(list(by_row[name]) == [1] for name in single), "rows of one seed are of seed 1"
     gains = [mark["success gain"] for mark in ablation_statistics.on_the_way(records)]

@@ -388,8 +388,8 @@ def test_a_refused_job_leaves_no_lock(tmp_path, wrong):
 
 def test_a_lock_that_its_holder_removed_is_held_by_nobody(tmp_path, monkeypatch):
     """Two processes that wait at two files of one name would train into one folder."""
-    flock = checkpoint.fcntl.flock
-    monkeypatch.setattr(checkpoint.fcntl, "flock", lambda *how: (tmp_path / "run.lock").unlink() or flock(*how))
+    flock = machine.fcntl.flock
+    monkeypatch.setattr(machine.fcntl, "flock", lambda *how: (tmp_path / "run.lock").unlink() or flock(*how))
     with checkpoint.alone(tmp_path / "run.lock") as free:
         assert not free
 

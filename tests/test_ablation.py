@@ -794,10 +794,10 @@ def test_seeds_that_show_a_gain():
 def test_the_interval_of_these_models_alone_knows_nothing_of_other_seeds():
     rng = np.random.default_rng(0)
     values = rng.normal(0, 1, (5, 100)) + np.array([-2, -1, 0, 1, 2])[:, None]
-    low, high = ablation_statistics.alone(values, (-9, 9))
+    low, high = ablation_statistics.of_these_models(values, (-9, 9))
     assert low < values.mean() < high and high - low == pytest.approx(2 * 1.96 / 500**0.5, rel=0.15), "start states alone"
     assert ablation_statistics.nested(values, (-9, 9))["high"] - values.mean() > 1.5, "seeds too"
-    low, high = ablation_statistics.alone(np.repeat([[1.0], [3.0]], 50, 1), (0, 5))
+    low, high = ablation_statistics.of_these_models(np.repeat([[1.0], [3.0]], 50, 1), (0, 5))
     assert low < 2 < high, "start states that came out alike are not certain"
 
 
@@ -806,6 +806,10 @@ def test_rows_that_began_elsewhere_are_never_paired():
         return {"variant": variant, "seed": 1, "benchmark": "b", "outcomes": "01", "config": config}
     older = ablation_statistics.lengths([one("baseline"), one("gaze", starts="a")], "b")
     assert set(older) == {"baseline", "gaze"}, "of older records it is not known"
+    state, chain = {"seed": 1, "drawer": "open"}, ("open_drawer", "turn_on_led")
+    digests = [ablation.starts_digest(places) for places in ([("D", [(state, chain)])], [("A", [(state, chain)])],
+               [("D", [({**state, "seed": 2}, chain)])], [("D", [(state, chain[:1])])])]  # fmt: skip
+    assert len(set(digests)) == 4 and digests[0] == ablation.starts_digest([("D", [(dict(state), chain)])])
     with pytest.raises(UserError, match="seed 1 began in different start states"):
         ablation_statistics.lengths([one("baseline", starts="b"), one("gaze", starts="a")], "b")
 

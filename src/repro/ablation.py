@@ -141,11 +141,16 @@ def _evaluate(settings: Profile, work: Path, run: Run, scored: dict[str, object]
                 folder = place(work, run) / run_records.file_name(name) / f"{run_records.file_name(benchmark)}-{scene}"
                 outcomes += _roll_out(policy, name, scene, starts, folder, settings, clock, log)
                 seconds += chains.spent(folder)
-            begun, told = time.monotonic() - seconds, hashlib.sha256(json.dumps(places, sort_keys=True, default=float).encode()).hexdigest()
-            metrics = chains.summarise(outcomes) | policies.mended(policy)
-            record = _record(settings, work, run, name, policy, benchmark, metrics, begun, starts=told[:16])
+            begun, metrics = time.monotonic() - seconds, chains.summarise(outcomes) | policies.mended(policy)
+            record = _record(settings, work, run, name, policy, benchmark, metrics, begun, starts=starts_digest(places))
             found.append({**record, "outcomes": "".join(str(outcome.length) for outcome in outcomes)})
     return found
+
+
+def starts_digest(places: list[tuple[str, list]]) -> str:
+    """Of scenes, start states, tasks and their sentences: rows that were told the same from the same states can be paired."""
+    told = {task: language.VALIDATION[task] for _, starts in places for _, chain in starts for task in chain}
+    return hashlib.sha256(json.dumps([places, told], sort_keys=True, default=float).encode()).hexdigest()[:16]
 
 
 def _roll_out(policy, name: str, scene: str, starts: list, folder: Path, settings: Profile, clock: Clock, log) -> list[chains.Outcome]:

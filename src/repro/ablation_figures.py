@@ -13,6 +13,7 @@ from repro.ablation_statistics import ATTENTION, BASELINE, GAIN, OFFLINE
 STYLES = (("0.0", "-", "o"), ("0.5", "--", "s"), ("0.3", ":", "^"), ("0.65", "-.", "D"), ("0.15", (0, (5, 1, 1, 1)), "v"),
           ("0.45", (0, (1, 2)), "P"), ("0.75", "-", "X"), ("0.6", "--", "*"))
 MARKS = "ovs^DPX*"  # of seeds
+OTHERS = "another episode's box", "the same task's box elsewhere"  # what attention in the gaze box is compared with
 SEED = {"color": "0.45", "markersize": 5, "markerfacecolor": "white", "linestyle": "none"}
 
 
@@ -127,7 +128,7 @@ def looked_at(records: list[dict]) -> Figure | None:
     mine = [r for r in records if r["benchmark"] == ATTENTION]
     names, found = statistics.variants(mine), {}
     for key, (start, _) in attention.quantities().items():
-        for box in ("another episode's box", "the same task's box elsewhere"):
+        for box in OTHERS:
             title = f"{start}, gaze box minus {box}"
             rows_ = statistics.frames([r for r in mine if title in r["frames"]], title)  # too few episodes have no other box of their task
             found[key, box] = {name: seeds for name, seeds in rows_.items() if all(map(len, seeds.values()))}
@@ -136,7 +137,7 @@ def looked_at(records: list[dict]) -> Figure | None:
     figure = Figure(figsize=(13, 1.8 + 0.36 * len(names)), layout="constrained", dpi=130)
     axes = figure.subplots(1, len(attention.quantities()), sharey=True)
     for axis, (key, (start, _)) in zip(axes, attention.quantities().items(), strict=True):
-        for k, box in enumerate(("another episode's box", "the same task's box elsewhere")):
+        for k, box in enumerate(OTHERS):
             several = max((len(seeds) for seeds in found[key, box].values()), default=0) > 1
             for i, name in enumerate(names):
                 if name not in found[key, box]:
@@ -145,7 +146,7 @@ def looked_at(records: list[dict]) -> Figure | None:
                 bar = [[one["value"] - one["low"]], [one["high"] - one["value"]]] if one["seeds"] > 1 or not several else None
                 axis.errorbar(one["value"], i + 0.3 * k - 0.15, xerr=bar, color="0.1" if k else "0.5", marker="os"[k], capsize=3,
                               markersize=5, markerfacecolor="white" if k else "0.5", linestyle="none",
-                              label=f"minus {box} (n = {one['n']} tasks)" if not i else None)
+                              label=f"minus {box} (n = {one['n']} tasks)" if name == next(iter(found[key, box])) else None)
         axis.axvline(0, color="0.6", linewidth=1)
         axis.set_xlabel(start)
         axis.set_yticks(range(len(names)), names)

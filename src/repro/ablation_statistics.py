@@ -102,7 +102,7 @@ def _by_seed(records: Iterable[dict], values) -> dict[str, dict[int, np.ndarray]
     return {variant: dict(sorted(seeds.items())) for variant, seeds in found.items()}
 
 
-def alone(values: np.ndarray, bounds: tuple[float, float]) -> tuple[float, float]:
+def of_these_models(values: np.ndarray, bounds: tuple[float, float]) -> tuple[float, float]:
     """95 % interval of the mean of (seeds, start states) for these very models: start states alone are drawn anew, within each seed. Of
     other seeds it says nothing."""
     values = np.atleast_2d(np.asarray(values, float))
@@ -149,14 +149,14 @@ def mean(by_seed: dict[int, np.ndarray], bounds: tuple[float, float], shared: bo
 
 def difference(ours: dict[int, np.ndarray], theirs: dict[int, np.ndarray], bounds: tuple[float, float], shared: bool = False
                ) -> dict | None:
-    """Ours minus theirs over the seeds that both have, paired, or None; `of`: these seeds, `positive`: in how many it is, `alone`: (low,
-    high) of these very models (`alone`)."""
+    """Ours minus theirs over the seeds that both have, paired, or None; `of`: these seeds, `positive`: in how many it is; where they do not
+    share start states `alone`: (low, high) of these very models."""
     both = sorted(ours.keys() & theirs.keys())
     if not both:
         return None
     apart = np.stack([ours[seed] - theirs[seed] for seed in both])
-    return {**(crossed if shared else nested)(apart, bounds), "positive": int((apart.mean(1) > 0).sum()), "of": both,
-            "alone": alone(apart, bounds)}
+    told = {"positive": int((apart.mean(1) > 0).sum()), "of": both}
+    return {**crossed(apart, bounds), **told} if shared else {**nested(apart, bounds), **told, "alone": of_these_models(apart, bounds)}
 
 
 def seeds_for(differences: np.ndarray, gain: float, power: float = 0.8) -> int | None:

@@ -233,7 +233,7 @@ def offline_table(records: list[dict]) -> Table:
     return ["row", "seeds", f"motion error (n = {counted} episodes)",
             "action loss at the end, 8 held-out batches of the evaluation scene; of several seeds the mean [least, most]",
             "where it is least, in hindsight (share of the steps; neighbours hardly differ)",
-            f"where `patience` {PATIENCE} would have ended training (measured 20 times)"], rows
+            f"where `patience` {PATIENCE} would have ended training"], rows
 
 
 def rebuilt_table(records: list[dict]) -> Table:
@@ -363,7 +363,7 @@ def _without_first(found: dict[str, dict[int, np.ndarray]], row: str) -> dict[in
 
 def pretrained(records: list[dict]) -> str:
     """What the stage before adds, evaluation scene, to no reconstruction at all and to the gaze region alone, with and without the first
-    seed (which an earlier commit trained); "" without such a row of several seeds."""
+    seed, as in what counts; "" without such a row of several seeds."""
     found = lengths(records, chain_benchmarks(records)[0])
     row, said = "gaze+pretrain", []
     for other, what in ((BASELINE, ""), (GAZE, ", the paper's own contrast in Table 2")):

@@ -189,7 +189,7 @@ def _record(detector: Detector, one: Measured, none: Measured, everything: Measu
 
 # ---- a whole measurement ----------------------------------------------------------------------------------------------------------------
 
-SIZES = {"smoke": (42, 12), "cpu": (240, 60), "t4": (240, 60), "paper": (240, 60)}  # cluttered scenes, play tables with unseen textures
+SIZES = {"smoke": (24, 12), "cpu": (240, 60), "t4": (240, 60), "paper": (240, 60)}  # cluttered scenes, play tables with unseen textures
 
 
 def run(work: Path, profile: str, detectors: Sequence[Detector], folders: Sequence[Path] = (), seed: int = 0,

@@ -71,7 +71,7 @@ def load_policy(folder: Path | str, store=None, run: Path | str | None = None, l
         policy.trained = {key: made[key] for key in TRAINED if key in made}
         lines = read_metrics(Path(run or path.parent) / "metrics.jsonl")
         policy.minutes = next((line["seconds"] for line in lines if line["step"] == made["step"]), 0.0) / 60
-    return policy.to("cuda" if torch.cuda.is_available() else "cpu")
+    return policy.to("cuda" if torch.cuda.is_available() else "cpu").eval()  # as it acts: asked again and again, it need not be told so
 
 
 def _official(folder: Path, elsewhere: dict[str, str], quantise: str | None):

@@ -24,6 +24,7 @@ from repro.machine import UserError
 from repro.models.vggt_vla import PRESETS, VGGTVLA
 from repro.sims import base, calvin_layout
 from repro.sims.tabletop.world import PlayTable
+from repro.training import checkpoint
 
 SOUND = ["loads", "forward", "same twice", "action range", "knows data", "reads", "looks", "statistics", "gripper", "orientation", "replay",
          "own rollouts"]  # fmt: skip
@@ -477,3 +478,13 @@ def test_a_checkpoint_of_another_kind_of_data_does_not_load(store, tmp_path):
     (tmp_path / "model.json").write_text('{"model": "Oracle"}')
     with pytest.raises(UserError, match="names no model that acts"):
         load_policy(tmp_path)
+
+
+def test_a_damaged_checkpoint_that_is_named_itself_is_refused(store, tmp_path):
+    model = VGGTVLA.build(SMALL, store.stats, [info.task for info in store.episodes])
+    step = checkpoint.save(tmp_path / "run", 1, model.save, {}, {}, keep=1)
+    assert not load_policy(step).training, "as it acts"
+    weights = step / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"model.safetensors is not what was saved(.|\n)*name the run, .*run"):
+        load_policy(step)

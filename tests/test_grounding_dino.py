@@ -309,15 +309,28 @@ def test_the_hub_refuses(monkeypatch, kind, says):
         raise type(kind, (getattr(errors, kind),), {"__init__": lambda self: None, "__str__": lambda self: "the hub's words\nand more"})
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(grounding_dino_weights, "silent", lambda: None)
     with pytest.raises(UserError, match=says) as error:
         GroundingDino("IDEA-Research/grounding-dino-tiny", revision="main")
     assert f"{kind}: the hub's words" in str(error.value)
+
+
+def test_a_hub_that_does_not_answer_is_known_soon(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(grounding_dino_weights, "silent", lambda: "no name")
+    with pytest.raises(UserError, match=r"does not answer \(no name\)(.|\n)*turn the internet on"):
+        GroundingDino("IDEA-Research/grounding-dino-tiny")
 
 
 def test_a_hub_id_asks_for_no_more_than_it_needs(monkeypatch, folder, pth):
     import huggingface_hub
 
     asked = {}
+    monkeypatch.setattr(grounding_dino_weights, "silent", lambda: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: asked.update({name: options}) or str(folder))
     GroundingDino("someone/tiny", revision="v1", **SIZES)
     GroundingDino(pth, tokenizer="google-bert/bert-base-uncased", config=folder, **SIZES)

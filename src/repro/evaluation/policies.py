@@ -53,6 +53,9 @@ def load_policy(folder: Path | str, store=None, run: Path | str | None = None, l
     if official.holds(folder):
         return _official(Path(folder).expanduser(), {name: place for name, place in (elsewhere or {}).items() if place}, quantise)
     path = find(folder)
+    if path == Path(folder).expanduser() and (path / "about.json").is_file() and (wrong := checkpoint.damage(path)):
+        raise UserError(f"{path} is damaged: {wrong}", "every file as it was saved", wrong,
+                        f"copy it again from where it is whole, or name the run, {path.parent}: its last whole checkpoint is taken")
     if quantise:
         raise UserError(f"{path} is loaded in the precision it was trained in", "an official folder (config.json, *.safetensors)",
                         "a checkpoint of this library", "leave 4 bits out, or train in them: preset paper_nf4")

@@ -19,6 +19,7 @@ import torch
 
 from repro import machine
 from repro.machine import UserError
+from repro.models.pretrained import silent
 
 KAGGLE_INPUT = machine.kaggle_root() / "input"
 LISTED, INDEX = 5000, "ep_start_end_ids.npy"  # entries of a folder that are looked at; the file beside CALVIN's frames
@@ -76,11 +77,14 @@ def local(source: str | Path, revision: str | None = None, patterns: Sequence[st
     attach = "attach the files as a Kaggle model or dataset and pass their folder, or pass a local folder"
     if not isinstance(source, str) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(?<!\.pth)(?<!\.safetensors)", source):
         raise UserError(f"{source} is missing.", expected=expected, found="nothing at that path", next_step=attach)
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     page = f"https://huggingface.co/{source}"
     try:
+        kept = isinstance(try_to_load_from_cache(source, "config.json", revision=revision), str)
+        if not constants.HF_HUB_OFFLINE and not kept and (why := silent()):
+            raise ConnectionError(f"{constants.ENDPOINT} does not answer ({why})")
         return Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
     except GatedRepoError as error:
         what, expected = f"The hub keeps {source} behind a licence.", "its licence accepted, and HF_TOKEN of that account set"

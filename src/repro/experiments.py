@@ -95,7 +95,7 @@ def _write_job(settings: Profile, work: Path, place: Path, row: str, seed: int, 
         validation=str(validation) if validation.is_dir() else "",
         model={"preset": settings.preset, **ROWS[row]},
         train={"seed": seed, "steps": steps, "batch_size": settings.batch_size, "accumulate": settings.accumulate,
-               "learning_rate": settings.learning_rate, "measure_every": max(25, steps // 20), "cpu_bfloat16": True,
+               "learning_rate": settings.learning_rate, "measure_every": max(10, steps // 20), "cpu_bfloat16": True,
                **dict(settings.optimizer), **clock, **train}, **more)  # fmt: skip
 
 

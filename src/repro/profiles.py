@@ -78,7 +78,7 @@ SMOKE = Profile(
     scenes=("D",), evaluation_scene="D", tasks=EIGHT_TASKS, episodes_per_task=3, validation_episodes_per_task=1,
     preset="tiny", train_steps=30, batch_size=16, accumulate=1, learning_rate=3e-3, optimizer=(), budget_minutes=3, checkpoint_minutes=120,
     evaluate_chains=2, evaluate_single=1, simulators=8, attention_frames=16, workers=2,
-    variation=0.05, noise=0.4, draw_every=1, tower_steps=30, vae_steps=50, language_steps=20, part_pictures=200,
+    variation=0.05, noise=0.4, draw_every=1, tower_steps=30, vae_steps=100, language_steps=20, part_pictures=200,
     rows=("baseline", "gaze"), seeds=(0, 1), few_rows=(), few_seeds=(), corrupt=(), pretrain_steps=60, pretrain_tables=2,
     pretrain_episodes_per_task=1, ablation_chains=4, curve_seeds=(), curve_single=1, grocery_per_task=4,
     vla_rows=("vggt", "blind"), vla_preset="vggt_tiny", vla_steps=10, vla_rollouts=1, vla_seeds=(0,), vla_episodes=1,

@@ -30,12 +30,15 @@ ROWS = {  # name -> what it changes in the preset
     "gaze untaught": {},
     "baseline long": {"recon": False},
     "gaze long": {},
+    "baseline plain": {"recon": False, "ordered_bins": False, "soft_bins": 0.0},
+    "gaze plain": {"ordered_bins": False, "soft_bins": 0.0},
 }
 PRETRAINED = {  # row -> (row of the stage before, is its denoiser kept?)
     "gaze+pretrain": ("gaze", True), "gaze+pretrain without denoiser": ("gaze", False), "baseline+pretrain": ("baseline", True)}
 LONG = {"baseline long": 3, "gaze long": 3}  # row -> times the steps, by a learning rate that falls as much later
 CONTROL = {  # row -> what differs from it in the reconstruction alone
-    "gaze untaught": "baseline untaught", "gaze+pretrain": "baseline+pretrain", "gaze long": "baseline long"}
+    "gaze untaught": "baseline untaught", "gaze+pretrain": "baseline+pretrain", "gaze long": "baseline long",
+    "gaze plain": "baseline plain"}
 UNTAUGHT = ("baseline untaught", "gaze untaught")  # rows whose language model begins at random: it was not taught to point
 VARIANTS = {name: ROWS[name] for name in ("baseline", "whole", "gaze", "blind")}  # those of the notebooks
 MARKS = (0.1, 0.25, 0.5, 0.75, 1.0)  # shares of the steps at which a run of `curve_seeds` is looked at

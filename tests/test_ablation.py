@@ -214,7 +214,7 @@ def test_a_row_trains_what_its_name_says(work):
     kinds = {"baseline": none, "whole": (True, "whole", "none", False), "gaze": gaze, "gaze+pretrain": gaze,
              "gaze+pretrain without denoiser": gaze, "baseline+pretrain": none, "box": (False, "gaze", "box", False),
              "mask": (False, "gaze", "mask", False), "blind": (False, "gaze", "none", True), "baseline untaught": none,
-             "gaze untaught": gaze, "baseline long": none, "gaze long": gaze}  # fmt: skip
+             "gaze untaught": gaze, "baseline long": none, "gaze long": gaze, "baseline plain": none, "gaze plain": gaze}  # fmt: skip
     starts = {"gaze+pretrain": ("pretraining-gaze-seed1", True), "gaze+pretrain without denoiser": ("pretraining-gaze-seed1", False),
               "baseline+pretrain": ("pretraining-baseline-seed1", True)}  # fmt: skip
     assert kinds.keys() == experiments.ROWS.keys()
@@ -222,6 +222,7 @@ def test_a_row_trains_what_its_name_says(work):
         job = told(row, 1)
         config = model(job)
         assert (config.recon, config.target, config.aux, config.blind) == kind, row
+        assert (config.ordered_bins, config.soft_bins) == ((False, 0.0) if row.endswith(" plain") else (True, 2.0)), row
         assert (Path(job["start"]).name, job["keep_denoiser"]) == starts.get(row, ("", True)), row
         assert job["train"]["steps"] == (24 if row.endswith(" long") else 8) and job["train"]["seed"] == 1 and job["corrupt"] == 0
         assert [job["train"][name] for name in ("batch_size", "accumulate", "learning_rate")] == [3, 2, 7e-4]

@@ -282,6 +282,7 @@ method differs from the paper's, and what each row is for: [notes](../../papers/
 | gaze+pretrain, baseline+pretrain | a stage before on other tables, with and without reconstruction |
 | box, mask | no reconstruction: the gaze box, or its mask, is predicted instead (the cheap ways to be told where to look) |
 | .. untaught | the language model begins at random; in all other rows it was first taught to point at what a sentence names |
+| .. plain | action tokens as the paper has them: their embeddings in no order, one-hot targets (so their action loss is another measure) |
 | blind | trained without pictures: what can be done by heart |
 | gaze, shuffled instruction / images blanked | the trained `gaze`, told another task's sentence / shown grey |
 | replay, random, constant, scripted expert | floors without a model, and the ceiling |

@@ -822,10 +822,14 @@ def test_the_shuffled_instruction_by_what_was_told():
         sentence["turn_on_led"]] == sentence["turn_off_led"])
     metrics = {f"task/{task}": {"value": 0.5, "n": 4} for task in known} | {"average length": {"value": 1.0, "n": 4}}
     record = {"benchmark": "play table A->D, 4 tasks", "variant": "gaze, shuffled instruction", "seed": seed, "metrics": metrics}
-    assert ablation_statistics.told_instead([record], record["benchmark"]) == {
-        "the opposite, of the same thing": [(2, 4)], "a task with another thing": [(6, 12)]}
-    assert ablation_tables.told_table([record])[1] == [
-        ["D", "the opposite, of the same thing", "2 of 4", "2 of 4"], ["D", "a task with another thing", "6 of 12", "6 of 12"]]
+    right = {**record, "variant": "gaze", "metrics": {f"task/{task}": {"value": 0.75, "n": 8} for task in known}}
+    told = ablation_statistics.told_instead([record, right, {**right, "seed": seed + 1}], record["benchmark"])
+    assert [(one["task"], one["told"], one["opposite"]) for one in told][:2] == [
+        ("turn_on_led", "turn_off_led", True), ("turn_off_led", told[1]["told"], False)] and told[1]["told"] != "turn_on_led"
+    assert [(one["solved"], one["attempts"], one["right"]) for one in told] == [(2, 4, (6, 8))] * 4
+    assert ablation_tables.told_table([record, right])[1] == [
+        ["D", str(seed), "turn_on_led", "the opposite: turn_off_led", "2 of 4", "6 of 8"],
+        ["D", str(seed), "all others", "a task with another thing", "6 of 12", "18 of 24"]]
 
 
 def test_the_least_loss_is_the_entropy_of_its_targets():

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from safetensors.torch import load_file
 
 from repro import cli, profiles, real, real_tables, run_records
@@ -54,8 +55,10 @@ def test_reconvlas_rows_begin_with_the_parts_and_train_the_tower_along(tmp_path)
     records = real.looked(tmp_path, models, store, store, {"renderer": "r"}, 0)
     assert {(r["variant"].split(", ")[1], r["benchmark"]) for r in records} == {
         *((row, real.OFFLINE) for row in real.RECONVLA), *((row, real.ATTENTION) for row in ("baseline", "whole", "gaze"))}
+    with Image.open(tmp_path / "figures" / "calvin_attention.png") as figure:
+        assert figure.width > 800, "the picture and three rows"
     header, rows = real_tables.recorded_table(records)
-    assert header[1].startswith("motion error (n = 2)") and len(header) == 6
+    assert header[1].startswith("motion error (n = 2)") and len(header) == 8
     assert [row[-1] == "-" for row in rows] == [True, True, False, True], "the VAE is that of the row that reconstructs the gaze region"
     metrics = next(r["metrics"] for r in records if "gaze targets, through the VAE, dB" in r["metrics"])
     assert 3 < metrics["gaze targets, through the VAE, dB"]["value"] < 60 > metrics["gaze targets, the mean picture, dB"]["value"]

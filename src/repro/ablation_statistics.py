@@ -195,24 +195,22 @@ def patient_stop(learning: dict, patience: int = 2) -> float | None:
 SHUFFLED, TURNED = "gaze, shuffled instruction", ("slider", "drawer", "lightbulb", "led")  # categories of two tasks that undo each other
 
 
-def told_instead(records: Iterable[dict], benchmark: str) -> dict[str, list[tuple[int, int]]]:
-    """{"the opposite, of the same thing" | "a task with another thing": [(solved, attempts) of each seed]} of the shuffled instruction."""
-    mine = sorted((r for r in records if r["benchmark"] == benchmark and r["variant"] == SHUFFLED), key=lambda r: r["seed"])
-    of = lambda record: {name[5:]: rate for name, rate in record["metrics"].items() if name.startswith("task/")}
-    known = sorted({task for r in records if r["benchmark"] == benchmark for task in of(r) if task in language.VALIDATION})
-    sentence = {task: language.VALIDATION[task] for task in known}
-    found = {"the opposite, of the same thing": [], "a task with another thing": []}
-    for record in mine:
+def told_instead(records: Iterable[dict], benchmark: str) -> list[dict]:
+    """What became of each task under the shuffled instruction, one entry a seed and task: {"seed", "task", "told": the task whose sentence
+    was given, "opposite": of the same thing?, "solved", "attempts", "right": (solved, attempts) of the same model told the task itself}."""
+    mine = [r for r in records if r["benchmark"] == benchmark]
+    of = lambda record: {name[5:]: (round(rate["value"] * rate["n"]), rate["n"])
+                         for name, rate in record["metrics"].items() if name.startswith("task/")}
+    known = sorted({task for r in mine for task in of(r) if task in language.VALIDATION})
+    sentence, found = {task: language.VALIDATION[task] for task in known}, []
+    right = {r["seed"]: of(r) for r in mine if r["variant"] == "gaze"}
+    for record in sorted((r for r in mine if r["variant"] == SHUFFLED), key=lambda r: r["seed"]):
         said = floors.ShuffledInstruction(None, tuple(sorted(set(sentence.values()))), record["seed"]).other()
-        counts = {kind: [0, 0] for kind in found}
-        for task, rate in of(record).items():
+        for task, (solved, tried) in of(record).items():
             other = next(name for name in known if sentence[name] == said[sentence[task]])
-            turned = tasks.CATEGORY[task] == tasks.CATEGORY[other] in TURNED
-            count = counts["the opposite, of the same thing" if turned else "a task with another thing"]
-            count[0] += round(rate["value"] * rate["n"])
-            count[1] += rate["n"]
-        for kind, count in counts.items():
-            found[kind].append(tuple(count))
+            found.append({"seed": record["seed"], "task": task, "told": other, "solved": solved, "attempts": tried,
+                          "opposite": tasks.CATEGORY[task] == tasks.CATEGORY[other] in TURNED,
+                          "right": right.get(record["seed"], {}).get(task, (0, 0))})
     return found
 
 

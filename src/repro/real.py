@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from repro import attention, experiments, looking, machine, run_records, vla_experiments
+from repro import attention, attention_figures, experiments, looking, machine, pictures, run_records, vla_experiments
 from repro.data import calvin_import, libero_hdf5
 from repro.data import libero as libero_data
 from repro.data.episodes import Store
@@ -101,15 +101,17 @@ def reconvla(work: Path, store: Store, size: Size, seed: int, parts: Path | str 
 
 
 def looked(work: Path, models: dict[str, object], store: Store, validation: Store, settings: dict, seed: int) -> list[dict]:
-    """Records of ReconVLA's rows on held-out episodes: action error, attention, and how the frozen VAE rebuilds the gaze targets."""
-    frames, found = looking.attention_frames(validation, 200), []
+    """Records of ReconVLA's rows on held-out episodes: action error, attention (and its figure), how the frozen VAE rebuilds the gaze
+    targets."""
+    frames, found, maps = looking.attention_frames(validation, 200), [], {}
     for name, model in models.items():
         begun = time.monotonic()
         told = {OFFLINE: offline.action_error(model, validation)}
         if model.config.recon and model.config.target == "gaze":
             told[OFFLINE] |= rebuilt(model, frames)
         if not model.config.blind:
-            told[ATTENTION] = attention.averages(looking.attention_columns(looking.attention_of(model, frames), frames, seed))
+            maps[name] = looking.attention_of(model, frames)
+            told[ATTENTION] = attention.averages(looking.attention_columns(maps[name], frames, seed))
         for benchmark, metrics in told.items():
             record = run_records.record(
                 "real simulators", name, benchmark=benchmark, data=store.meta["name"], data_hash=store.hash, seed=seed, metrics=metrics,
@@ -117,7 +119,21 @@ def looked(work: Path, models: dict[str, object], store: Store, validation: Stor
                 simulator="CALVIN", renderer=settings["renderer"], not_comparable_with=[CANNOT])
             run_records.save(record, work / "runs")
             found.append(record)
+    if maps:
+        draw_attention(work, frames, maps, {r["variant"]: r["metrics"] for r in found if r["benchmark"] == ATTENTION})
     return found
+
+
+def draw_attention(work: Path, frames: list[dict], maps: dict[str, np.ndarray], numbers: dict[str, dict]) -> Path:
+    """Three held-out frames, the rows side by side, their numbers over all frames below: work/figures/calvin_attention.png. maps: row ->
+    (frames, rows, columns); numbers: row -> metrics of attention.averages."""
+    short, shots = lambda name: name.split(", ")[-1], [len(frames) * part // 6 for part in (1, 3, 5)]
+    rows = [(frames[i]["task"], frames[i]["observation.images.static"], {short(name): maps[name][i] for name in maps},
+             frames[i]["gaze.box"]) for i in shots]
+    note = f"{attention.caption()} {looking.CAUTION}"
+    path = work / "figures" / "calvin_attention.png"
+    pictures.keep(attention_figures.compare(rows, note, {short(name): metrics for name, metrics in numbers.items()}), path)
+    return path
 
 
 def rebuilt(model, frames: list[dict]) -> dict[str, dict]:
@@ -304,8 +320,8 @@ def _folder(profile: str, name: str, seed: int) -> Path:
 
 
 def publish(profile: str, seed: int = 0, log: Callable[[str], None] = print) -> Path:
-    """Put the records and films of a seed into results/sims, ready to commit, in place of the same simulator's that lie there; those of an
-    edited tree are refused."""
+    """Put the records, figures and films of a seed into results/sims, ready to commit, in place of the same simulator's that lie there;
+    those of an edited tree are refused."""
     target, folders = machine.root() / "results" / "sims", [_folder(profile, name, seed) for name in ("calvin", "libero")]
     found = {path: run_records.load(path) for folder in folders for path in sorted(folder.glob("runs/*.json"))}
     if not found:
@@ -317,7 +333,8 @@ def publish(profile: str, seed: int = 0, log: Callable[[str], None] = print) -> 
     for path in (target / "runs").glob("*.json"):
         if run_records.load(path)["simulator"] in fresh:
             path.unlink()
-    for path in [*found, *(film for folder in folders for film in sorted(folder.glob("films/*.gif")))]:
+    seen = [path for folder in folders for kind in ("films/*.gif", "figures/*.png") for path in sorted(folder.glob(kind))]
+    for path in [*found, *seen]:
         place = target / path.parent.name / path.name
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)

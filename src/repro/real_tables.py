@@ -31,6 +31,7 @@ def real_table(records: list[dict]) -> tuple[list[str], list[list[str]]]:
 def recorded_table(records: list[dict]) -> tuple[list[str], list[list[str]]]:
     """(header, rows) of what policies do on recorded frames of a real simulator: one row a policy."""
     wanted = ("motion error", "attention mass in the gaze box", "attention mass, gaze box minus another episode's box",
+              "pointing game (5 of 200 px), gaze box minus another episode's box", "equal-area IoU, gaze box minus another episode's box",
               "gaze targets, through the VAE, dB", "gaze targets, the mean picture, dB")
     cells, counts = {}, {}
     for r in sorted(records, key=lambda r: r["variant"]):

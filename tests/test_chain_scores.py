@@ -102,7 +102,7 @@ def test_the_released_layout_is_a_policy_without_denoiser_and_vae(called, made, 
     model = record["config"]["policy"]["model"]
     assert model["recon"] is False and model["acting_static_rows"] == 167 and record["not_comparable_with"] == ["reconvla"]
     policy = policies.load_policy(released)
-    assert policy.vae is None and policy.denoiser is None
+    assert policy.vae is None and policy.denoiser is None and not policy.training
     known = json.loads((VECTORS / "prompt.json").read_text())
     assert policy.stats["observation.state"] == {key: pytest.approx(known[key]) for key in ("mean", "std")}, "as the official code scales"
     called(released, "--no-floors", "--nf4", out=tmp_path / "4 bits")

@@ -292,6 +292,19 @@ def test_cached_features_are_never_augmented(shelf, pairs, sentences):
     assert change_training.batches_of(pairs, tiny, 4, log=lambda line: None).move is augmented
 
 
+def test_the_key_tells_frozen_towers_apart(shelf):
+    seen = published(shelf)
+    assert seen.key == published(shelf, seed=1).key, "what trains is no part of it"
+    keys = [seen.key]
+    with torch.no_grad():
+        next(seen.tower.parameters()).view(-1)[0] += 1
+    keys.append(seen.key)
+    seen.tower.image_mean = [0.1, 0.2, 0.3]  # of a preprocessor_config.json: other pixels, the same weights
+    keys.append(seen.key)
+    seen.tower.image_std = [0.1, 0.2, 0.3]
+    assert len({*keys, seen.key}) == 4, "features that another tower saw are not read"
+
+
 def test_prepared_features_are_found_again_and_stale_ones_are_named_and_deleted(tmp_path, shelf):
     place, told = tmp_path / "data", []
     model, calls = published(shelf), []

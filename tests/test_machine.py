@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,23 @@ def test_calvin_data_is_named_by_a_variable(bare, monkeypatch):
     monkeypatch.setenv("REPRO_CALVIN", str(bare / "task_D_D"))
     with pytest.raises(UserError, match=r"task_D_D(.|\n)*next step: .*REPRO_CALVIN"):
         machine.calvin_data()
+
+
+def test_a_lock_is_held_by_one_and_waited_for_by_others(tmp_path):
+    said = []
+
+    def wait():
+        with machine.alone(tmp_path / "a" / ".lock", wait=True) as free:
+            said.append(free)
+
+    other = threading.Thread(target=wait)
+    with machine.alone(tmp_path / "a" / ".lock") as free:
+        other.start()
+        other.join(0.3)
+        with machine.alone(tmp_path / "a" / ".lock") as second:
+            assert free and not second and not said
+    other.join(10)
+    assert said == [True]
 
 
 def test_describe_names_the_hardware():

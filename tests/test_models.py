@@ -219,6 +219,9 @@ def test_training_and_acting_see_the_same_canvas():
     net.act([one], ["lift the red block"])
     net.eval().loss(batch(net, 1))
     assert torch.equal(seen[0], seen[1])
+    net.config = replace(net.config, acting_static_rows=net.config.static_rows + 4)
+    net.act([one], ["lift the red block"])
+    assert not torch.equal(seen[0], seen[2]), "the server's seam reaches the tower"
 
 
 def test_gaze_target_is_the_crop_above_the_unchanged_wrist_and_whole_is_the_canvas():
@@ -235,8 +238,10 @@ def test_gaze_target_is_the_crop_above_the_unchanged_wrist_and_whole_is_the_canv
     latents = reconvla_pictures.latents(net, torch.from_numpy(target[None]))
     assert torch.equal(reconvla_pictures.pixels(net, latents)[0], torch.from_numpy(target))
     assert net.key == model(target="whole").key and model(recon=False).key == {"seen": net.key["seen"]}
-    for other in (model(gaze_margin=0.5), model(gaze_truncate=True)):
+    for other in (model(gaze_margin=0.5), model(gaze_truncate=True), model(latent_patch=2)):
         assert other.key["target"] != net.key["target"] and other.key["seen"] == net.key["seen"]
+    for other in (model(resample="lanczos"), model(static_tokens=2)):
+        assert other.key["target"] != net.key["target"] and other.key["seen"] != net.key["seen"]
     part = observation() | {"gaze.box": np.float32([0.2, 0.3, 0.4015, 0.5])}  # of 200 px: 80.3
     assert not np.array_equal(*(model(gaze_truncate=way).prepare(part)["target_gaze"] for way in (False, True)))
     del one["gaze.box"]
@@ -706,6 +711,7 @@ def test_switches_of_what_is_rebuilt():
     same = {name: [losses[name, part] == losses[name, "nothing"] for part in ("wrist row", "fallback frame")]
             for name in ("default", "fallback", "no wrist")}
     assert same == {"default": [False, True], "fallback": [False, False], "no wrist": [True, True]}
+    assert [large(given, draws=draws).denoiser.draws for draws in (1, 4)] == [1, 4]
 
 
 def test_box_head_learns_from_true_boxes_only():

@@ -357,6 +357,8 @@ def test_a_float16_run_leaves_out_steps_that_overflow_and_no_more_than_that(tmp_
     assert one.finite(overflow, 32, scaled=True) == {"skipped": 1.0}, "counted anew"
     with pytest.raises(UserError, match="grad_norm is inf at step 34"):
         one.finite(overflow, 33, scaled=False)
+    with pytest.raises(UserError, match="the loss is nan at step 35"):  # gradients can be numbers all the same
+        one.finite({"loss": float("nan"), "grad_norm": 2.0}, 34, scaled=False)
 
 
 def test_processes_that_would_have_no_sample_are_refused():

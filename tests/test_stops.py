@@ -18,7 +18,7 @@ import pytest
 from test_remote_zip import QUICK, Server
 from walkers import Walker, launch
 
-from repro import change_experiments, cli, clock, looking, run_records, scoring, seeds
+from repro import change_experiments, cli, clock, looking, machine, run_records, scoring, seeds
 from repro.data import calvin_remote, libero_hdf5
 from repro.data.episodes import Episode, Store, StoreWriter
 from repro.evaluation import gaze, kept, offline
@@ -104,6 +104,13 @@ def test_a_budget_of_rows_over_seeds_ends_with_the_session(tmp_path, monkeypatch
     said = []
     assert not seeds.do(system, None, tmp_path, seeds.Run("row", 0), log=said.append)
     assert said == ["row:0:0: the session's time is over; to be continued"] and not (tmp_path / "place" / "done.json").exists()
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path):
+    system, said = SimpleNamespace(place=lambda work, run: tmp_path / "place", digest=lambda settings, work: "x"), []
+    with machine.alone(tmp_path / "place" / ".lock"):
+        assert not seeds.do(system, None, tmp_path, seeds.Run("row", 0), log=said.append)
+    assert said == ["row:0:0: another process is at it"]
 
 
 RECORDS = """

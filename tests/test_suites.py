@@ -226,7 +226,8 @@ def test_records_and_films(store, plan, tmp_path):
 def test_a_policy_is_loaded_by_what_its_checkpoint_says(tmp_path):
     stats = {"observation.state": {"mean": [0.0] * 8, "std": [1.0] * 8}}
     KeypointPolicy(KeypointConfig(words=("milk",), tasks=(MILK,), state_dim=8), stats).save(tmp_path)
-    assert isinstance(policies.load_policy(tmp_path), KeypointPolicy)
+    policy = policies.load_policy(tmp_path)
+    assert isinstance(policy, KeypointPolicy) and not policy.training, "as it acts"
     for name in policies.MODELS:
         (tmp_path / "model.json").write_text(json.dumps({"model": name}))
         assert policies.class_of(tmp_path).__name__ == name

@@ -20,6 +20,7 @@ from repro.evaluation.policies import load_policy
 from repro.machine import UserError
 from repro.training import change_training, checkpoint, launch, loop
 from repro.training.loop import Budget, TrainConfig, differences, loss_curve, rate, read_metrics, train
+from repro.training.step import sound
 
 CONFIG = TrainConfig(steps=8, accumulate=2, warmup=2, learning_rate=1e-2, reserve_seconds=0.0, log_seconds=0.0)
 
@@ -170,6 +171,15 @@ def test_weights_that_are_not_finite_are_in_no_checkpoint(tmp_path, monkeypatch,
         with pytest.raises(UserError, match=f"the weights net.weight are not finite after step {2 if kept else 8}(.|\n)*32 of 32"):
             train(Toy(), batches, tmp_path, config, log=quiet)
     assert not list(tmp_path.rglob("step_*"))
+
+
+def test_weights_that_train_are_sound_where_all_are_numbers():
+    toy = Toy()
+    toy.net.bias.data[0] = float("inf")
+    with pytest.raises(UserError, match="net.bias are not finite after step 3(.|\n)*1 of 8"):
+        sound(toy, 3)
+    toy.net.bias.requires_grad_(False)
+    sound(toy, 3)
 
 
 # ---- the clock ---------------------------------------------------------------------------------------------------------------

@@ -192,6 +192,19 @@ def test_frozen_parts_stay_and_the_guides_shapes_flow(shelf):
     assert np.allclose(pictures.act(OBSERVATIONS, WORDS), model.act(OBSERVATIONS, WORDS), atol=5e-3)  # float16 of the cache
 
 
+def test_the_key_tells_frozen_towers_apart(shelf):
+    seen = guide(shelf, vision=str(shelf / "dinov2"))
+    assert seen.key == guide(shelf, seed=1, vision=str(shelf / "dinov2")).key != guide(shelf).key, "what trains is no part of it"
+    keys = [seen.key]
+    with torch.no_grad():
+        next(seen.tower.parameters()).view(-1)[0] += 1
+    keys.append(seen.key)
+    seen.tower.image_mean = [0.1, 0.2, 0.3]  # of a preprocessor_config.json: other pixels, the same weights
+    keys.append(seen.key)
+    seen.tower.image_std = [0.1, 0.2, 0.3]
+    assert len({*keys, seen.key}) == 4, "features that another tower saw are not read"
+
+
 def test_padding_words_change_nothing(shelf):
     short, long = guide(shelf), guide(shelf, text_length=20)
     long.load_weights({name: short.state_dict()[name] for name in vggt_vla_checkpoint.saved_names(short)}, "test")

@@ -100,7 +100,8 @@ class ChangeAgent(nn.Module):
         """Names what `prepare_many` depends on, frozen weights included."""
         if self.tower.frozen and not self._sees_once:
             return "change agent, pictures as they are"
-        return f"change agent, {self.tower.image_size} px" + (f", seen by {weights_fingerprint(self.tower)}" if self._sees_once else "")
+        seen, px = self.tower, f"change agent, {self.tower.image_size} px"
+        return px + (f", seen by {weights_fingerprint(seen)}, {list(seen.image_mean)}, {list(seen.image_std)}" if self._sees_once else "")
 
     def prepare_many(self, before: UInt8[np.ndarray, "n h w 3"], after: UInt8[np.ndarray, "n h w 3"]) -> dict[str, np.ndarray]:
         """"pictures" uint8 (n, 2, S, S, 3), area-averaged, for a tower that trains; of a frozen one "features" float16 (n, 2, 1+N, Dv),

@@ -138,9 +138,9 @@ class VGGTVLA(nn.Module):
     @property
     def key(self) -> str:
         """Names what `prepare` depends on, frozen weights included."""
-        c = self.config
-        about = {"views": c.views, "size": c.image_size} | ({"tower": weights_fingerprint(self.tower)} if self._sees_once else {})
-        return "vggt_vla " + json.dumps(about)
+        c, seen = self.config, self.tower
+        tower = {"tower": [weights_fingerprint(seen), list(seen.image_mean), list(seen.image_std)]} if self._sees_once else {}
+        return "vggt_vla " + json.dumps({"views": c.views, "size": c.image_size} | tower)
 
     def prepare(self, observation: dict) -> dict[str, np.ndarray]:
         """One step -> "views" uint8 (V, S, S, 3), area-averaged; with a frozen tower "features" float16 (V, N, Dv)."""

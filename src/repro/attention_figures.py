@@ -115,7 +115,7 @@ def compare(rows: list[tuple[str, np.ndarray, dict[str, np.ndarray], np.ndarray]
 def _numbers(metrics: dict[str, dict]) -> list[str]:
     """Lines under a column: attention mass with n and interval, its controls, and the pointing game."""
     wanted = [("mass in the box", "attention mass in the gaze box"), ("another episode's box", "attention mass in another episode's box"),
-              ("minus the same task's box elsewhere", "attention mass, gaze box minus the same task's box elsewhere"),
+              ("minus same task's box", "attention mass, gaze box minus the same task's box elsewhere"),
               ("uniform", f"attention mass, {UNIFORM['mass']}")]
     wanted += [("pointing game", name) for name in metrics if name.startswith("pointing") and name.endswith("in the gaze box")]
     found = [(label, metrics[name]) for label, name in wanted if name in metrics]

@@ -734,6 +734,11 @@ def test_early_stopping_on_the_way_and_offline_by_hand():
     error = {"motion error": {"value": 0.1, "n": 3, "low": 0.0, "high": 1.0}}
     header, rows = ablation_tables.offline_table([one("gaze", ablation_statistics.OFFLINE, metrics=error)])
     assert rows[0][3:] == ["2", "50 %", "100 %"], "the loss at the end; where it was least; where patience would have ended it"
+    later = one("gaze", ablation_statistics.OFFLINE, metrics=error, seed=1)
+    later["learning"] = {"step": [1, 2], "held_out_step": [1, 2], "held_out": [3.0, 1.0]}
+    assert [ablation_tables.offline_table(found)[1][0][4] for found in (
+        [one("gaze", ablation_statistics.OFFLINE, metrics=error), later], [later, one("gaze", ablation_statistics.OFFLINE, metrics=error)])
+    ] == ["50 %, 100 %"] * 2, "seed by seed, in whatever order records are read"
     longer = {"step": [2, 4, 6, 8], "held_out_step": [2, 4, 6, 8], "held_out": [1.0, 2.0, 2.0, 0.5]}
     assert [ablation_statistics.patient_stop(longer, patience) for patience in (1, 2, 3)] == [0.5, 0.75, 1.0]
     assert ablation_statistics.patient_stop({"step": [2], "held_out_step": [], "held_out": []}) is None

@@ -7,7 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from repro import ablation_statistics, ablation_tables, change_ablation, experiments, readme, real_tables, run_records, vla_ablation
+from repro import (
+    ablation_statistics,
+    ablation_tables,
+    change_ablation,
+    experiments,
+    looking,
+    readme,
+    real_tables,
+    run_records,
+    vla_ablation,
+)
 from repro.data.episodes import Episode, StoreWriter
 from repro.evaluation import gaze
 from repro.machine import UserError
@@ -130,7 +140,8 @@ def test_what_the_prose_says_of_the_ablation_is_in_the_records():
     name = next(name for name in looked[0]["frames"]["jumps"] if name.startswith("jump rate of the map (over"))
     jumps = ablation_statistics.frames(looked, name)
     means = [100 * ablation_statistics.mean(found, (0, 1), True)["value"] for found in jumps.values()]
-    assert f"in {min(means):.0f} to {max(means):.0f} % of the steps" in READING
+    most = list(jumps)[int(np.argmax(means))]
+    assert f"in {min(means):.0f} to {max(means):.0f} % of the steps (the most: `{most}`)" in READING.replace("\n", " ")
     by_row = ablation_statistics.lengths(records, ablation_statistics.chain_benchmarks(records)[0])
     apart = [by_row["gaze"][seed].mean() - by_row["baseline"][seed].mean() for seed in sorted(by_row["gaze"])]
     for text in (README, READING):
@@ -141,10 +152,13 @@ def test_what_the_prose_says_of_the_ablation_is_in_the_records():
     texts = [" ".join(text.split()) for text in (README, READING)]
     everywhere = lambda *said: [one for one in said for text in texts if one not in text]
     told = ablation_statistics.told_instead(records, ablation_statistics.chain_benchmarks(records)[0])
-    (solved, of), pairs = np.sum(told["a task with another thing"], axis=0), told["the opposite, of the same thing"]
+    solved, of = (sum(one[key] for one in told if not one["opposite"]) for key in ("solved", "attempts"))
     assert f"{solved} of {of} attempts" in texts[0] and f"{solved} of {of}. Where" in texts[1]
-    assert f"in {pairs[3][0]} of {pairs[3][1]}." in texts[0] and sum(n > 0 for _, n in pairs) == 2
-    assert "in {} of {} attempts, all of seed 3".format(*np.sum(pairs, axis=0)) in texts[1] and sum(k > 0 for k, _ in pairs) == 1
+    pairs = {(one["seed"], one["task"]): (one["solved"], one["attempts"], *one["right"])
+             for one in told if one["opposite"] and one["attempts"]}
+    assert pairs == {(0, "close_drawer"): (0, 9, 21, 22), (3, "move_slider_right"): (12, 12, 21, 22), (3, "turn_on_led"): (15, 15, 24, 24),
+                     (3, "turn_off_lightbulb"): (2, 11, 14, 25)}
+    assert not everywhere("0 of 9", "21 of 22", "12 of 12", "15 of 15", "2 of 11", "told right")
     benchmark = ablation_statistics.chain_benchmarks(records)[0]
     blind = next(r["metrics"] for r in records if (r["variant"], r["benchmark"]) == ("blind", benchmark))
     by_heart = [blind[f"task/{name}"] for name in ("move_slider_left", "move_slider_right", "close_drawer")]
@@ -157,8 +171,26 @@ def test_what_the_prose_says_of_the_ablation_is_in_the_records():
     ends = {r["variant"]: r["learning"]["recon"][-1] for r in records if r["benchmark"] == ablation_statistics.OFFLINE and r["seed"] == 1
             and r["config"]["row"] == "gaze"}
     right, *wrong = (ends[name] for name in sorted(ends, key=lambda name: "%" in name and int(name.split()[1])))
-    assert f"ends at {right:.3f} with right boxes and at {wrong[2]:.3f} with nothing but wrong ones" in texts[0]
-    assert f"ends at {right:.3f} with right boxes, and at {wrong[0]:.3f}, {wrong[1]:.3f} and {wrong[2]:.3f} with" in texts[1]
+    assert f"of seed 1 it ends at {right:.3f} with right boxes, at {wrong[0]:.3f}, {wrong[1]:.3f} and {wrong[2]:.3f} with wrong" in texts[1]
+    every = [r["learning"]["recon"][-1] for r in records if (r["benchmark"], r["variant"]) == (ablation_statistics.OFFLINE, "gaze")]
+    assert f"range over ({min(every):.3f} to {max(every):.3f})" in texts[1]
+    drawn = ablation_statistics.frames(records, looking.REBUILT_OWN, ablation_statistics.REBUILT)
+    off = {name: f"{ablation_statistics.mean(drawn[name], (0, np.inf), True)['value']:.3g}" for name in sorted(drawn)}
+    dose = [off["gaze"], *(off[f"gaze, {share} % wrong boxes"] for share in (8, 33, 100))]
+    assert f"by {dose[0]} a pixel with right boxes, by {dose[3]} with" in texts[0]
+    assert "is {} with right boxes, {}, {} and {} with 8, 33 and 100 %".format(*dose) in texts[1]
+    wrong = {share: by_row[f"gaze, {share} % wrong boxes"] for share in (8, 33, 100)}
+    assert [f"{wrong[100][seed].mean() - by_row['gaze'][seed].mean():+.2f}" for seed in (1, 2)] == ["+0.63", "-0.45"]
+    assert "(+0.63)" in texts[0] and "(-0.45; less with each share" in texts[0]
+    one, two = ([f"{by_row[name][seed].mean():.3g}" for name in ("gaze", *(f"gaze, {share} % wrong boxes" for share in wrong))]
+                for seed in (1, 2))
+    assert "seed 1 has {} with right boxes and {}, {}, {} with wrong ones".format(*one) in texts[1]
+    assert f"seed 2 has {two[0]} and {', '.join(two[1:])}, less with each" in texts[1] and sorted(two, reverse=True) == two
+    plain = [f"{by_row[name][1].mean():.3g}" for name in ("baseline plain", "gaze plain")]
+    assert f"`gaze plain` has {plain[1]} and `baseline plain` {plain[0]}" in texts[0]
+    assert f"`baseline plain` has {plain[0]} in D" in texts[1]
+    apart = ablation_statistics.difference(by_row["gaze plain"], by_row["baseline plain"], (-5, 5))
+    assert "{:+.2f}, these very models [{:+.2f}, {:+.2f}]".format(apart["value"], *apart["alone"]) in texts[1]
     before = by_row["gaze+pretrain"]
     assert f"missed on average ({np.mean(list(before.values())):.2f}; two of five seeds reach it)" in texts[0]
     assert sum(values.mean() >= 3 for values in before.values()) == 2
@@ -172,12 +204,32 @@ def test_what_the_prose_says_of_the_ablation_is_in_the_records():
     for one in (apart, looks):
         assert not everywhere(f"{one['value']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]")
     assert [f"{mass[name][1].mean():.3f}" for name in ("gaze untaught", "baseline untaught")] == ["0.065", "0.079"]
-    assert "0.065 and 0.079" in texts[0] and "0.079 (`baseline untaught`) and 0.065" in texts[1]
+    assert "0.065 and 0.079" in texts[0] and "0.079 of `baseline untaught`, 0.065 of `gaze untaught`" in texts[1]
     assert (at("gaze untaught"), at("baseline untaught")) == ("0.63", "0.96")
     assert (at("baseline+pretrain", 2), at("gaze+pretrain", 2)) == ("2.98", "2.82") and not everywhere("2.98", "2.82", "2.88")
     assert f"{ablation_statistics.mean(by_row['baseline+pretrain'], (0, 5))['value']:.3g}" == "2.88"
-    single = [r["variant"] for r in records if r["benchmark"] == ablation_statistics.OFFLINE and counted(r["variant"]) == 1]
-    assert single and all(list(by_row[name]) == [1] for name in single), "rows of one seed are of seed 1"
+    few = {name: list(by_row[name]) for name in {r["variant"] for r in rows} if name in by_row and counted(name) < 5}
+    assert few.pop("mask") == [0, 1, 2] and few.pop("baseline+pretrain") == [1, 2]
+    assert {tuple(few.pop(name)) for name in ("blind", *(f"gaze, {share} % wrong boxes" for share in wrong))} == {(1, 2)}
+    assert few and all(seeds == [1] for seeds in few.values()), "rows of one seed are of seed 1"
+    apart = ablation_statistics.difference(by_row["gaze+pretrain"], by_row["baseline+pretrain"], (-5, 5))
+    assert not everywhere(f"{apart['value']:+.2f} [{apart['low']:+.2f}, {apart['high']:+.2f}]") and apart["of"] == [1, 2]
+    assert not everywhere(f"seed 2 {at('blind', 2)}")
+    way = {step: ablation_statistics.lengths(records, name, step) for step, name in {
+        (r["config"]["step"], r["benchmark"]) for r in records if "step" in r["config"]}}
+    for row, seed, said in (("baseline", 1, "at the 50 % mark it does {} % of single tasks, at the end {} %"),
+                            ("gaze", 2, "would stop at 50 %, with {} %, and ends with {} %")):
+        assert said.format(*(f"{100 * way[step][row][seed].mean():.1f}" for step in (1250, 2500))) in texts[1]
+        learned = next(r for r in records if (r["benchmark"], r["variant"], r["seed"]) == (ablation_statistics.OFFLINE, row, seed))
+        assert ablation_statistics.patient_stop(learned["learning"]) == {"baseline": 0.45, "gaze": 0.5}[row]
+    evaluating = {}
+    for r in rows:
+        if r["seed"] and r["config"]["row"] != "floors":
+            key = r["variant"].split(", shuffled")[0].split(", images")[0], r["seed"]
+            evaluating[key] = evaluating.get(key, 0) + r["minutes"] - r["training_minutes"]
+    assert f"took {min(evaluating.values()):.0f} to {max(evaluating.values()):.0f} minutes to evaluate" in texts[1]
+    trained = {(r["variant"], r["seed"]): r["training_minutes"] for r in rows if r["benchmark"] == ablation_statistics.OFFLINE}
+    assert f"{max(evaluating[key] + trained[key] for key in evaluating):.0f} with the evaluation" in texts[1]
     gains = [mark["success gain"] for mark in ablation_statistics.on_the_way(records)]
     assert f"{min(g['value'] for g in gains):+.2f} to {max(g['value'] for g in gains):+.2f} of single tasks" in texts[1]
     half = [(g["high"] - g["low"]) / 2 for g in gains]

@@ -85,7 +85,7 @@ def _floors(axis, floors: dict[str, float]) -> None:
 
 def wrong_boxes(records: list[dict]) -> Figure | None:
     """Average length and attention gain of "gaze" against the share of wrong boxes it was trained with, the baseline as a band; over the
-    seeds that all of these have."""
+    seeds that all of these have, each with a mark and a thin line of its own where there are several."""
     benchmarks = statistics.chain_benchmarks(records)
     shares = {r["variant"]: r["config"]["corrupt"] for r in records if r["config"]["row"] == "gaze" and "step" not in r["config"]}
     if len(shares) < 2 or not benchmarks:
@@ -108,6 +108,10 @@ def wrong_boxes(records: list[dict]) -> Figure | None:
             label = f"gaze, {name.split('->')[1].split(',')[0]}" if "->" in name else "gaze"
             counted = f"seed {min(common)}, n = {mine[0][1]['n']}" if len(common) == 1 else _n(mine)
             _line(axis, [100 * share + k for share, _ in mine], [metric for _, metric in mine], shade, dash, mark, f"{label} ({counted})")
+            for seed in sorted(common) if len(common) > 1 else ():
+                at = sorted((100 * share + k + 0.8, found[variant][seed].mean()) for variant, share in shares.items() if variant in found)
+                axis.plot(*zip(*at, strict=True), MARKS[seed % len(MARKS)], **{**SEED, "linestyle": dash}, linewidth=0.6,
+                          label=f"seed {seed}" if not k else None)
             if BASELINE in found:
                 base = statistics.mean(found[BASELINE], bounds, shared)
                 axis.axhspan(base["low"], base["high"], color=shade, alpha=0.13, linewidth=0)
@@ -213,11 +217,14 @@ def _stops(records: list[dict], epochs_a_step: float) -> dict[str, float]:
 
 
 def learning(records: list[dict]) -> Figure | None:
-    """Training and held-out loss of the action tokens of every row without wrong boxes, mean over seeds, with the range of seeds; and the
-    reconstruction's of rows that have one, those with wrong boxes too: a term that falls as far with wrong ones says little of the box."""
+    """Training and held-out loss of the action tokens of every row without wrong boxes, of one kind of targets (the first row's), mean over
+    seeds, with the range of seeds; and the reconstruction's of rows that have one, those with wrong boxes too."""
     mine = [r for r in records if r["benchmark"] == OFFLINE and not r["config"]["corrupt"]]
     if not mine:
         return None
+    width = lambda record: record["config"].get("policy", {}).get("model", {}).get("soft_bins", 0.0)
+    others = sorted({r["variant"] for r in mine if width(r) != width(mine[0])})
+    mine = [r for r in mine if r["variant"] not in others]
     every = [r for r in records if r["benchmark"] == OFFLINE]
     figure = Figure(figsize=(14, 4.2), layout="constrained", dpi=130)
     axes = figure.subplots(1, 3)
@@ -234,13 +241,13 @@ def learning(records: list[dict]) -> Figure | None:
             at = curves[0][steps]
             sparse = (k, 9) if len(at) > 20 else None
             axis.plot(at, values.mean(0), color=shade, linestyle=dash, marker=mark, markevery=sparse, markersize=4, linewidth=1.4,
+                      markerfacecolor="white" if k >= len(STYLES) else shade,
                       label=f"{variant} ({len(curves)} seed{'s' * (len(curves) > 1)})")
             axis.fill_between(at, values.min(0), values.max(0), color=shade, alpha=0.1, linewidth=0)
         axis.set(xlabel="optimizer step", title=title)
         axis.title.set_fontsize(9)
         _plain(axis)
-    width = {r["config"].get("policy", {}).get("model", {}).get("soft_bins", 0.0) for r in mine}
-    if len(width) == 1 and (bins := width.pop()):
+    if bins := width(mine[0]):
         for axis in axes[:2]:
             axis.axhline(least_loss(bins), color="0.5", linestyle=(0, (4, 3)), linewidth=1,
                          label=f"least possible with targets over {bins:g} bins")
@@ -253,8 +260,9 @@ def learning(records: list[dict]) -> Figure | None:
     axes[2].set_ylabel("mean squared error of the noise (variance 1)")
     for axis in axes[1:]:
         if axis.lines:
-            axis.legend(framealpha=1, edgecolor="white", fontsize=7, handlelength=4)
-    figure.suptitle("lines: mean over seeds; bands: range of seeds; the first steps lie above the axes", fontsize=8)
+            axis.legend(framealpha=1, edgecolor="white", fontsize=7, handlelength=4, ncols=1 + (len(axis.lines) > len(STYLES) + 2))
+    apart = f"; {', '.join(others)}: other targets, so that their loss of action tokens is another measure, not drawn" if others else ""
+    figure.suptitle(f"lines: mean over seeds; bands: range of seeds; the first steps lie above the axes{apart}", fontsize=8)
     return figure
 
 

@@ -220,7 +220,7 @@ def offline_table(records: list[dict]) -> Table:
     every, rows, counted = [r for r in records if r["benchmark"] == OFFLINE], [], "-"
     several = len({r["seed"] for r in every}) > 1
     for variant in variants(every):
-        mine = [r for r in every if r["variant"] == variant]
+        mine = sorted((r for r in every if r["variant"] == variant), key=lambda r: r["seed"])
         error = over_seeds([r["metrics"]["motion error"] for r in mine], np.inf)
         counted = error["n"]
         ends = [r["learning"]["held_out"][-1] for r in mine if r["learning"]["held_out"]]

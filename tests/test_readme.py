@@ -160,9 +160,12 @@ def test_what_the_prose_says_of_the_ablation_is_in_the_records():
                      (3, "turn_off_lightbulb"): (2, 11, 14, 25)}
     assert not everywhere("0 of 9", "21 of 22", "12 of 12", "15 of 15", "2 of 11", "told right")
     benchmark = ablation_statistics.chain_benchmarks(records)[0]
-    blind = next(r["metrics"] for r in records if (r["variant"], r["benchmark"]) == ("blind", benchmark))
-    by_heart = [blind[f"task/{name}"] for name in ("move_slider_left", "move_slider_right", "close_drawer")]
-    assert all(one["value"] == 1 for one in by_heart) and not everywhere("29 of 29") and sum(one["n"] for one in by_heart) == 29
+    blind, later = ([next(r["metrics"] for r in records if (r["variant"], r["benchmark"], r["seed"]) == ("blind", benchmark, seed))[
+        f"task/{name}"] for name in ("move_slider_left", "move_slider_right", "close_drawer")] for seed in (1, 2))
+    assert all(one["value"] == 1 for one in blind) and not everywhere("29 of 29") and sum(one["n"] for one in blind) == 29
+    assert (later[2]["value"], later[2]["n"]) == (1, 10) and not everywhere("10 of 10")
+    assert sum(round(one["value"] * one["n"]) for one in later[:2]) == 3 and sum(one["n"] for one in later[:2]) == 15
+    assert "(slider 3 of 15)" in texts[1]
     at = lambda row, seed=1: f"{by_row[row][seed].mean():.3g}"
     assert (at("blind"), at("baseline"), at("baseline+pretrain"), at("gaze+pretrain")) == ("0.32", "1.14", "2.77", "2.85")
     assert not everywhere("0.32", "2.77", "2.85") and "of its 1.14 tasks in a row 0.32 are left" in texts[1]
